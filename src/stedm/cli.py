@@ -1,0 +1,132 @@
+"""Command line: a table of commands, no logic."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import stedm
+from stedm.config_file import dump_config, keys_with_help, load_config
+from stedm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its help, an example, and up to which stage it runs."""
+
+    help: str
+    example: str
+    until: str | None
+    out: str = "runs/run"
+
+
+COMMANDS = {
+    "demo": Command("everything below on a procedural cohort, then the report", "stedm demo", None, "runs/demo"),
+    "run": Command("all stages, resuming", "stedm run --config configs/ebhi.yaml --out runs/ebhi", None),
+    "prepare": Command("cohort table -> patches and splits", "stedm prepare --config my.yaml --out runs/my", "prepare"),
+    "train autoencoder": Command("the first stage", "stedm train autoencoder --config my.yaml --out runs/my", "autoencoder"),
+    "train diffusion": Command("the generator", "stedm train diffusion --config my.yaml --out runs/my", "diffusion"),
+    "train segmentation": Command("the arms", "stedm train segmentation --config my.yaml --out runs/my", "segmentation"),
+    "generate": Command("plan and draw synthetic images", "stedm generate --config my.yaml --out runs/my", "generate"),
+    "filter": Command("judge synthetic images", "stedm filter --config my.yaml --out runs/my", "filter"),
+    "evaluate": Command("score the arms patient by patient", "stedm evaluate --config my.yaml --out runs/my", "evaluate"),
+    "report": Command("one self-contained HTML file", "stedm report --out runs/my", "report"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, or 2 for a mistake of the user's."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _main(words)
+    except UserError as error:
+        print(f"stedm: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stedm: interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+
+
+def _main(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(stedm.__version__)
+        return 0
+    name = " ".join(words[:2]) if words[0] == "train" else words[0]
+    if name not in COMMANDS:
+        raise UserError(f"unknown command `{name}`; `stedm --help` lists them")
+    return _run_command(name, COMMANDS[name], words[len(name.split()) :])
+
+
+def _run_command(name: str, command: Command, words: list[str]) -> int:
+    options, overrides = _parser(name, command).parse_known_args(words)
+    config_path = options.config
+    saved = Path(options.out) / "config.yaml"
+    if config_path is None and name not in ("demo", "run") and saved.exists():
+        config_path = str(saved)
+    config = load_config(config_path, _flags(overrides, options.size))
+    if options.print_config:
+        print(dump_config(config), end="")
+        return 0
+    from stedm.run import run_all
+
+    folder = run_all(config, options.out, until=command.until)
+    print(_next_step(folder, command))
+    return 0
+
+
+def _flags(words: list[str], size: str | None) -> list[str]:
+    """`--section.key value` and `--section.key=value` -> `section.key=value`."""
+    overrides = [f"size={size}"] if size else []
+    while words:
+        word, *words = words
+        if not word.startswith("--"):
+            raise UserError(f"unexpected argument {word!r}; options look like --section.key value")
+        if "=" not in word:
+            if not words:
+                raise UserError(f"{word}: expected a value after it")
+            word, words = f"{word}={words[0]}", words[1:]
+        overrides.append(word[2:])
+    return overrides
+
+
+def _parser(name: str, command: Command) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"stedm {name}",
+        description=f"stedm {name}: {command.help}. Whatever is done and unchanged is skipped.",
+        epilog=f"example:\n  {command.example}\n\nevery key of the config is a flag, --KEY VALUE:\n{_keys()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", help="YAML config; without it the defaults, or the run folder's own config.yaml")
+    parser.add_argument("--out", default=command.out, help=f"run folder (default: {command.out})")
+    parser.add_argument("--size", help="smoke, tiny, small or base: the one dial")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved config and stop")
+    return parser
+
+
+def _keys() -> str:
+    return "\n".join(f"  {key}: {kind}\n      {text}" for key, kind, text, _ in keys_with_help())
+
+
+def _overview() -> str:
+    rows = "\n".join(f"  stedm {name:<20} {command.help}" for name, command in COMMANDS.items())
+    return (
+        "stedm: few-label histopathology segmentation with style-extracting diffusion\n\n"
+        f"{rows}\n\nStart with `stedm demo`; `stedm COMMAND --help` shows options and an example."
+    )
+
+
+def _next_step(folder: Path, command: Command) -> str:
+    if command.until in (None, "report"):
+        return f"done: open {folder / 'report' / 'index.html'}"
+    return f"done: {folder}; next: stedm run --config {folder / 'config.yaml'} --out {folder}"
+
+
+
+
+if __name__ == "__main__":
+    sys.exit(main())

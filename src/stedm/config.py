@@ -1,0 +1,243 @@
+"""One dataclass per stage. `size` is the one dial: every field left at None is derived from it (see presets.py)."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Optional
+
+Size = Literal["smoke", "tiny", "small", "base"]
+IGNORE = 255
+"""Label value of pixels that are neither trained on nor counted."""
+ARMS = ("real", "real+stain", "real+synthetic", "real+stain+synthetic")
+
+
+@dataclass
+class PhantomConfig:
+    """The procedural cohort of `stedm demo`; used when `cohort.table` is not given."""
+
+    train_patients: int = 28
+    """Training patients; `split.label_budget` of them are annotated."""
+    val_patients: int = 4
+    """Validation patients, all annotated."""
+    test_patients: int = 24
+    """Test patients, all annotated."""
+    slides_per_patient: int = 2
+    """Slides (plain images) drawn for each patient."""
+    slide_px: int = 192
+    """Width and height of each slide, pixels."""
+    mpp: float = 1.0
+    """Microns per pixel the slides are drawn at."""
+    families: list[Literal["he", "ihc"]] = field(default_factory=lambda: ["he", "ihc"])
+    """Staining families: H&E-like, and DAB immunohistochemistry with scores 0 to 3+."""
+    annotated_families: Optional[list[Literal["he", "ihc"]]] = None
+    """Restrict the annotated patients to these families (a shifted laboratory); all families when not given."""
+    seed: int = 0
+    """Seed of patients, layouts and rendering."""
+
+
+@dataclass
+class CohortConfig:
+    """Where the images are and how the user's table is to be read."""
+
+    table: Optional[str] = None
+    """CSV or Parquet cohort table; the procedural phantom when not given."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our column name -> the column's name in the table, e.g. {patient: case_id, group: subtype}."""
+    labels: dict[str, list[Any]] = field(default_factory=dict)
+    """Class name -> values in the mask, in class order, e.g. {background: [0], gland: ["1-254"], ignore: [255]}."""
+    mpp: Optional[float] = None
+    """Microns per pixel of every image; a table column `mpp` and this override what a slide's metadata says."""
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+    """The procedural cohort."""
+
+
+@dataclass
+class SplitConfig:
+    """Who is annotated, who validates, who tests: always whole patients."""
+
+    label_budget: Optional[int] = 4
+    """Number of training patients treated as annotated; null uses every training patient that has masks."""
+    annotated: Optional[list[str]] = None
+    """Patients treated as annotated, by name; overrides `label_budget`."""
+    val_patients: int = 8
+    """Validation patients drawn when the table has no `split` column."""
+    test_patients: int = 24
+    """Test patients drawn when the table has no `split` column."""
+    seed: int = 0
+    """Seed of the draw."""
+
+
+@dataclass
+class PrepareConfig:
+    """How slides and images become patches."""
+
+    patch_px: int = 64
+    """Patch width and height, pixels; a multiple of 16."""
+    mpp: Optional[float] = None
+    """Microns per pixel of the patches; each image's own resolution when not given."""
+    min_tissue: float = 0.05
+    """Patches with a smaller tissue fraction (0 to 1) are left out; 0 keeps everything (natural images)."""
+
+
+@dataclass
+class AutoencoderConfig:
+    """The first stage: image <-> latent."""
+
+    pretrained: Optional[str] = None
+    """Local folder or hub id of a diffusers AutoencoderKL to use instead of training one."""
+    space_to_depth: int = 2
+    """Pixels folded into channels before the first convolution, so that nothing runs at full resolution."""
+    latent_channels: int = 8
+    """Channels of the latent."""
+    channels: Optional[list[int]] = None
+    """Channels per resolution level; each level after the first halves the resolution."""
+    steps: Optional[int] = None
+    """Optimiser steps."""
+    batch_size: Optional[int] = None
+    """Images per step."""
+    learning_rate: float = 2e-3
+    """Peak learning rate."""
+    kl_weight: float = 1e-4
+    """Weight of the KL term, relative to the L1 reconstruction."""
+
+
+@dataclass
+class DiffusionConfig:
+    """The style-extracting diffusion model."""
+
+    unlabelled_share: float = 0.5
+    """Share of unannotated images per batch, 0 to 1; 0 trains on annotated images only, as the original does."""
+    style_set: Literal["self", "nearby", "slide", "patient"] = "patient"
+    """Where the style images of a training image come from."""
+    style_images: int = 4
+    """Images per style set."""
+    nearby_um: float = 500.0
+    """Radius of `nearby` style sets, microns."""
+    style_encoder: str = "conv"
+    """`conv` (small, from scratch) or the name of any timm backbone."""
+    style_weights: Optional[str] = None
+    """Local folder or hub id of the timm backbone's weights; random initialisation when not given."""
+    aggregation: Literal["mean", "max", "linear", "attention"] = "attention"
+    """How the vectors of a style set become one style vector."""
+    injection: Literal["all", "bottleneck"] = "all"
+    """Style in every residual block, or once as a bias in the middle (the original's way)."""
+    style_dim: int = 128
+    """Length of the style vector."""
+    style_dropout: float = 0.1
+    """Probability of the null style in training."""
+    layout_dropout: float = 0.15
+    """Probability of the null layout in training."""
+    unknown_share: float = 0.3
+    """Probability that part of a layout is hidden (set to unknown) in training."""
+    joint_stain: float = 1.0
+    """Strength of the random stain change applied to an annotated image AND its style set; 0 turns it off."""
+    pseudo_confidence: Optional[float] = 0.9
+    """Pixels of unannotated images on which a real-trained segmenter is at least this sure enter as layout; null: none."""
+    annotated_only_control: bool = False
+    """Also train the same generator with `unlabelled_share: 0`, and show its style grid beside ours in the report."""
+    channels: Optional[int] = None
+    """Channels of the U-Net's finest level."""
+    multipliers: Optional[list[int]] = None
+    """Channel multiplier per level; each level after the first halves the resolution."""
+    steps: Optional[int] = None
+    """Optimiser steps."""
+    batch_size: Optional[int] = None
+    """Images per step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    ema_decay: float = 0.995
+    """Decay of the exponential moving average that is sampled and saved."""
+
+
+@dataclass
+class GenerateConfig:
+    """The synthetic set."""
+
+    images: Optional[int] = None
+    """Synthetic images to draw."""
+    layouts: Literal["real", "prior", "mixed"] = "mixed"
+    """Warped annotated label maps, random fields matched to them, or half of each."""
+    styles: Literal["unannotated", "annotated", "none"] = "unannotated"
+    """Patients whose styles are drawn; `none` samples without a style."""
+    solver: Literal["euler", "heun", "multistep"] = "multistep"
+    """ODE solver."""
+    nfe: int = 12
+    """Network function evaluations per image and guidance branch."""
+    guidance: Literal["nested", "composed"] = "nested"
+    """How the two guidance scales combine (DESIGN: nested or composed)."""
+    layout_guidance: float = 1.5
+    """Layout guidance scale; 1 means none."""
+    style_guidance: float = 1.5
+    """Style guidance scale; 1 means none."""
+    batch_size: int = 64
+    """Images per sampling batch; changes the speed, never the images."""
+
+
+@dataclass
+class FilterConfig:
+    """What a real-trained segmenter makes of each synthetic pair."""
+
+    tolerance: float = 1.5
+    """Pixels whose loss exceeds `tolerance` x their class's mean loss on real data become ignore."""
+    max_loss: float = 1.0
+    """Pixels with a cross entropy below this many nats are never ignored, however easy their class is on real data."""
+    min_agreement: Optional[float] = None
+    """Images whose layout agreement (mean IoU, 0 to 1) with the segmenter is lower are dropped."""
+
+
+@dataclass
+class SegmentationConfig:
+    """The segmentation network and its training recipes."""
+
+    arms: list[str] = field(default_factory=lambda: list(ARMS))
+    """Training recipes to compare."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """One training per arm and seed."""
+    encoder: Optional[str] = None
+    """Encoder of the segmentation-models-pytorch U-Net; `tu-NAME` takes any timm backbone."""
+    encoder_weights: Optional[str] = None
+    """Local folder or hub id of encoder weights; random initialisation when not given."""
+    steps: Optional[int] = None
+    """Optimiser steps, the same for every arm."""
+    batch_size: Optional[int] = None
+    """Images per step."""
+    learning_rate: float = 2e-3
+    """Peak learning rate."""
+    synthetic_share: float = 0.5
+    """Share of synthetic images per batch in the arms that have them."""
+    stain_strength: float = 1.0
+    """Strength of the stain augmentation in the arms that have it."""
+
+
+@dataclass
+class EvaluateConfig:
+    """Statistics over patients."""
+
+    bootstrap: int = 5000
+    """Bootstrap resamples."""
+
+
+@dataclass
+class RunConfig:
+    """Everything a run depends on. `size` presets what is left empty."""
+
+    size: Size = "tiny"
+    """One dial: `smoke` (tests), `tiny` (two CPU cores, minutes), `small`, `base` (a GPU)."""
+    seed: int = 0
+    """Seed of training, planning and sampling."""
+    cohort: CohortConfig = field(default_factory=CohortConfig)
+    """The cohort."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """The patients' roles."""
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    """Patches."""
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """First stage."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    """Generator."""
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    """Synthetic set."""
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    """Filter."""
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    """Segmenter."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Evaluation."""

@@ -1,0 +1,175 @@
+"""From YAML file and flags to a RunConfig, and back. Configs are data: no class paths, no evaluated strings."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+from stedm.config import RunConfig
+from stedm.errors import UserError
+from stedm.files import write_text
+from stedm.presets import resolve
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML config, apply overrides (`section.key=value`, values as YAML), resolve the presets.
+
+    A relative `cohort.table` in the file resolves against the file's folder; in an override, against the working
+    folder. Raises UserError naming file and key, with the nearest valid key when it is unknown.
+    """
+    values = _read(Path(path)) if path else {}
+    origin = str(path or "command line")
+    table = values.get("cohort", {}).get("table") if isinstance(values.get("cohort"), dict) else None
+    if isinstance(table, str) and path:
+        values["cohort"]["table"] = str((Path(path).resolve().parent / table).resolve())
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise UserError(f"--{override}: expected section.key=value")
+        _set(values, key.lstrip("-"), _yaml(text, f"--{key}"))
+    return resolve(_build(RunConfig, values, origin, ""))
+
+
+def dump_config(config: RunConfig) -> str:
+    """The config as YAML, every field resolved."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved config atomically."""
+    write_text(path, dump_config(config))
+
+
+def keys_with_help(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, str, Any]]:
+    """Every key of the config: (dotted key, type, help text, default), in order."""
+    docs = _attribute_docs(cls)
+    for field in dataclasses.fields(cls):
+        key = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(field.type):
+            yield from keys_with_help(field.type, f"{key}.")  # type: ignore[arg-type]
+        else:
+            default = field.default_factory() if callable(field.default_factory) else field.default  # type: ignore[misc]
+            yield key, _type_name(field.type), docs.get(field.name, ""), default
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"{path}: cannot be read ({reason}); name a YAML config, for instance configs/demo.yaml") from None
+    values = _yaml(text, str(path))
+    if not isinstance(values, dict | None):
+        raise UserError(f"{path}: expected keys and values, as in configs/demo.yaml")
+    return values or {}
+
+
+def _yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{origin}: not valid YAML ({' '.join(str(error).split())})") from None
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--{key}: {section} is not a section")
+    values[last] = value
+
+
+def _build(cls: type, values: Any, origin: str, prefix: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{origin}: {prefix.rstrip('.') or 'the config'} is a section; give it keys, not {values!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise UserError(f"{origin}: unknown key `{prefix}{key}`{_nearest_key(str(key), prefix)}")
+    return cls(**{key: _value(fields[key].type, value, origin, prefix + key) for key, value in values.items()})
+
+
+def _nearest_key(key: str, prefix: str) -> str:
+    """The nearest valid key: by its last part anywhere, preferring the same section."""
+    valid = [name for name, *_ in keys_with_help()]
+    sections = [field.name for field in dataclasses.fields(RunConfig)]
+    near = difflib.get_close_matches(f"{prefix}{key}", valid + sections, n=1, cutoff=0.6)
+    same_end = [name for name in valid if name.rpartition(".")[2] == key]
+    best = (same_end or near or difflib.get_close_matches(key, [v.rpartition(".")[2] for v in valid], n=1, cutoff=0.4))[:1]
+    return f"; did you mean `{best[0]}`?" if best else "; `stedm run --help` lists the keys"
+
+
+def _value(kind: Any, value: Any, origin: str, key: str) -> Any:
+    """Check `value` against a field's type; whole numbers pass as floats, numbers as text where text is expected."""
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value if value is not None else {}, origin, f"{key}.")  # type: ignore[arg-type]
+    form, arguments = get_origin(kind), get_args(kind)
+    wrong = UserError(f"{origin}: `{key}` is {value!r}; expected {_type_name(kind)}")
+    if form in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), value, origin, key)
+    if form is Literal:
+        if value not in arguments:
+            near = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1)
+            raise UserError(f"{wrong}" + (f"; did you mean {near[0]}?" if near else ""))
+        return value
+    if form is list:
+        if not isinstance(value, list):
+            raise wrong
+        return [_value(arguments[0], item, origin, f"{key}[{k}]") for k, item in enumerate(value)]
+    if form is dict:
+        if not isinstance(value, dict):
+            raise wrong
+        return {str(name): _value(arguments[1], item, origin, f"{key}.{name}") for name, item in value.items()}
+    return value if kind is Any else _scalar(kind, value, wrong)
+
+
+def _scalar(kind: type, value: Any, wrong: UserError) -> Any:
+    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            value = float(value)
+        except ValueError:
+            raise wrong from None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise wrong
+    if kind is float and value != value:
+        raise wrong
+    return value
+
+
+def _type_name(kind: Any) -> str:
+    form, arguments = get_origin(kind), get_args(kind)
+    if form in (Union, types.UnionType):
+        return " or ".join("null" if a is type(None) else _type_name(a) for a in arguments)
+    if form is Literal:
+        return " | ".join(str(a) for a in arguments)
+    if form is list:
+        return f"list of {_type_name(arguments[0])}"
+    if form is dict:
+        return f"mapping of {_type_name(arguments[0])} to {_type_name(arguments[1])}"
+    return {int: "whole number", float: "number", str: "text", bool: "true or false"}.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _attribute_docs(cls: type) -> dict[str, str]:
+    """The strings below a dataclass's fields."""
+    import ast
+    import inspect
+    import textwrap
+
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+    docs: dict[str, str] = {}
+    for above, below in zip(body, body[1:], strict=False):
+        if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            docs[typing.cast(ast.Name, above.target).id] = str(below.value.value)
+    return docs

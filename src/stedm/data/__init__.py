@@ -1,0 +1,1 @@
+"""Cohorts, slides, patches, style sets and layouts."""

@@ -1,0 +1,193 @@
+"""The cohort table: all images with their masks, slides and patients, validated (DESIGN, data contract)."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+
+from stedm.config import CohortConfig
+from stedm.data.labels import LabelMap, nearest_name, read_mask
+from stedm.data.slide import Slide
+from stedm.errors import UserError
+
+REQUIRED = ("image", "patient")
+COLUMNS = ("image", "patient", "slide", "mask", "mpp", "split", "group", "may_annotate")
+SPLITS = ("train", "val", "test")
+_FIRST_ROW = 2  # rows are counted as a spreadsheet shows them: the header is row 1
+
+
+def row_name(table: str | Path, position: int) -> str:
+    """How messages name the row at 0-based `position`."""
+    return f"{table}, row {position + _FIRST_ROW}"
+
+
+def read_table(config: CohortConfig) -> pd.DataFrame:
+    """The user's table with our column names, stripped strings and absolute paths; nothing but the table is opened.
+
+    Columns image, patient, slide, mask ("" if none), mpp (float, NaN if none), split, group ("" if none), and
+    may_annotate (bool) when the table has it. Raises UserError for an unreadable or empty table and missing columns.
+    """
+    path = Path(config.table or "")
+    try:
+        raw = (
+            pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str, keep_default_na=False)
+        )
+    except FileNotFoundError:
+        raise UserError(f"{path}: cohort table not found; correct cohort.table") from None
+    except (OSError, ValueError) as error:  # pandas' parser and pyarrow's errors are ValueErrors
+        raise UserError(f"{path}: unreadable cohort table ({error}); save it as UTF-8 CSV or Parquet") from None
+    if raw.empty:
+        raise UserError(f"{path}: the cohort table has no rows; add one row per image")
+    table = pd.DataFrame({ours: _text(raw[theirs]) for ours, theirs in _column_names(config, raw).items()})
+    for column in ("slide", "mask", "split", "group", "mpp"):
+        if column not in table:
+            table[column] = ""
+    _refuse_empty(table, path)
+    folder = path.parent.resolve()
+    for column in ("image", "mask"):
+        table[column] = [str((folder / name).resolve()) if name else "" for name in table[column]]
+    stems = table["image"].map(lambda name: Path(name).stem)
+    table["slide"] = table["slide"].where(table["slide"] != "", stems)
+    table["mpp"] = _mpp(table["mpp"], path, config.mpp)
+    if "may_annotate" in table:
+        table["may_annotate"] = table["may_annotate"].str.lower().isin(["true", "1", "yes"])
+    return table[[column for column in COLUMNS if column in table]]
+
+
+def read_cohort(config: CohortConfig) -> pd.DataFrame:
+    """`read_table`, checked against the files (headers only) and for patients, slides and splits that contradict.
+
+    Raises UserError naming the table and row: missing or unreadable files, a mask of another size than its image,
+    an image named twice, a slide of two patients, a patient in two splits, one patient only.
+    """
+    cohort = read_table(config)
+    path = Path(config.table or "")
+    _refuse_contradictions(cohort, path)
+    for position, row in enumerate(cohort.itertuples(index=False)):
+        where = row_name(path, position)
+        for column, name in (("image", row.image), ("mask", row.mask)):
+            if name and not Path(name).is_file():
+                raise UserError(
+                    f"{where}: {column} {name} not found; correct the path (relative to the table's folder)"
+                )
+        size_px = _image_size_px(row.image, row.mpp, where)
+        if row.mask and (mask_px := _mask_size_px(row.mask, where)) != size_px:
+            raise UserError(
+                f"{where}: mask {row.mask} is {mask_px[0]} x {mask_px[1]} px, its image {size_px[0]} x {size_px[1]};"
+                " give a mask of the image's size"
+            )
+    return cohort
+
+
+def resolve_labels(config: CohortConfig, cohort: pd.DataFrame) -> LabelMap:
+    """Label map of `cohort.labels`, or of the values in the masks when empty; every mask of the cohort is checked.
+
+    Raises UserError naming table, row, file and values for values that `cohort.labels` does not name, and when no
+    row has a mask.
+    """
+    masked = [(position, name) for position, name in enumerate(cohort["mask"]) if name]
+    if not masked:
+        raise UserError(f"{config.table}: no row has a mask; annotate some patients and fill the column 'mask'")
+    if not config.labels:
+        return LabelMap.from_values(int(value) for _, name in masked for value in np.unique(read_mask(name)))
+    labels = LabelMap.from_config(config.labels)
+    for position, name in masked:
+        labels.apply(read_mask(name), source=f"{row_name(str(config.table), position)}: mask {name}")
+    return labels
+
+
+def _column_names(config: CohortConfig, raw: pd.DataFrame) -> dict[str, str]:
+    """Our column name -> the table's, for every column the table has."""
+    known = [str(name) for name in raw.columns]
+    for ours, theirs in config.columns.items():
+        if ours not in COLUMNS:
+            hint = nearest_name(ours, COLUMNS) or ", ".join(COLUMNS)
+            raise UserError(f"cohort.columns: unknown column '{ours}'; did you mean {hint}?")
+        if theirs not in known:
+            hint = nearest_name(theirs, known) or ", ".join(known)
+            raise UserError(f"{config.table}: no column '{theirs}' (cohort.columns.{ours}); did you mean {hint}?")
+    names = {ours: config.columns.get(ours, ours) for ours in COLUMNS}
+    for ours in REQUIRED:
+        if names[ours] not in known:
+            near = nearest_name(ours, known)
+            example = f"{{{ours}: {near or 'YOUR_COLUMN'}}}"
+            raise UserError(
+                f"{config.table}: no column '{ours}'"
+                + (f" (nearest: '{near}')" if near else "")
+                + f"; set cohort.columns"
+                f" to {example} or rename it"
+            )
+    return {ours: theirs for ours, theirs in names.items() if theirs in known}
+
+
+def _text(column: pd.Series) -> pd.Series:
+    return column.astype(object).where(column.notna(), "").map(lambda value: str(value).strip())
+
+
+def _refuse_empty(table: pd.DataFrame, path: Path) -> None:
+    for column in REQUIRED:
+        empty = np.flatnonzero(table[column] == "")
+        if len(empty):
+            raise UserError(f"{row_name(path, empty[0])}: column '{column}' is empty; fill it in or remove the row")
+    wrong = np.flatnonzero(~table["split"].isin([*SPLITS, ""]))
+    if len(wrong):
+        value = table["split"].iloc[wrong[0]]
+        raise UserError(f"{row_name(path, wrong[0])}: split '{value}' is none of {', '.join(SPLITS)}; correct it")
+    blank = np.flatnonzero(table["split"] == "")
+    if 0 < len(blank) < len(table):
+        raise UserError(f"{row_name(path, blank[0])}: split is empty here but not in other rows; fill in all or none")
+
+
+def _mpp(column: pd.Series, path: Path, default: float | None) -> pd.Series:
+    """Microns per pixel as floats: the table's cell, else `cohort.mpp`, else NaN."""
+    if default is not None and not (np.isfinite(default) and default > 0):
+        raise UserError(f"cohort.mpp: {default} is no positive number; give microns per pixel, e.g. 0.5")
+    numbers = pd.to_numeric(column.where(column != ""), errors="coerce").astype(float)
+    wrong = np.flatnonzero((column != "") & ~(np.isfinite(numbers) & (numbers > 0)))
+    if len(wrong):
+        raise UserError(
+            f"{row_name(path, wrong[0])}: mpp '{column.iloc[wrong[0]]}' is no positive number; give microns per pixel"
+        )
+    return numbers.fillna(np.nan if default is None else default)
+
+
+def _refuse_contradictions(cohort: pd.DataFrame, path: Path) -> None:
+    double = np.flatnonzero(cohort["image"].duplicated())
+    if len(double):
+        name = cohort["image"].iloc[double[0]]
+        first = np.flatnonzero(cohort["image"] == name)[0]
+        raise UserError(f"{row_name(path, double[0])}: image {name} is already in row {first + _FIRST_ROW}; remove one")
+    for owned, owner, fix in (
+        ("slide", "patient", "give each patient's slides names of their own (column 'slide')"),
+        ("patient", "split", "put all of a patient's rows into one split"),
+    ):
+        first_owner = cohort.groupby(owned)[owner].transform("first")
+        wrong = np.flatnonzero(first_owner != cohort[owner])
+        if len(wrong):
+            row = cohort.iloc[wrong[0]]
+            raise UserError(
+                f"{row_name(path, wrong[0])}: {owned} '{row[owned]}' is in {owner} '{row[owner]}' here but in"
+                f" '{first_owner.iloc[wrong[0]]}' above; {fix}"
+            )
+    if cohort["patient"].nunique() < 2:
+        raise UserError(
+            f"{path}: one patient only ('{cohort['patient'].iloc[0]}'); training, validation and test need"
+            " different patients: add patients or correct cohort.columns.patient"
+        )
+
+
+def _image_size_px(name: str, mpp: float, where: str) -> tuple[int, int]:
+    try:
+        with Slide.open(name, mpp=None if np.isnan(mpp) else mpp) as slide:
+            return slide.width_px, slide.height_px
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _mask_size_px(name: str, where: str) -> tuple[int, int]:
+    try:
+        with Image.open(name) as image:
+            return image.size
+    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{where}: unreadable mask {name} ({error}); replace the file") from None

@@ -1,0 +1,115 @@
+"""Patches: where they lie in an image, how tiles merge back, and reading them from a run folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stedm.config import IGNORE
+from stedm.errors import UserError
+
+Box = tuple[int, int, int, int]
+
+
+def _starts(length_px: int, patch_px: int) -> list[int]:
+    count = max(1, -(-length_px // patch_px))
+    return [max(0, min(i * patch_px, length_px - patch_px)) for i in range(count)]
+
+
+def tile_grid(width_px: int, height_px: int, patch_px: int) -> list[tuple[int, int]]:
+    """Top-left corners (x, y) of the patches that cover an image, row by row.
+
+    The last patch of a row or column is shifted inwards; an image smaller than a patch gets one patch at 0.
+    """
+    return [(x, y) for y in _starts(height_px, patch_px) for x in _starts(width_px, patch_px)]
+
+
+def owned_boxes(width_px: int, height_px: int, patch_px: int) -> list[Box]:
+    """The part (x0, y0, x1, y1) of the image that each patch of `tile_grid` owns: every pixel has one owner."""
+    rows, columns = (range(max(1, -(-length // patch_px))) for length in (height_px, width_px))
+    return [
+        (j * patch_px, i * patch_px, min((j + 1) * patch_px, width_px), min((i + 1) * patch_px, height_px))
+        for i in rows
+        for j in columns
+    ]
+
+
+def merge_tiles(tiles: np.ndarray, *, width_px: int, height_px: int) -> np.ndarray:
+    """Image (height_px, width_px, ...) from the tiles (n, P, P, ...) of `tile_grid`, in its order."""
+    patch_px = tiles.shape[1]
+    merged = np.empty((height_px, width_px, *tiles.shape[3:]), tiles.dtype)
+    corners = tile_grid(width_px, height_px, patch_px)
+    for tile, (x, y), (x0, y0, x1, y1) in zip(tiles, corners, owned_boxes(width_px, height_px, patch_px), strict=True):
+        merged[y0:y1, x0:x1] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
+    return merged
+
+
+def extract_label_patch(
+    label_map: np.ndarray, left_px: float, top_px: float, *, scale: float, patch_px: int
+) -> np.ndarray:
+    """Patch (patch_px, patch_px) of a label map (H, W), nearest pixel; ignore outside of the map.
+
+    left_px and top_px are in pixels of the map; `scale` is map pixels per patch pixel.
+    """
+    centres = (np.arange(patch_px) + 0.5) * scale
+    rows, columns = np.floor(top_px + centres).astype(int), np.floor(left_px + centres).astype(int)
+    height, width = label_map.shape
+    patch = label_map[np.clip(rows, 0, height - 1)[:, None], np.clip(columns, 0, width - 1)]
+    inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
+    return np.where(inside, patch, np.uint8(IGNORE))
+
+
+class _PatchFiles:
+    """Patches read from PNG files; what fits into `cache_bytes` of memory is kept."""
+
+    mode: str
+
+    def __init__(self, folder: str | Path, paths: Sequence[str], *, cache_bytes: int = 2**30) -> None:
+        self._folder = Path(folder)
+        self._paths = [str(path) for path in paths]
+        self._free_bytes = cache_bytes
+        self._cache: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def _read(self, index: int) -> np.ndarray:
+        if index in self._cache:
+            return self._cache[index]
+        if not self._paths[index]:
+            raise LookupError(f"patch {index} has no file of this kind")
+        try:
+            with Image.open(self._folder / self._paths[index]) as image:
+                patch = np.asarray(image.convert(self.mode))
+        except (OSError, SyntaxError) as error:
+            raise UserError(
+                f"{self._folder / self._paths[index]}: unreadable patch ({error}); run prepare again"
+            ) from None
+        if patch.nbytes <= self._free_bytes:
+            self._cache[index] = patch
+            self._free_bytes -= patch.nbytes
+        return patch
+
+    def _stack(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        return np.stack([self._read(int(index)) for index in indices])
+
+
+class PatchImages(_PatchFiles):
+    """The images of a list of patches, `paths` relative to `folder`."""
+
+    mode = "RGB"
+
+    def images(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Images (n, H, W, 3) uint8 of these positions in the list."""
+        return self._stack(indices)
+
+
+class LabelMaps(_PatchFiles):
+    """The label maps of a list of patches; an empty path means none, and asking for it raises LookupError."""
+
+    mode = "L"
+
+    def label_maps(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Label maps (n, H, W) uint8 of these positions in the list: classes, 255 = ignore."""
+        return self._stack(indices)

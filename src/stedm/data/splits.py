@@ -1,0 +1,112 @@
+"""Patients' roles: annotated, unannotated, validation, test. Always whole patients, drawn by a seed."""
+
+import numpy as np
+import pandas as pd
+
+from stedm.config import SplitConfig
+from stedm.data.labels import nearest_name
+from stedm.errors import UserError
+
+ROLES = ("train_annotated", "train_unannotated", "val", "test")
+
+
+def split_patients(cohort: pd.DataFrame, config: SplitConfig) -> dict[str, list[str]]:
+    """Patients of each role, sorted: train_annotated, train_unannotated, val, test.
+
+    The table's `split` column decides where it is filled in; otherwise validation and test patients are drawn from
+    those with masks, in proportion to the groups. Annotated patients are drawn from the training patients with masks
+    (and `may_annotate`, if the table has it), group after group, or are `split.annotated`. Patients of validation and
+    test without masks are left out: nothing could be measured on them. Raises UserError saying what is lacking.
+    """
+    patients = _patients(cohort)
+    rng = np.random.default_rng(config.seed)
+    named = _named(patients, config)
+    if (patients["split"] == "").all():
+        patients["split"] = _drawn_split(patients, named, config, rng)
+    parts = {split: patients[patients["split"] == split] for split in ("train", "val", "test")}
+    for split in ("val", "test"):
+        parts[split] = parts[split][parts[split]["has_mask"]]
+        if parts[split].empty:
+            raise UserError(
+                f"no {split} patient with masks; give some in the column 'split' or set split.{split}_patients >= 1"
+            )
+    annotated = _annotated(parts["train"], named, config, rng)
+    unannotated = parts["train"].index.difference(annotated)
+    members = (annotated, list(unannotated), list(parts["val"].index), list(parts["test"].index))
+    return {role: sorted(names) for role, names in zip(ROLES, members, strict=True)}
+
+
+def _patients(cohort: pd.DataFrame) -> pd.DataFrame:
+    """One row per patient: split, group (its most frequent), has_mask, may_annotate."""
+    has_mask = cohort["mask"] != ""
+    allowed = cohort["may_annotate"] if "may_annotate" in cohort else pd.Series(True, index=cohort.index)
+    rows = cohort.assign(has_mask=has_mask, may_annotate=has_mask & allowed).groupby("patient", sort=True)
+    return pd.DataFrame(
+        {
+            "split": rows["split"].first(),
+            "group": rows["group"].agg(lambda names: names.mode().iloc[0]),
+            "has_mask": rows["has_mask"].any(),
+            "may_annotate": rows["may_annotate"].any(),
+        }
+    )
+
+
+def _named(patients: pd.DataFrame, config: SplitConfig) -> list[str]:
+    """`split.annotated`, checked: known training patients with masks."""
+    names = list(dict.fromkeys(str(name) for name in config.annotated or []))
+    for name in names:
+        if name not in patients.index:
+            raise UserError(f"split.annotated: no patient '{name}'; nearest: {nearest_name(name, patients.index)}")
+        if not patients.loc[name, "has_mask"]:
+            raise UserError(f"split.annotated: patient '{name}' has no mask; annotate it or name another")
+        if patients.loc[name, "split"] in ("val", "test"):
+            raise UserError(f"split.annotated: patient '{name}' is in {patients.loc[name, 'split']}; name another")
+    return names
+
+
+def _ranks(patients: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """The patients in random order, with `rank` in their group and the group's `place` in a random order of groups."""
+    shuffled = patients.iloc[rng.permutation(len(patients))]
+    groups = sorted(set(patients["group"]))
+    place = dict(zip(groups, rng.permutation(len(groups)).tolist(), strict=True))
+    return shuffled.assign(rank=shuffled.groupby("group").cumcount(), place=shuffled["group"].map(place))
+
+
+def _drawn_split(
+    patients: pd.DataFrame, named: list[str], config: SplitConfig, rng: np.random.Generator
+) -> "pd.Series[str]":
+    """train, val or test of each patient, validation and test in proportion to the groups."""
+    if config.val_patients < 1 or config.test_patients < 1:
+        raise UserError(
+            "split.val_patients and split.test_patients must be 1 or more when the table has no column 'split'"
+        )
+    free = patients[patients["has_mask"] & ~patients.index.isin(named)]
+    held_out = config.val_patients + config.test_patients
+    kept = 0 if named else config.label_budget or 1
+    if len(free) < held_out + kept:
+        raise UserError(
+            f"{len(free)} patients with masks are too few for {config.val_patients} validation +"
+            f" {config.test_patients} test + {kept} annotated; lower split.val_patients, split.test_patients or split.label_budget"
+        )
+    ranked = _ranks(free, rng)
+    # Sorting by the relative rank lets every prefix hold the groups in proportion.
+    relative = (ranked["rank"] + rng.random(len(ranked))) / ranked.groupby("group")["rank"].transform("size")
+    drawn = ranked.index[np.argsort(relative.to_numpy(), kind="stable")][:held_out]
+    roles = rng.permutation(["val"] * config.val_patients + ["test"] * config.test_patients)
+    return pd.Series("train", index=patients.index).where(
+        ~patients.index.isin(drawn), pd.Series(roles, index=drawn).reindex(patients.index)
+    )
+
+
+def _annotated(train: pd.DataFrame, named: list[str], config: SplitConfig, rng: np.random.Generator) -> list[str]:
+    """The annotated patients: the named ones, or `label_budget` drawn group after group."""
+    if named:
+        return named
+    candidates = train[train["may_annotate"]]
+    budget = len(candidates) if config.label_budget is None else config.label_budget
+    if budget < 1 or len(candidates) < budget:
+        raise UserError(
+            f"split.label_budget asks for {budget} annotated patient(s), and {len(candidates)} training patient(s) have"
+            " masks and may be annotated; annotate more patients or set split.label_budget between 1 and that number"
+        )
+    return list(_ranks(candidates, rng).sort_values(["rank", "place"], kind="stable").index[:budget])

@@ -1,0 +1,41 @@
+"""The synthetic set of a run: images, label maps and what the filter decided."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stedm.data.patches import LabelMaps, PatchImages
+from stedm.errors import UserError
+
+
+class SyntheticSet:
+    """The folder written by `generate` and judged by `filter`; positions are rows of `manifest`."""
+
+    def __init__(self, folder: str | Path, *, cache_bytes: int = 2**30) -> None:
+        path = Path(folder) / "manifest.parquet"
+        if not path.is_file():
+            raise UserError(f"{path}: not found; run `stedm generate` first")
+        self.manifest = pd.read_parquet(path)
+        """One row per synthetic pair, with its provenance."""
+        self._images = PatchImages(folder, self.manifest["image"].tolist(), cache_bytes=cache_bytes)
+        self._label_maps = LabelMaps(folder, self.manifest["mask"].tolist(), cache_bytes=cache_bytes)
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def images(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Images (n, H, W, 3) uint8 of these rows."""
+        return self._images.images(indices)
+
+    def label_maps(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Label maps (n, H, W) uint8 of these rows: classes, 255 = ignore."""
+        return self._label_maps.label_maps(indices)
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Rows (n,) that the filter kept, ascending. Raises UserError before the filter has run."""
+        if "keep" not in self.manifest:
+            raise UserError("the synthetic set has not been filtered; run `stedm filter` first")
+        return np.flatnonzero(self.manifest["keep"].to_numpy(bool))

@@ -1,0 +1,155 @@
+"""StyleDiffusion: the three networks together, and how an image is made."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stedm.device import autocast
+from stedm.diffusion.sampling import SOLVERS, Branch, guidance_weights, guided, noise_from_seeds
+from stedm.errors import UserError
+from stedm.files import atomic_folder, read_json, write_json
+from stedm.models.autoencoder import FirstStage
+from stedm.models.style import StyleExtractor
+from stedm.models.unet import UNet
+
+INDEX = "model_index.json"
+Images = NDArray[np.uint8]
+
+
+def to_network(images: Images) -> Tensor:
+    """uint8 images (..., H, W, 3) -> float tensor (..., 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, -3).float() / 127.5 - 1
+
+
+def to_images(x: Tensor) -> Images:
+    """Float tensor (..., 3, H, W) in [-1, 1] -> uint8 images (..., H, W, 3)."""
+    pixels = ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.movedim(-3, -1).cpu().numpy()
+
+
+class StyleDiffusion(nn.Module):
+    """Draws images that follow a layout in the style of reference images.
+
+    >>> model = StyleDiffusion.from_pretrained("runs/demo/diffusion")
+    >>> images = model(layouts, style_images, seeds=[0, 1, 2])
+    """
+
+    def __init__(self, first_stage: FirstStage, style_extractor: StyleExtractor, unet: UNet, classes: list[str]) -> None:
+        super().__init__()
+        self.first_stage, self.style_extractor, self.unet = first_stage, style_extractor, unet
+        self.classes = list(classes)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Load a `diffusion/` folder written by `save_pretrained`: local files only, nothing executed."""
+        folder = Path(folder)
+        if not (folder / INDEX).is_file():
+            raise UserError(f"{folder / INDEX}: not found; name the `diffusion` folder of a run")
+        index = read_json(folder / INDEX)
+        model = cls(
+            FirstStage.from_pretrained(folder / "autoencoder"),
+            StyleExtractor.from_pretrained(folder / "style_encoder"),
+            UNet.from_pretrained(folder / "unet"),
+            index["classes"],
+        )
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model_index.json and one sub-folder (config.json + safetensors) per network."""
+        folder = Path(folder)
+        parts = {"autoencoder": self.first_stage, "style_encoder": self.style_extractor, "unet": self.unet}
+        for name, part in parts.items():
+            with atomic_folder(folder / name) as temporary:
+                part.save_pretrained(temporary)
+        write_json(folder / INDEX, {"class": "StyleDiffusion", "classes": self.classes, "parts": list(parts)})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.parameters()).device
+
+    @torch.no_grad()
+    def style_vectors(self, style_images: Images | Sequence[Images]) -> Tensor:
+        """Style sets -> style vectors (B, d). One array (B, N, H, W, 3), or a sequence of B sets (N_b, H, W, 3)."""
+        with autocast(self.device):
+            vectors = [self.style_extractor(to_network(images)[None].to(self.device)) for images in style_images]
+        return torch.cat(vectors).float()
+
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self,
+        layouts: Images | None,
+        style_images: Images | Sequence[Images] | None = None,
+        *,
+        seeds: Sequence[int],
+        styles: Tensor | None = None,
+        nfe: int = 12,
+        layout_guidance: float = 1.5,
+        style_guidance: float = 1.5,
+        guidance: str = "nested",
+        solver: str = "multistep",
+        size_px: int | None = None,
+    ) -> Images:
+        """Draw len(seeds) images (B, H, W, 3) uint8; image k depends on row k alone.
+
+        layouts: label maps (B, H, W) uint8, values >= number of classes (255) unknown; None draws without a layout.
+        style_images: one style set (N, H, W, 3) for all images, or a set per image; None draws without a style.
+        styles: style vectors (B, d) from `style_vectors`, instead of style_images.
+        size_px: image side when there are no layouts. Sides must be multiples of `unet.grid_multiple` pixels.
+        """
+        B = len(seeds)
+        if style_images is not None:
+            shared = isinstance(style_images, np.ndarray) and style_images.ndim == 4
+            styles = self.style_vectors([style_images] if shared else style_images)  # type: ignore[list-item]
+            styles = styles.expand(B, -1) if shared else styles
+        height, width = layouts.shape[1:] if layouts is not None else (size_px, size_px)
+        self._check(B, layouts=layouts, styles=styles, height=height, width=width)
+        weights = guidance_weights(
+            guidance,
+            layout_guidance=layout_guidance,
+            style_guidance=style_guidance,
+            has_layout=layouts is not None,
+            has_style=styles is not None,
+        )
+        layout = torch.full((B, height, width), 255) if layouts is None else torch.from_numpy(np.array(layouts))  # type: ignore[arg-type]
+        style = torch.zeros(B, self.unet.config["style_dim"]) if styles is None else styles
+        velocity = guided(self._velocities(layout.to(self.device), style.to(self.device)), weights)
+        factor = self.first_stage.factor
+        shape = (self.first_stage.latent_channels, height // factor, width // factor)  # type: ignore[operator]
+        with autocast(self.device):
+            z = SOLVERS[solver](velocity, noise_from_seeds(seeds, shape).to(self.device), nfe)  # (B, C, h, w)
+            return to_images(self.first_stage.decode(z))
+
+    def _velocities(self, layout: Tensor, style: Tensor):  # type: ignore[no-untyped-def]
+        """The network asked in several ways at once: (z_t, t, K branches) -> (K, B, C, h, w)."""
+
+        def velocities(z_t: Tensor, t: Tensor, branches: list[Branch]) -> Tensor:
+            K, B = len(branches), len(z_t)
+            given = torch.tensor(branches, device=z_t.device).repeat_interleave(B, dim=0)  # (K B, 2)
+            v = self.unet(
+                z_t.repeat(K, 1, 1, 1).contiguous(memory_format=torch.channels_last),
+                t.repeat(K),
+                layout=layout.repeat(K, 1, 1),
+                layout_given=given[:, 0],
+                style=style.repeat(K, 1),
+                style_given=given[:, 1],
+            )
+            return v.float().unflatten(0, (K, B))  # (K, B, C, h, w)
+
+        return velocities
+
+    def _check(self, B: int, *, layouts: Images | None, styles: Tensor | None, height: int | None, width: int | None) -> None:
+        """Refuse what cannot be drawn, naming the fix."""
+        multiple = self.unet.grid_multiple
+        if height is None or width is None:
+            raise ValueError("no layouts: say the image side with size_px")
+        if height % multiple or width % multiple:
+            raise ValueError(f"images of {height} x {width} pixels: sides must be multiples of {multiple}")
+        for name, given in (("layouts", layouts), ("style sets", styles)):
+            if given is not None and len(given) != B:
+                raise ValueError(f"{len(given)} {name} for {B} seeds: give one per seed")

@@ -1,0 +1,9 @@
+"""The one exception that means "the user can fix this"."""
+
+
+class UserError(Exception):
+    """A mistake in the user's input: one clear line naming the file, row or key, and the fix.
+
+    The command line prints the message without a traceback and exits with code 2. Raise it before anything is
+    written, so that nothing half-made is left behind.
+    """

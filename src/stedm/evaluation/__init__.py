@@ -1,0 +1,1 @@
+"""Measuring: segmentation over patients, statistics, generated images, memorisation."""

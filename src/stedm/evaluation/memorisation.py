@@ -1,0 +1,85 @@
+"""Does the generator copy its training images? Nearest real neighbours of synthetic images, against real ones'.
+
+Images are compared as 16 x 16 thumbnails, under all eight flips and quarter turns (training flips and turns its images,
+so a copy may come back turned). The distance is the root mean square difference of thumbnail pixels, 0 to 1.
+"""
+
+import numpy as np
+import torch
+from torch.nn.functional import adaptive_avg_pool2d
+
+THUMBNAIL_PX = 16
+GREY_LEVEL = 1 / 255
+
+
+def _thumbnails(images: np.ndarray) -> torch.Tensor:
+    """Area-average uint8 (n, H, W, 3) to float (n, 3, 16, 16), 0 to 1; in chunks, so that memory stays small."""
+    chunks = [
+        adaptive_avg_pool2d(torch.from_numpy(images[i : i + 256]).movedim(-1, 1).float() / 255, THUMBNAIL_PX)
+        for i in range(0, len(images), 256)
+    ]
+    return torch.cat(chunks)
+
+
+def _dihedral(thumbnails: torch.Tensor) -> torch.Tensor:
+    """All flips and quarter turns: (n, 3, s, s) -> (8, n, 3 * s * s)."""
+    turned = [torch.rot90(thumbnails, quarter, (2, 3)) for quarter in range(4)]
+    return torch.stack([view.flatten(1) for image in turned for view in (image, image.flip(3))])
+
+
+def _pairwise(queries: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """Distances (q, r) of thumbnails, smallest over the flips and turns of the query."""
+    flat = references.flatten(1)
+    views = _dihedral(queries)  # (8, q, d)
+    # |a - b|^2 = |a|^2 + |b|^2 - 2 a b, and a turn does not change |a|: only the product depends on the view.
+    # Double precision, because the difference of large squares is what tells a copy from a likeness.
+    products = torch.stack([view.double() @ flat.double().T for view in views]).amax(0)
+    squares = views[0].double().square().sum(1)[:, None] + flat.double().square().sum(1)[None] - 2 * products
+    return (squares.clamp_min(0) / flat.shape[1]).sqrt()
+
+
+def _nearest(queries: torch.Tensor, references: torch.Tensor, *, leave_one_out: bool) -> tuple[np.ndarray, np.ndarray]:
+    distances, indices = [], []
+    for start in range(0, len(queries), 128):
+        block = _pairwise(queries[start : start + 128], references)
+        if leave_one_out:
+            rows = torch.arange(len(block))
+            block[rows, start + rows] = torch.inf
+        nearest = block.min(dim=1)
+        distances.append(nearest.values.numpy())
+        indices.append(nearest.indices.numpy())
+    return np.concatenate(distances), np.concatenate(indices)
+
+
+def nearest_distances(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find each query's nearest reference image.
+
+    Args:
+        queries: uint8 (n, H, W, 3), n >= 1.
+        references: uint8 (m, H', W', 3), m >= 1.
+
+    Returns:
+        Distances float (n,), 0 to 1, and the references' indices int (n,).
+    """
+    return _nearest(_thumbnails(queries), _thumbnails(references), leave_one_out=False)
+
+
+def nearest_others(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find each image's nearest other image in the same set: as `nearest_distances`; n >= 2."""
+    if len(images) < 2:
+        raise ValueError("an image needs at least one other to be compared with")
+    thumbnails = _thumbnails(images)
+    return _nearest(thumbnails, thumbnails, leave_one_out=True)
+
+
+def nearest_real_ratio(synthetic_to_real: np.ndarray, real_to_other_real: np.ndarray) -> float:
+    """Return the median synthetic -> real training distance over the median real -> other real distance.
+
+    About 1 or more: synthetic images keep as far from the training images as those keep from each other. Near 0: they
+    are copies.
+
+    Args:
+        synthetic_to_real: distances from `nearest_distances(synthetic, real)`.
+        real_to_other_real: distances from `nearest_others(real)`; their median is floored at half a grey level.
+    """
+    return float(np.median(synthetic_to_real) / max(float(np.median(real_to_other_real)), GREY_LEVEL / 2))

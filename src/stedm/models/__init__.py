@@ -1,0 +1,1 @@
+"""Networks: first stage, style encoder and aggregation, U-Net, segmenter. Plain torch modules in model folders."""

@@ -1,0 +1,92 @@
+"""The segmentation network: a segmentation-models-pytorch U-Net that carries its class names and resolution."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stedm.device import autocast
+from stedm.errors import UserError
+from stedm.models.model_folder import FolderModel
+
+
+class Segmenter(FolderModel):
+    """Images -> class scores.
+
+    classes: class names in label order. encoder: any smp encoder, or `tu-NAME` for a timm backbone; the `mit_b*`
+    encoders are refused (non-commercial licence). mpp: microns per pixel of the training patches.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: list[str],
+        encoder: str = "resnet18",
+        decoder_channels: list[int] | None = None,
+        mpp: float | None = None,
+    ) -> None:
+        super().__init__()
+        if encoder.startswith("mit_b"):
+            raise UserError(f"segmentation.encoder: {encoder} has a non-commercial licence; use resnet18 or tu-NAME")
+        decoder = decoder_channels or [64, 48, 32, 16]
+        self.config: dict[str, Any] = {
+            "classes": list(classes),
+            "encoder": encoder,
+            "decoder_channels": decoder,
+            "mpp": mpp,
+        }
+        self.classes, self.mpp = list(classes), mpp
+        try:
+            self.net = smp.Unet(
+                encoder,
+                encoder_depth=len(decoder),
+                encoder_weights=None,
+                decoder_channels=tuple(decoder),
+                classes=len(classes),
+            )
+        except Exception as error:
+            raise UserError(f"segmentation.encoder: smp cannot make {encoder!r} ({str(error).splitlines()[0]})") from error
+
+    def load_encoder(self, weights: str | Path) -> None:
+        """Start the encoder from a local folder (model.safetensors) or, when it is no folder, a timm hub id."""
+        from safetensors.torch import load_file
+
+        if Path(weights).is_dir():
+            state = load_file(Path(weights) / "model.safetensors")
+        else:
+            import timm
+
+            state = timm.create_model(f"hf-hub:{weights}", pretrained=True).state_dict()
+        encoder = getattr(self.net.encoder, "model", self.net.encoder)
+        result = encoder.load_state_dict(state, strict=False)
+        if len(result.missing_keys) > len(encoder.state_dict()) // 2:
+            raise UserError(f"segmentation.encoder_weights: {weights} does not fit the encoder {self.config['encoder']}")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1], H and W multiples of 16 -> logits (B, N, H, W)."""
+        return self.net(images)
+
+    @torch.no_grad()
+    def probabilities(self, images: NDArray[np.uint8], *, batch_size: int = 64) -> NDArray[np.float32]:
+        """Images (n, H, W, 3) uint8 -> class probabilities (n, N, H, W), averaged over the four flips."""
+        self.eval()
+        device = next(self.parameters()).device
+        parts = []
+        for start in range(0, len(images), batch_size):
+            x = torch.from_numpy(images[start : start + batch_size]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            x = x.contiguous(memory_format=torch.channels_last)
+            total = torch.zeros(len(x), len(self.classes), *x.shape[-2:], device=device)
+            for dims in ([], [2], [3], [2, 3]):
+                with autocast(device):
+                    logits = self(x.flip(dims))
+                total += logits.float().softmax(1).flip(dims) / 4
+            parts.append(total.cpu().numpy())
+        return np.concatenate(parts)
+
+    def predict(self, images: NDArray[np.uint8], *, batch_size: int = 64) -> NDArray[np.uint8]:
+        """Images (n, H, W, 3) uint8 -> label maps (n, H, W) uint8."""
+        return self.probabilities(images, batch_size=batch_size).argmax(1).astype(np.uint8)

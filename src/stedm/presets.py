@@ -1,0 +1,89 @@
+"""What `size` stands for: the one dial, from which every field left empty is derived."""
+
+import dataclasses
+from typing import Any
+
+from stedm.config import ARMS, RunConfig
+from stedm.errors import UserError
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "smoke": {
+        "autoencoder": {"channels": [16, 16], "steps": 8, "batch_size": 4},
+        "diffusion": {"channels": 16, "multipliers": [1, 2], "steps": 8, "batch_size": 8},
+        "generate": {"images": 8},
+        "filter": {"min_agreement": 0.0},
+        "segmentation": {"encoder": "tu-test_resnet", "steps": 8, "batch_size": 8},
+    },
+    "tiny": {
+        "autoencoder": {"channels": [32, 64], "steps": 400, "batch_size": 16},
+        "diffusion": {"channels": 48, "multipliers": [1, 2], "steps": 1000, "batch_size": 32},
+        "generate": {"images": 512},
+        "filter": {"min_agreement": 0.5},
+        "segmentation": {"encoder": "resnet18", "steps": 250, "batch_size": 16},
+    },
+    "small": {
+        "autoencoder": {"channels": [48, 96], "steps": 1500, "batch_size": 16},
+        "diffusion": {"channels": 64, "multipliers": [1, 2, 2], "steps": 4000, "batch_size": 32},
+        "generate": {"images": 2048},
+        "filter": {"min_agreement": 0.5},
+        "segmentation": {"encoder": "resnet18", "steps": 800, "batch_size": 16},
+    },
+    "base": {
+        "autoencoder": {"channels": [96, 192, 384], "steps": 20_000, "batch_size": 32},
+        "diffusion": {"channels": 128, "multipliers": [1, 2, 3, 4], "steps": 100_000, "batch_size": 64},
+        "generate": {"images": 20_000},
+        "filter": {"min_agreement": 0.5},
+        "segmentation": {"encoder": "resnet34", "steps": 5000, "batch_size": 32},
+    },
+}
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Fill every field the user left empty from the preset of `size`, and refuse what cannot work."""
+    changes: dict[str, Any] = {}
+    for section, preset in PRESETS[config.size].items():
+        options = getattr(config, section)
+        missing = {key: value for key, value in preset.items() if getattr(options, key) is None}
+        changes[section] = dataclasses.replace(options, **missing)
+    resolved = dataclasses.replace(config, **changes)
+    _check(resolved)
+    return resolved
+
+
+def _check(config: RunConfig) -> None:
+    """Refuse nonsense before anything runs, naming the key and the fix."""
+    unknown = [arm for arm in config.segmentation.arms if arm not in ARMS]
+    if unknown:
+        raise UserError(f"segmentation.arms: unknown arm {unknown[0]!r}; choose from {', '.join(ARMS)}")
+    shares = {
+        "diffusion.unlabelled_share": config.diffusion.unlabelled_share,
+        "diffusion.layout_dropout": config.diffusion.layout_dropout,
+        "diffusion.style_dropout": config.diffusion.style_dropout,
+        "diffusion.unknown_share": config.diffusion.unknown_share,
+        "segmentation.synthetic_share": config.segmentation.synthetic_share,
+        "filter.min_agreement": config.filter.min_agreement,
+        "prepare.min_tissue": config.prepare.min_tissue,
+    }
+    for key, value in shares.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{key}: {value} is not a share; give a number from 0 to 1")
+    at_least_one = {
+        "generate.nfe": config.generate.nfe,
+        "generate.images": config.generate.images,
+        "generate.batch_size": config.generate.batch_size,
+        "diffusion.style_images": config.diffusion.style_images,
+        "diffusion.steps": config.diffusion.steps,
+        "autoencoder.steps": config.autoencoder.steps,
+        "segmentation.steps": config.segmentation.steps,
+        "segmentation.arms": len(config.segmentation.arms),
+        "segmentation.seeds": len(config.segmentation.seeds),
+    }
+    for key, number in at_least_one.items():
+        if number < 1:
+            raise UserError(f"{key}: {number} is too few; give 1 or more")
+    multiple = config.autoencoder.space_to_depth * 2 ** (
+        len(config.autoencoder.channels or [1]) + len(config.diffusion.multipliers or [1]) - 2
+    )
+    multiple = max(16, multiple)
+    if config.prepare.patch_px < 1 or config.prepare.patch_px % multiple:
+        raise UserError(f"prepare.patch_px: {config.prepare.patch_px} is not a multiple of {multiple}; change it to one")

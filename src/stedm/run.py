@@ -1,0 +1,293 @@
+"""The run: stages in order, each skipped when unchanged, resumed when it was interrupted."""
+
+import dataclasses
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from stedm.config import RunConfig
+from stedm.config_file import save_config
+from stedm.errors import UserError
+from stedm.files import read_json, write_json
+from stedm.stages.prepare import input_digest, prepare
+from stedm.stages.run_folder import TEACHER_ARM, RunFolder
+
+FORMAT = 1
+"""Raise when a stage's results change for the same config: old run folders are then redone."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One unit of work: what it does, where, and everything its result depends on.
+
+    keys: config sections, or dotted keys, that it reads. needs: names of the stages whose results it reads.
+    """
+
+    name: str
+    action: Callable[[], None]
+    folder: Path
+    keys: tuple[str, ...]
+    needs: tuple[str, ...]
+    marker: str = "fingerprint.json"
+    extra: str = ""
+    keeps_folder: bool = False
+    """Shares its folder with an earlier stage: cleaning up must not remove it."""
+
+
+def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
+    """Every stage of a run, in order."""
+    # Networks are imported when they are needed: errors in a config or a table must come at once.
+    stages = [
+        Stage(
+            "prepare",
+            lambda: prepare(run.data, config),
+            run.data,
+            ("cohort", "split", "prepare"),
+            (),
+            extra=input_digest(config),
+        ),
+        Stage(
+            "autoencoder",
+            lambda: _autoencoder(run, config),
+            run.autoencoder,
+            ("seed", "autoencoder", "diffusion.joint_stain"),
+            ("prepare",),
+        ),
+    ]
+    teacher = _segmenter_name(TEACHER_ARM, config.seed)
+    stages.append(_segmenter_stage(run, config, TEACHER_ARM, config.seed))
+    pseudo = (teacher,) if config.diffusion.pseudo_confidence is not None else ()
+    generator_keys = ("seed", "diffusion", "prepare.patch_px")
+    stages.append(
+        Stage(
+            "diffusion",
+            lambda: _diffusion(run, config),
+            run.diffusion,
+            generator_keys,
+            ("autoencoder", *pseudo),
+        )
+    )
+    if config.diffusion.annotated_only_control:
+        stages.append(
+            Stage("control", lambda: _control(run, config), run.control, generator_keys, ("autoencoder", *pseudo))
+        )
+    stages += [
+        Stage(
+            "generate", lambda: _generate(run, config), run.synthetic, ("seed", "generate"), ("diffusion",)
+        ),
+        Stage(
+            "filter",
+            lambda: _filter(run, config),
+            run.synthetic,
+            ("filter", "seed"),
+            ("generate", teacher),
+            marker="filter.json",
+            keeps_folder=True,
+        ),
+    ]
+    for arm in config.segmentation.arms:
+        for seed in config.segmentation.seeds:
+            if (arm, seed) != (TEACHER_ARM, config.seed):
+                stages.append(_segmenter_stage(run, config, arm, seed))
+    control = ("control",) if config.diffusion.annotated_only_control else ()
+    segmenters = tuple(_segmenter_name(arm, seed) for arm in config.segmentation.arms for seed in config.segmentation.seeds)
+    return [
+        *stages,
+        Stage(
+            "evaluate",
+            lambda: _evaluate(run, config),
+            run.evaluation,
+            ("evaluate", "seed", "segmentation.arms", "segmentation.seeds"),
+            ("filter", *segmenters),
+        ),
+        Stage("report", lambda: _report(run), run.report, (), ("evaluate", *control)),
+    ]
+
+
+def _segmenter_name(arm: str, seed: int) -> str:
+    return f"segmentation {arm} seed {seed}"
+
+
+def _segmenter_stage(run: RunFolder, config: RunConfig, arm: str, seed: int) -> Stage:
+    ingredients = arm.split("+")
+    keys = ["encoder", "encoder_weights", "steps", "batch_size", "learning_rate"]
+    keys += ["stain_strength"] if "stain" in ingredients else []
+    keys += ["synthetic_share"] if "synthetic" in ingredients else []
+    return Stage(
+        _segmenter_name(arm, seed),
+        partial(_segmenter, run, config, arm, seed),
+        run.segmenter(arm, seed),
+        tuple(f"segmentation.{key}" for key in keys),
+        ("prepare", "filter") if "synthetic" in ingredients else ("prepare",),
+        extra=f"{arm} {seed}",
+    )
+
+
+def run_all(config: RunConfig, folder: str | Path, *, until: str | None = None, console: Console | None = None) -> Path:
+    """Run every stage (or every stage up to those whose name starts with `until`) and return the run folder.
+
+    Stages whose config and inputs are unchanged are skipped; an interrupted stage continues. Raises UserError.
+    """
+    console = console or Console(stderr=True)
+    run = RunFolder(folder)
+    stages = stages_of(config, run)
+    if until is not None:
+        last = max(k for k, stage in enumerate(stages) if stage.name.startswith(until))
+        stages = _needed(stages[: last + 1], until)
+    with _locked(run.root):
+        save_config(config, run.root / "config.yaml")
+        write_json(run.root / "environment.json", environment())
+        fingerprints: dict[str, str] = {}
+        for stage in stages:
+            fingerprint = fingerprint_of(stage, config, fingerprints)
+            fingerprints[stage.name] = fingerprint
+            seconds = _execute(stage, fingerprint)
+            console.print(f"{stage.name:<44} " + ("unchanged" if seconds is None else f"{seconds:7.1f} s"))
+    return run.root
+
+
+def _needed(stages: list[Stage], until: str) -> list[Stage]:
+    """The stages called `until...` and everything they depend on, in order."""
+    wanted = {stage.name for stage in stages if stage.name.startswith(until)}
+    for stage in reversed(stages):
+        if stage.name in wanted:
+            wanted.update(stage.needs)
+    return [stage for stage in stages if stage.name in wanted]
+
+
+def fingerprint_of(stage: Stage, config: RunConfig, fingerprints: dict[str, str]) -> str:
+    """SHA-256 over the config values a stage reads and the fingerprints of the stages it reads."""
+    content = {
+        "format": FORMAT,
+        "stage": stage.name,
+        "config": {key: _lookup(config, key) for key in stage.keys},
+        "needs": {name: fingerprints[name] for name in stage.needs},
+        "extra": stage.extra,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _lookup(config: RunConfig, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+
+
+def _execute(stage: Stage, fingerprint: str) -> float | None:
+    """Run a stage unless its marker shows that it is done; seconds it took, None when skipped."""
+    done, begun = stage.folder / stage.marker, stage.folder / f"begun-{stage.marker}"
+    if done.exists() and read_json(done)["fingerprint"] == fingerprint:
+        return None
+    unfinished = not done.exists() and begun.exists() and read_json(begun)["fingerprint"] == fingerprint
+    # The phantom's and the patches' own check decides what of data/ can be kept.
+    if not unfinished and not stage.keeps_folder and stage.name != "prepare":
+        shutil.rmtree(stage.folder, ignore_errors=True)
+    done.unlink(missing_ok=True)
+    if stage.name != "prepare":
+        write_json(begun, {"fingerprint": fingerprint})
+    started = time.perf_counter()
+    stage.action()
+    seconds = time.perf_counter() - started
+    shutil.rmtree(stage.folder / "training", ignore_errors=True)
+    write_json(done, {"fingerprint": fingerprint, "seconds": seconds})
+    begun.unlink(missing_ok=True)
+    return seconds
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """One process per run folder; the lock goes with the process, however it ends."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        handle = open(root / ".lock", "w")
+    except OSError as error:
+        raise UserError(f"{root}: cannot be written ({error.strerror}); choose another folder with --out") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{root}: another stedm process is working there; wait for it or use --out") from None
+        yield
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran on."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return {
+        "stedm": importlib.metadata.version("stedm"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _autoencoder(run: RunFolder, config: RunConfig) -> None:
+    from stedm.stages.autoencoder import train_autoencoder
+
+    train_autoencoder(run, config)
+
+
+def _segmenter(run: RunFolder, config: RunConfig, arm: str, seed: int) -> None:
+    from stedm.stages.segmentation import train_segmenter
+
+    train_segmenter(run, config, arm=arm, seed=seed)
+
+
+def _diffusion(run: RunFolder, config: RunConfig) -> None:
+    from stedm.stages.diffusion import train_diffusion
+
+    train_diffusion(run, config)
+
+
+def _control(run: RunFolder, config: RunConfig) -> None:
+    from stedm.stages.diffusion import train_control
+
+    train_control(run, config)
+
+
+def _generate(run: RunFolder, config: RunConfig) -> None:
+    from stedm.stages.generate import generate
+
+    generate(run, config)
+
+
+def _filter(run: RunFolder, config: RunConfig) -> None:
+    from stedm.stages.filter import filter_synthetic
+
+    filter_synthetic(run, config)
+
+
+def _evaluate(run: RunFolder, config: RunConfig) -> None:
+    from stedm.stages.evaluate import evaluate
+
+    evaluate(run, config)
+
+
+def _report(run: RunFolder) -> None:
+    from stedm.stages.report import report
+
+    report(run.root)

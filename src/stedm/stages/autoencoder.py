@@ -1,0 +1,64 @@
+"""Stage `train autoencoder`: the first stage, on the images of every training patient."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+
+from stedm.config import RunConfig
+from stedm.device import autocast
+from stedm.diffusion.pipeline import to_images, to_network
+from stedm.files import atomic_path, write_text
+from stedm.models.autoencoder import FirstStage
+from stedm.stages.run_folder import RunFolder, train_patches
+from stedm.training.batches import AutoencoderBatches
+from stedm.training.tasks import AutoencoderTask
+from stedm.training.trainer import fit
+
+
+def train_autoencoder(run: RunFolder, config: RunConfig) -> None:
+    """Train (or adopt) the first stage, measure its latent statistics, write `autoencoder/`."""
+    options = config.autoencoder
+    images = run.images(train_patches(run.patches()))
+    torch.manual_seed(config.seed)
+    if options.pretrained:
+        first_stage = FirstStage.from_diffusers(options.pretrained)
+        write_text(run.autoencoder / "metrics.csv", "step,loss\n")
+    else:
+        first_stage = FirstStage.new(
+            options.channels, latent_channels=options.latent_channels, space_to_depth=options.space_to_depth
+        )
+        task = AutoencoderTask(
+            first_stage,
+            kl_weight=options.kl_weight,
+            learning_rate=options.learning_rate,
+            steps=options.steps,
+            seed=config.seed,
+        )
+        batches = AutoencoderBatches(
+            images, batch_size=options.batch_size, stain=config.diffusion.joint_stain, seed=config.seed
+        )
+        fit(task, batches, folder=run.autoencoder, description="first stage", ema_decay=0.98)
+    first_stage = first_stage.eval().to(memory_format=torch.channels_last)
+    rng = np.random.default_rng(config.seed)
+    sample = images[rng.permutation(len(images))[:256]]
+    with autocast(torch.device("cpu")):
+        first_stage.measure(_batches(sample))
+    first_stage.save_pretrained(run.autoencoder)
+    _save_reconstructions(run, first_stage, sample[:12])
+
+
+def _batches(images: np.ndarray, size: int = 32) -> Iterator[torch.Tensor]:
+    for start in range(0, len(images), size):
+        yield to_network(images[start : start + size])
+
+
+@torch.no_grad()
+def _save_reconstructions(run: RunFolder, first_stage: FirstStage, images: np.ndarray) -> None:
+    """samples/reconstructions.png: images above, their reconstructions below."""
+    with autocast(torch.device("cpu")):
+        reconstructed = to_images(first_stage.decode(first_stage.encode(to_network(images))))
+    grid = np.concatenate([np.concatenate(list(row), axis=1) for row in (images, reconstructed)], axis=0)
+    with atomic_path(run.autoencoder / "samples" / "reconstructions.png") as temporary:
+        Image.fromarray(grid).save(temporary)

@@ -1,0 +1,148 @@
+"""Stage `train diffusion`: the style-extracting diffusion model, on annotated AND unannotated patients."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stedm.config import IGNORE, RunConfig
+from stedm.data.style_sets import StyleSets
+from stedm.device import autocast, best_device
+from stedm.diffusion.pipeline import StyleDiffusion, to_network
+from stedm.models.autoencoder import FirstStage
+from stedm.models.segmenter import Segmenter
+from stedm.models.style import StyleExtractor
+from stedm.models.unet import UNet
+from stedm.stages.grids import save_style_grid
+from stedm.stages.run_folder import TEACHER_ARM, RunFolder, train_patches
+from stedm.training.augment import StainChange, dihedral
+from stedm.training.batches import DiffusionBatches, Variants
+from stedm.training.tasks import DiffusionTask
+from stedm.training.trainer import fit
+
+
+def train_diffusion(run: RunFolder, config: RunConfig) -> None:
+    """Train U-Net, style encoder and aggregation together; write `diffusion/` with the averaged weights."""
+    _train(run, config, run.diffusion, "diffusion")
+
+
+def train_control(run: RunFolder, config: RunConfig) -> None:
+    """The same generator trained on annotated patients only, to show what the unannotated ones are worth."""
+    alone = dataclasses.replace(config.diffusion, unlabelled_share=0.0)
+    _train(run, dataclasses.replace(config, diffusion=alone), run.control, "control (annotated only)")
+
+
+def _train(run: RunFolder, config: RunConfig, folder: Path, description: str) -> None:
+    options = config.diffusion
+    patches = train_patches(run.patches())
+    if options.unlabelled_share == 0:
+        patches = patches[patches["annotated"]].reset_index(drop=True)
+    images = run.images(patches)
+    first_stage = FirstStage.from_pretrained(run.autoencoder)
+    model = _untrained(first_stage, config, run.classes())
+    variants = _variants(first_stage, images, _layouts(run, config, patches, images), patches, config)
+    batches = DiffusionBatches(
+        variants,
+        images,
+        _style_sets(patches, config),
+        batch_size=options.batch_size,
+        set_size=options.style_images,
+        unlabelled_share=options.unlabelled_share,
+        layout_dropout=options.layout_dropout,
+        style_dropout=options.style_dropout,
+        unknown_share=options.unknown_share,
+        zoom_style=options.style_set == "self",
+        seed=config.seed,
+    )
+    task = DiffusionTask(
+        model.unet,
+        model.style_extractor,
+        learning_rate=options.learning_rate,
+        steps=options.steps,
+        seed=config.seed,
+    )
+    fit(task, batches, folder=folder, description=description, ema_decay=options.ema_decay)
+    model.eval().save_pretrained(folder)
+    save_style_grid(run, config, model.to(best_device()), folder / "samples" / "style_by_layout.png")
+
+
+def _untrained(first_stage: FirstStage, config: RunConfig, classes: list[str]) -> StyleDiffusion:
+    options = config.diffusion
+    torch.manual_seed(config.seed)
+    extractor = StyleExtractor(
+        dim=options.style_dim,
+        set_size=options.style_images,
+        encoder=options.style_encoder,
+        aggregation=options.aggregation,
+        weights=options.style_weights,
+    )
+    unet = UNet(
+        latent_channels=first_stage.latent_channels,
+        num_classes=len(classes),
+        factor=first_stage.factor,
+        channels=options.channels,
+        multipliers=options.multipliers,
+        style_dim=options.style_dim,
+        injection=options.injection,
+    )
+    return StyleDiffusion(first_stage, extractor, unet, classes)
+
+
+def _style_sets(patches: pd.DataFrame, config: RunConfig) -> StyleSets:
+    return StyleSets(
+        patches,
+        mode=config.diffusion.style_set,
+        size=config.diffusion.style_images,
+        nearby_um=config.diffusion.nearby_um,
+        patch_um=patches["mpp"].to_numpy() * config.prepare.patch_px,
+    )
+
+
+def _layouts(run: RunFolder, config: RunConfig, patches: pd.DataFrame, images: np.ndarray) -> np.ndarray:
+    """Layouts (n, H, W) uint8: the annotation; else what the teacher is sure of; unknown (255) elsewhere."""
+    layouts = np.full(images.shape[:3], IGNORE, np.uint8)
+    annotated = patches["annotated"].to_numpy(bool)
+    layouts[annotated] = run.label_maps(patches[annotated])
+    if config.diffusion.pseudo_confidence is not None and not annotated.all():
+        teacher = Segmenter.from_pretrained(run.segmenter(TEACHER_ARM, config.seed)).to(best_device())
+        probabilities = teacher.probabilities(images[~annotated])  # (m, N, H, W)
+        sure = probabilities.max(1) >= config.diffusion.pseudo_confidence
+        layouts[~annotated] = np.where(sure, probabilities.argmax(1), IGNORE).astype(np.uint8)
+    return layouts
+
+
+@torch.no_grad()
+def _variants(
+    first_stage: FirstStage, images: np.ndarray, layouts: np.ndarray, patches: pd.DataFrame, config: RunConfig
+) -> Variants:
+    """Encode each patch under several symmetries of the square, annotated ones under random stain changes too."""
+    rng = np.random.default_rng([config.seed, 4])
+    annotated = patches["annotated"].to_numpy(bool)
+    copies = np.where(annotated, 32 if config.diffusion.joint_stain > 0 else 8, 8)
+    patch = np.repeat(np.arange(len(images)), copies)
+    code = rng.permuted(np.arange(len(patch)) % 8)
+    stain = StainChange.draw(len(patch), config.diffusion.joint_stain, rng)
+    plain = torch.from_numpy(~annotated[patch] | (rng.random(len(patch)) < 0.25))
+    unchanged = StainChange.identity(len(patch))
+    stain = StainChange(
+        torch.where(plain[:, None, None], unchanged.matrix, stain.matrix),
+        torch.where(plain[:, None], unchanged.offset, stain.offset),
+    )
+    device = best_device()
+    first_stage.to(device)
+    z, layout = [], torch.empty(len(patch), *images.shape[1:3], dtype=torch.uint8)
+    order = np.argsort(code, kind="stable")
+    for symmetry in range(8):
+        rows = order[code[order] == symmetry]
+        layout[rows] = dihedral(torch.from_numpy(layouts[patch[rows]]), symmetry)
+        for start in range(0, len(rows), 64):
+            part = rows[start : start + 64]
+            x = dihedral(stain[torch.from_numpy(part)].apply(to_network(images[patch[part]])), symmetry)
+            with autocast(device):
+                z.append(first_stage.encode(x.to(device).contiguous(memory_format=torch.channels_last)).half().cpu())
+    latents = torch.empty(len(patch), *z[0].shape[1:], dtype=torch.float16)
+    latents[order] = torch.cat(z)
+    first_stage.cpu()
+    return Variants(latents, layout, torch.from_numpy(patch), torch.from_numpy(annotated[patch]), stain)

@@ -1,0 +1,89 @@
+"""Stage `evaluate`: every segmenter on every test patient, and what the generator really does."""
+
+import numpy as np
+import pandas as pd
+
+from stedm.config import RunConfig
+from stedm.data.synthetic import SyntheticSet
+from stedm.device import best_device
+from stedm.evaluation.generation import kid_of_images, matched_and_shuffled
+from stedm.evaluation.memorisation import nearest_others, nearest_real_ratio
+from stedm.evaluation.segmentation import confusion, patient_scores
+from stedm.evaluation.statistics import summary_table
+from stedm.files import atomic_path, read_json, write_json
+from stedm.models.segmenter import Segmenter
+from stedm.stages.grids import best_and_worst, save_overlays
+from stedm.stages.run_folder import RunFolder, train_patches
+
+
+def evaluate(run: RunFolder, config: RunConfig) -> None:
+    """Write per_patient.csv, summary.json, generation.json and overlays/ of the best and worst patients."""
+    patches = run.patches()
+    test = patches[(patches["split"] == "test") & patches["annotated"]].reset_index(drop=True)
+    images, label_maps = run.images(test), run.label_maps(test)
+    per_patient, predictions = _per_patient(run, config, test, images, label_maps)
+    with atomic_path(run.evaluation / "per_patient.csv") as temporary:
+        per_patient.to_csv(temporary, index=False)
+    budget = len(read_json(run.data / "splits.json")["train_annotated"])
+    summary = summary_table(
+        per_patient, config.segmentation.arms, label_budget=budget, resamples=config.evaluate.bootstrap, seed=config.seed
+    )
+    write_json(run.evaluation / "summary.json", summary)
+    if (run.synthetic / "manifest.parquet").exists():
+        write_json(run.evaluation / "generation.json", _generation(run, config, patches))
+    for label, patient in zip(("best", "worst"), best_and_worst(per_patient, config.segmentation.arms[-1]), strict=True):
+        rows = np.flatnonzero(test["patient"] == patient)[:4]
+        shown = {arm: maps[rows] for arm, maps in predictions.items()}
+        name = "".join(c if c.isalnum() else "_" for c in patient)
+        save_overlays(
+            run.evaluation / "overlays" / f"{label}_{name}.png", images[rows], label_maps[rows], shown
+        )
+
+
+def _per_patient(
+    run: RunFolder, config: RunConfig, test: pd.DataFrame, images: np.ndarray, label_maps: np.ndarray
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Scores per arm, seed and patient; and the predictions (n, H, W) of each arm's first seed, for pictures."""
+    classes = run.classes()
+    tables, shown = [], {}
+    for arm in config.segmentation.arms:
+        for seed in config.segmentation.seeds:
+            segmenter = Segmenter.from_pretrained(run.segmenter(arm, seed)).to(best_device())
+            maps = segmenter.predict(images)
+            shown.setdefault(arm, maps)
+            confusions = np.stack([confusion(p, y, len(classes)) for p, y in zip(maps, label_maps, strict=True)])
+            table = patient_scores(
+                test["patient"].tolist(), confusions, classes=classes, groups=test["group"].tolist()
+            )
+            table.insert(0, "seed", seed)
+            table.insert(0, "arm", arm)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True), shown
+
+
+def _generation(run: RunFolder, config: RunConfig, patches: pd.DataFrame) -> dict[str, object]:
+    """Figures of the synthetic set as drawn, before the filter: it must not flatter the generator."""
+    synthetic = SyntheticSet(run.synthetic)
+    manifest = synthetic.manifest
+    images = synthetic.images(np.arange(len(manifest)))
+    training = train_patches(patches)
+    real = run.images(training)
+    lenders = [name for name in manifest["style_patient"].unique() if name]
+    matched, shuffled = matched_and_shuffled(
+        {name: images[(manifest["style_patient"] == name).to_numpy()] for name in lenders},
+        {name: real[(training["patient"] == name).to_numpy()] for name in lenders},
+        rng=np.random.default_rng(config.seed),
+    )
+    throughput = read_json(run.synthetic / "throughput.json")
+    between = nearest_others(real)[0]
+    return {
+        "nfe": config.generate.nfe,
+        "images": len(manifest),
+        "images_per_second": throughput["images"] / throughput["seconds"],
+        "device": f"{throughput['device']} ({throughput['cores']} threads)",
+        "layout_agreement": float(manifest["agreement"].mean()),
+        "style_distance_matched": matched,
+        "style_distance_shuffled": shuffled,
+        "kid": kid_of_images(images, real[training["patient"].isin(lenders).to_numpy()]),
+        "nearest_real_ratio": nearest_real_ratio(manifest["nearest_real_distance"].to_numpy(), between),
+    }

@@ -1,0 +1,119 @@
+"""Stage `generate`: write the plan, a table of independent rows; then draw the rows that are not there yet."""
+
+import json
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from rich.progress import Progress
+
+from stedm.config import RunConfig
+from stedm.data.layouts import PriorLayouts, RealLayouts
+from stedm.device import best_device
+from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.files import atomic_path, write_json
+from stedm.stages.grids import sampling_options
+from stedm.stages.run_folder import RunFolder, train_patches
+
+
+def generate(run: RunFolder, config: RunConfig) -> None:
+    """Write `synthetic/`: plan.parquet, images/, masks/, manifest.parquet."""
+    patches = run.patches()
+    plan = make_plan(patches, config)
+    with atomic_path(run.synthetic / "plan.parquet") as temporary:
+        plan.to_parquet(temporary)
+    model = StyleDiffusion.from_pretrained(run.diffusion).to(best_device())
+    layouts = _Layouts(run, patches)
+    todo = plan[[not (run.synthetic / "images" / f"{name}.png").exists() for name in plan["id"]]]
+    started, size = time.perf_counter(), config.generate.batch_size
+    with Progress(transient=True) as progress:
+        task = progress.add_task("drawing images", total=len(plan), completed=len(plan) - len(todo))
+        for start in range(0, len(todo), size):
+            _draw(run, config, model, layouts, patches, todo.iloc[start : start + size])
+            progress.advance(task, min(size, len(todo) - start))
+    seconds = time.perf_counter() - started
+    if len(todo):
+        write_json(
+            run.synthetic / "throughput.json",
+            {"images": len(todo), "seconds": seconds, "device": str(model.device), "cores": torch.get_num_threads()},
+        )
+    manifest = plan.assign(image="images/" + plan["id"] + ".png", layout="masks/" + plan["id"] + ".png")
+    manifest["mask"] = manifest["layout"]
+    with atomic_path(run.synthetic / "manifest.parquet") as temporary:
+        manifest.to_parquet(temporary)
+
+
+def make_plan(patches: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
+    """One row per synthetic image: layout source and seed, style patient and patches, image seed, guidance.
+
+    Style patients take turns, so that each is drawn equally often; styles come from training patients only, and with
+    `styles: unannotated` only from those whose annotation is not used.
+    """
+    options = config.generate
+    annotated = train_patches(patches, annotated=True)
+    lenders = train_patches(patches, annotated=options.styles == "annotated")
+    lenders = lenders if len(lenders) else annotated
+    by_patient = dict(list(lenders.groupby("patient")))
+    rng = np.random.default_rng([config.seed, 5])
+    turns = np.concatenate([rng.permutation(sorted(by_patient)) for _ in range(-(-options.images // len(by_patient)))])
+    rows = []
+    for k, patient in enumerate(turns[: options.images]):
+        kind = options.layouts if options.layouts != "mixed" else ("real", "prior")[k % 2]
+        ids = by_patient[patient]["patch_id"].to_numpy()
+        lent = [] if options.styles == "none" else rng.permutation(ids)[: config.diffusion.style_images]
+        rows.append(
+            {
+                "id": f"s{k:06d}",
+                "layout_kind": kind,
+                "layout_source": rng.choice(annotated["patch_id"].to_numpy()) if kind == "real" else "prior",
+                "layout_seed": int(rng.integers(2**31)),
+                "style_patient": "" if options.styles == "none" else str(patient),
+                "style_patches": json.dumps(list(map(str, lent))),
+                "seed": int(rng.integers(2**31)),
+                "layout_guidance": options.layout_guidance,
+                "style_guidance": options.style_guidance,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+class _Layouts:
+    """The layout of a plan row, a pure function of the row."""
+
+    def __init__(self, run: RunFolder, patches: pd.DataFrame) -> None:
+        annotated = train_patches(patches, annotated=True)
+        maps = run.label_maps(annotated)
+        self.position = {name: k for k, name in enumerate(annotated["patch_id"])}
+        self.real = RealLayouts(maps)
+        self.prior = PriorLayouts.fit(maps, len(run.classes()))
+
+    def of(self, row: pd.Series) -> np.ndarray:
+        """Label map (H, W) uint8."""
+        rng = np.random.default_rng(int(row["layout_seed"]))
+        if row["layout_kind"] == "prior":
+            return self.prior.draw(rng)
+        return self.real.warp(self.position[row["layout_source"]], rng)
+
+
+def _draw(
+    run: RunFolder, config: RunConfig, model: StyleDiffusion, layouts: _Layouts, patches: pd.DataFrame, rows: pd.DataFrame
+) -> None:
+    """Draw one batch of plan rows and write image and mask of each, the image last."""
+    maps = np.stack([layouts.of(row) for _, row in rows.iterrows()])
+    by_id = patches.set_index("patch_id")
+    sets = [run.images(by_id.loc[json.loads(names)]) for names in rows["style_patches"]]
+    styles = model.style_vectors(sets) if len(sets[0]) else None
+    # A last, smaller batch is filled up: on some processors a result depends on the batch size in its last bit.
+    fill = np.arange(config.generate.batch_size) % len(rows)
+    images = model(
+        maps[fill],
+        styles=None if styles is None else styles[torch.from_numpy(fill)],
+        seeds=rows["seed"].to_numpy()[fill].tolist(),
+        **sampling_options(config),
+    )
+    for name, image, label_map in zip(rows["id"], images, maps, strict=False):
+        for kind, pixels in (("masks", label_map), ("images", image)):
+            with atomic_path(run.synthetic / kind / f"{name}.png") as temporary:
+                Image.fromarray(pixels).save(temporary, compress_level=1)

@@ -1,0 +1,95 @@
+"""Pictures: the same layouts in several styles, the style set beside each row."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from stedm.config import RunConfig
+from stedm.data.layouts import RealLayouts
+from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.files import atomic_path
+from stedm.stages.report_pictures import colour_layout
+from stedm.stages.run_folder import RunFolder, train_patches
+
+ROWS, COLUMNS, SHOWN = 6, 6, 3
+
+
+def save_style_grid(run: RunFolder, config: RunConfig, model: StyleDiffusion, path: Path) -> None:
+    """Rows: patients whose annotation was never used, three images of the style set at the left. Columns: layouts."""
+    patches = run.patches()
+    annotated = train_patches(patches, annotated=True)
+    styles = train_patches(patches, annotated=False)
+    styles = styles if len(styles) else annotated
+    rng = np.random.default_rng([config.seed, 6])
+    layouts = RealLayouts(run.label_maps(annotated))
+    drawn = np.stack([layouts.draw(rng)[0] for _ in range(COLUMNS)])
+    names = sorted(styles["patient"].unique())
+    chosen = [names[k] for k in np.linspace(0, len(names) - 1, min(ROWS, len(names))).round().astype(int)]
+    rows = [_header(drawn)]
+    for name in chosen:
+        of_patient = styles[styles["patient"] == name]
+        style_set = run.images(of_patient.iloc[rng.permutation(len(of_patient))[: config.diffusion.style_images]])
+        images = model(drawn, style_set, seeds=range(COLUMNS), **sampling_options(config))
+        rows.append(_row(style_set, images))
+    _save(np.concatenate(rows), path)
+
+
+def sampling_options(config: RunConfig) -> dict[str, object]:
+    """The `generate` section as arguments of StyleDiffusion."""
+    options = config.generate
+    return {
+        "nfe": options.nfe,
+        "solver": options.solver,
+        "guidance": options.guidance,
+        "layout_guidance": options.layout_guidance,
+        "style_guidance": options.style_guidance,
+    }
+
+
+def _row(style_set: np.ndarray, images: np.ndarray) -> np.ndarray:
+    size = images.shape[1]
+    left = [style_set[n] if n < len(style_set) else np.full_like(images[0], 255) for n in range(SHOWN)]
+    gap = np.full((size, size // 4, 3), 255, np.uint8)
+    return _below(np.concatenate([*left, gap, *images], axis=1))
+
+
+def _header(layouts: np.ndarray) -> np.ndarray:
+    size = layouts.shape[1]
+    blank = np.full((size, SHOWN * size + size // 4, 3), 255, np.uint8)
+    return _below(np.concatenate([blank, *(np.asarray(colour_layout(layout)) for layout in layouts)], axis=1))
+
+
+def _below(row: np.ndarray) -> np.ndarray:
+    return np.concatenate([row, np.full((4, *row.shape[1:]), 255, np.uint8)])
+
+
+def _save(grid: np.ndarray, path: Path) -> None:
+    scale = max(1, round(1100 / grid.shape[1]))
+    image = Image.fromarray(grid).resize((grid.shape[1] * scale, grid.shape[0] * scale), Image.Resampling.NEAREST)
+    with atomic_path(path) as temporary:
+        image.save(temporary)
+
+
+def overlay(image: np.ndarray, label_map: np.ndarray) -> np.ndarray:
+    """Image (H, W, 3) with the outlines of a label map (H, W) drawn in the class colours."""
+    edge = np.zeros(label_map.shape, bool)
+    edge[1:] |= label_map[1:] != label_map[:-1]
+    edge[:, 1:] |= label_map[:, 1:] != label_map[:, :-1]
+    return np.where(edge[..., None], np.asarray(colour_layout(label_map)), image)
+
+
+def save_overlays(path: Path, images: np.ndarray, label_maps: np.ndarray, predictions: dict[str, np.ndarray]) -> None:
+    """One row per patch: image, truth, then each arm's prediction."""
+    rows = []
+    for k, image in enumerate(images):
+        cells = [image, overlay(image, label_maps[k]), *(overlay(image, maps[k]) for maps in predictions.values())]
+        rows.append(_below(np.concatenate(cells, axis=1)))
+    _save(np.concatenate(rows), path)
+
+
+def best_and_worst(per_patient: pd.DataFrame, arm: str) -> tuple[str, str]:
+    """Patients with the highest and the lowest IoU of `arm`, averaged over seeds."""
+    means = per_patient[per_patient["arm"] == arm].groupby("patient")["iou"].mean().dropna()
+    return str(means.idxmax()), str(means.idxmin())

@@ -1,0 +1,227 @@
+"""Stage `prepare`: from the cohort table to the run's `data/` folder of patches, splits and classes."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from stedm.config import IGNORE, CohortConfig, PrepareConfig, RunConfig
+from stedm.data.cohort import read_cohort, read_table, resolve_labels, row_name
+from stedm.data.labels import LabelMap, read_mask
+from stedm.data.patches import extract_label_patch, tile_grid
+from stedm.data.phantom import PHANTOM_LABELS, write_cohort
+from stedm.data.slide import Slide
+from stedm.data.splits import split_patients
+from stedm.data.tissue import tissue_fraction, tissue_mask, white_point
+from stedm.errors import UserError
+from stedm.files import atomic_path, read_json, write_json
+
+_OVERVIEW_PX = 8
+"""Overview pixels per patch width: enough to see which patches are bare glass."""
+
+
+def prepare(out: Path, config: RunConfig) -> None:
+    """Write the run's data folder `out`: cohort.parquet, patches.parquet, splits.json, classes.json, images/, masks/.
+
+    Table, files, labels and splits are checked before the first patch is written. Killed and started again, it keeps
+    the patches that are there, as long as table, files, `cohort` and `prepare` settings are the same. Raises UserError.
+    """
+    key = _extraction_key(config)
+    unchanged = (out / "extraction.json").exists() and read_json(out / "extraction.json") == key
+    cohort_config = config.cohort if config.cohort.table else _phantom(out, config.cohort, reuse=unchanged)
+    cohort = read_cohort(cohort_config)
+    splits = split_patients(cohort, config.split)
+    with _progress() as progress:
+        labels = resolve_labels(cohort_config, cohort)
+        _check_pixels(cohort, str(cohort_config.table), progress)
+        if not unchanged:
+            for name in ("images", "masks"):
+                shutil.rmtree(out / name, ignore_errors=True)
+            write_json(out / "extraction.json", key)
+        extractor = _Extractor(out, config.prepare, labels, splits)
+        task = progress.add_task("cutting patches", total=len(cohort))
+        records: list[dict[str, Any]] = []
+        for position, row in enumerate(cohort.itertuples(index=False)):
+            records += extractor.patches(position, row)
+            progress.advance(task)
+    patches = _patch_table(records, labels.classes, splits)
+    for name, table in (("cohort", cohort), ("patches", patches)):
+        with atomic_path(out / f"{name}.parquet") as temporary:
+            table.to_parquet(temporary)
+    write_json(out / "splits.json", splits)
+    write_json(out / "classes.json", {"classes": labels.classes, "ignore": IGNORE, "patch_px": config.prepare.patch_px})
+
+
+def input_digest(config: RunConfig) -> str:
+    """SHA-256 over the cohort table and the size and modification time of every file it names; "" for the phantom.
+
+    Raises UserError for a table that cannot be read; files that are missing are left to `prepare` to report.
+    """
+    if not config.cohort.table:
+        return ""
+    cohort = read_table(config.cohort)
+    digest = hashlib.sha256(Path(config.cohort.table).read_bytes())
+    for name in pd.concat([cohort["image"], cohort["mask"]]):
+        path = Path(name)
+        if name and path.is_file():
+            digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _extraction_key(config: RunConfig) -> dict[str, str]:
+    """What the patch files depend on."""
+    settings = json.dumps([dataclasses.asdict(config.cohort), dataclasses.asdict(config.prepare)], sort_keys=True)
+    return {"settings": hashlib.sha256(settings.encode()).hexdigest(), "inputs": input_digest(config)}
+
+
+def _phantom(out: Path, config: CohortConfig, *, reuse: bool) -> CohortConfig:
+    """Draw the procedural cohort into `out` unless it is there; the cohort section that reads it."""
+    table = out / "phantom" / "cohort.csv"
+    if not (reuse and table.exists()):
+        write_cohort(out / "phantom", config.phantom)
+    return dataclasses.replace(config, table=str(table), columns={}, labels=PHANTOM_LABELS, mpp=None)
+
+
+def _check_pixels(cohort: pd.DataFrame, table: str, progress: Progress) -> None:
+    """Refuse images whose pixels cannot be decoded or whose microns per pixel nobody knows, naming the row."""
+    task = progress.add_task("checking images", total=len(cohort))
+    for position, row in enumerate(cohort.itertuples(index=False)):
+        try:
+            with _open(row) as slide:
+                slide.read(0, 0, size_px=1, mpp=slide.mpp)
+        except UserError as error:
+            raise UserError(f"{row_name(table, position)}: {error}") from None
+        progress.advance(task)
+
+
+def _open(row: Any) -> Slide:
+    return Slide.open(row.image, mpp=None if np.isnan(row.mpp) else row.mpp)
+
+
+class _Extractor:
+    """Cuts the patches of one cohort row after the other into images/ and masks/."""
+
+    def __init__(self, out: Path, config: PrepareConfig, labels: LabelMap, splits: dict[str, list[str]]) -> None:
+        self._out, self._config, self._labels = out, config, labels
+        self._role = {patient: role for role, patients in splits.items() for patient in patients}
+        for name in ("images", "masks"):
+            (out / name).mkdir(parents=True, exist_ok=True)
+
+    def patches(self, position: int, row: Any) -> Iterator[dict[str, Any]]:
+        """Records of the patches table for the image in `row`; nothing for patients without a role."""
+        if row.patient not in self._role:
+            return
+        patch_px = self._config.patch_px
+        label_map = self._labels.apply(read_mask(row.mask), source=row.mask) if row.mask else None
+        with _open(row) as slide:
+            mpp = self._config.mpp or slide.mpp
+            scale = mpp / slide.mpp  # slide pixels per patch pixel
+            white, corners = self._occupied(slide, mpp)
+            for x, y in corners:
+                patch_id = f"{_safe(row.slide)}-r{position:05d}-x{x:06d}-y{y:06d}"
+                image = self._image(patch_id, slide, x * mpp, y * mpp, mpp)
+                fraction = tissue_fraction(image, white=white)
+                if fraction < self._config.min_tissue:
+                    continue
+                self._write(f"images/{patch_id}.png", image)
+                record = self._record(patch_id, position, row)
+                if label_map is not None:
+                    patch = extract_label_patch(label_map, x * scale, y * scale, scale=scale, patch_px=patch_px)
+                    record |= self._labelled(patch_id, patch, annotated=record["annotated"])
+                yield record | {"x_um": x * mpp, "y_um": y * mpp, "mpp": mpp, "tissue_fraction": fraction}
+
+    def _occupied(self, slide: Slide, mpp: float) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """Colour of the slide's glass, and the corners of the patches that are not all glass in an overview."""
+        patch_px = self._config.patch_px
+        # Rounded down, so that no patch hangs over the border by a fraction of a pixel.
+        size_px = [max(1, int(px * slide.mpp / mpp + 1e-6)) for px in (slide.width_px, slide.height_px)]
+        corners = tile_grid(size_px[0], size_px[1], patch_px)
+        overview_mpp = mpp * max(1.0, patch_px / _OVERVIEW_PX)
+        overview = slide.overview(overview_mpp)
+        white = white_point(overview)
+        if self._config.min_tissue <= 0:
+            return white, corners
+        tissue = tissue_mask(overview, white=white, smooth_px=1)
+        step = mpp / overview_mpp  # overview pixels per patch pixel
+        spans = [[slice(int(at * step), int((at + patch_px) * step) + 1) for at in corner] for corner in corners]
+        return white, [corner for corner, (x, y) in zip(corners, spans, strict=True) if tissue[y, x].any()]
+
+    def _image(self, patch_id: str, slide: Slide, x_um: float, y_um: float, mpp: float) -> np.ndarray:
+        """The patch's pixels, from its file when that is there already."""
+        path = self._out / "images" / f"{patch_id}.png"
+        if path.exists():
+            with Image.open(path) as image:
+                return np.asarray(image)
+        return slide.read(x_um, y_um, size_px=self._config.patch_px, mpp=mpp)
+
+    def _write(self, name: str, pixels: np.ndarray) -> str:
+        """Write a PNG unless it is there already; its name."""
+        if not (self._out / name).exists():
+            with atomic_path(self._out / name) as temporary:
+                Image.fromarray(pixels).save(temporary, compress_level=4)
+        return name
+
+    def _record(self, patch_id: str, position: int, row: Any) -> dict[str, Any]:
+        role = self._role[row.patient]
+        return {
+            "patch_id": patch_id,
+            "patient": row.patient,
+            "slide": row.slide,
+            "source": f"r{position:05d}",
+            "group": row.group,
+            "split": role.partition("_")[0],
+            "annotated": bool(row.mask) and role != "train_unannotated",
+            "has_mask": bool(row.mask),
+            "image": f"images/{patch_id}.png",
+            "mask": "",
+        }
+
+    def _labelled(self, patch_id: str, patch: np.ndarray, *, annotated: bool) -> dict[str, Any]:
+        """Write the label map of a patch; its path and, where it may be used, the share of each class."""
+        fields: dict[str, Any] = {"mask": self._write(f"masks/{patch_id}.png", patch)}
+        counts = np.bincount(patch[patch != IGNORE], minlength=len(self._labels.classes))
+        if annotated and counts.sum():
+            shares = (counts / counts.sum()).tolist()
+            fields |= {f"fraction_{name}": share for name, share in zip(self._labels.classes, shares, strict=True)}
+        return fields
+
+
+def _patch_table(records: list[dict[str, Any]], classes: list[str], splits: dict[str, list[str]]) -> pd.DataFrame:
+    """The patches table; raises UserError when a role is left without patches."""
+    leading = ["patch_id", "patient", "slide", "source", "group", "split", "annotated", "has_mask"]
+    fractions = [f"fraction_{name}" for name in classes]
+    columns = [*leading, "x_um", "y_um", "mpp", "tissue_fraction", *fractions, "image", "mask"]
+    table = pd.DataFrame(records).reindex(columns=columns)
+    for role in ("train_annotated", "val", "test"):
+        if not table.loc[table["annotated"].astype(bool), "patient"].isin(splits[role]).any():
+            raise UserError(
+                f"no patch of the {role} patients {splits[role][:3]} holds tissue; lower prepare.min_tissue"
+            )
+    return table.astype(dict.fromkeys(fractions, float))
+
+
+def _safe(name: str) -> str:
+    """`name` as part of a file name."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_.") else "_" for c in name)[:48]
+
+
+class _Rate(ProgressColumn):
+    """Rows per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:.0f}/s")
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))

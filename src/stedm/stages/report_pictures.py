@@ -1,0 +1,116 @@
+"""Pictures of tissue for the report: inlined files, and galleries of synthetic images beside what they came from."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from stedm.config import IGNORE
+
+PAGE_PX = 1040
+CELL_PX = 125
+GAP_PX = 5
+COLUMNS = 8
+CLASS_COLOURS = ("#eceae4", "#2f7f86", "#d9774f", "#7a5ba6", "#c9a227", "#4f8f4a", "#b5486a", "#54708f")
+UNKNOWN_COLOUR = "#ffffff"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An inlined picture."""
+
+    uri: str
+    """Data URI."""
+    width_px: int
+    """Width to show it at."""
+    name: str = ""
+    """What it shows."""
+
+
+def inline(image: Image.Image, *, name: str = "") -> Picture:
+    """Inline an image as PNG, no wider than twice the page and shown at up to three times its size."""
+    image = image.convert("RGB")
+    if image.width > 2 * PAGE_PX:
+        image = image.resize((2 * PAGE_PX, round(image.height * 2 * PAGE_PX / image.width)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Picture(uri, min(PAGE_PX, 3 * image.width), name)
+
+
+def inline_files(paths: Sequence[Path]) -> list[Picture]:
+    """Inline picture files, named after their stems."""
+    return [inline(Image.open(path), name=path.stem.replace("_", " ")) for path in paths]
+
+
+def class_colours(classes: Sequence[str]) -> dict[str, str]:
+    """Give every class the colour layouts are drawn in."""
+    return {name: CLASS_COLOURS[index % len(CLASS_COLOURS)] for index, name in enumerate(classes)}
+
+
+def colour_layout(label_map: np.ndarray) -> Image.Image:
+    """Draw a label map uint8 (H, W) in the classes' colours; ignored pixels are white."""
+    table = np.array([list(bytes.fromhex(CLASS_COLOURS[i % len(CLASS_COLOURS)][1:])) for i in range(256)], np.uint8)
+    table[IGNORE] = list(bytes.fromhex(UNKNOWN_COLOUR[1:]))
+    return Image.fromarray(table[label_map])
+
+
+def _mosaic(rows: Sequence[Sequence[Image.Image]]) -> Picture:
+    """Set images of any size into a grid of equal cells, at twice the shown size where there is detail for it."""
+    zoom = 2 if rows[0][0].width > CELL_PX else 1
+    cell, gap = zoom * CELL_PX, zoom * GAP_PX
+    pitch = cell + gap
+    sheet = Image.new("RGB", (pitch * max(map(len, rows)) - gap, pitch * len(rows) - gap), "white")
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            resampling = Image.Resampling.LANCZOS if image.width > cell else Image.Resampling.BICUBIC
+            sheet.paste(image.convert("RGB").resize((cell, cell), resampling), (x * pitch, y * pitch))
+    return Picture(inline(sheet).uri, sheet.width // zoom)
+
+
+def _open(run: Path, row: pd.Series) -> tuple[Image.Image, Image.Image]:
+    image = Image.open(run / "synthetic" / row["image"])
+    return image, colour_layout(np.asarray(Image.open(run / "synthetic" / row["mask"])))
+
+
+def _real(run: Path, patch_id: str, patches: pd.DataFrame) -> Image.Image:
+    (name,) = patches.loc[patches["patch_id"] == patch_id, "image"]
+    return Image.open(run / "data" / name)
+
+
+def drawn_gallery(run: Path, manifest: pd.DataFrame, patches: pd.DataFrame) -> Picture | None:
+    """Show kept images of as many styles as fit: an image of the style set, the layout, the drawn image."""
+    kept = manifest[manifest["keep"].astype(bool) & manifest["style_patches"].notna()]
+    chosen = kept.sort_values("id").drop_duplicates("style_patient").head(COLUMNS)
+    rows: list[list[Image.Image]] = [[], [], []]
+    for _, row in chosen.iterrows():
+        style_patches = json.loads(row["style_patches"])
+        if not style_patches:
+            continue
+        image, layout = _open(run, row)
+        for cells, picture in zip(rows, (_real(run, style_patches[0], patches), layout, image), strict=True):
+            cells.append(picture)
+    return _mosaic(rows) if rows[0] else None
+
+
+def dropped_gallery(run: Path, manifest: pd.DataFrame) -> Picture | None:
+    """Show the dropped images that agree least with their layouts, under those layouts."""
+    dropped = manifest[~manifest["keep"].astype(bool)].sort_values(["agreement", "id"]).head(COLUMNS)
+    pairs = [_open(run, row) for _, row in dropped.iterrows()]
+    return _mosaic([[layout for _, layout in pairs], [image for image, _ in pairs]]) if pairs else None
+
+
+def nearest_gallery(run: Path, manifest: pd.DataFrame, patches: pd.DataFrame) -> Picture | None:
+    """Show the synthetic images nearest to a training image, above that image."""
+    nearest = manifest.dropna(subset=["nearest_real", "nearest_real_distance"])
+    nearest = nearest.sort_values(["nearest_real_distance", "id"]).head(COLUMNS)
+    if nearest.empty:
+        return None
+    synthetic = [Image.open(run / "synthetic" / name) for name in nearest["image"]]
+    return _mosaic([synthetic, [_real(run, patch_id, patches) for patch_id in nearest["nearest_real"]]])

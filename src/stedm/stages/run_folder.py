@@ -1,0 +1,62 @@
+"""The run folder: where each stage keeps its results, and how the next ones read them."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stedm.data.patches import LabelMaps, PatchImages
+from stedm.errors import UserError
+from stedm.files import read_json
+
+TEACHER_ARM = "real+stain"
+"""The real-trained segmenter behind pseudo-layouts and filter: this arm, at the run's own seed."""
+
+
+class RunFolder:
+    """Paths and readers of `runs/<name>/` (the layout of docs: run folder)."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.data = self.root / "data"
+        self.autoencoder = self.root / "autoencoder"
+        self.diffusion = self.root / "diffusion"
+        self.control = self.root / "control"
+        self.synthetic = self.root / "synthetic"
+        self.segmentation = self.root / "segmentation"
+        self.evaluation = self.root / "evaluation"
+        self.report = self.root / "report"
+
+    def segmenter(self, arm: str, seed: int) -> Path:
+        """Folder of one trained segmenter."""
+        return self.segmentation / arm / f"seed{seed}"
+
+    def patches(self) -> pd.DataFrame:
+        """The patches table, one row per patch."""
+        path = self.data / "patches.parquet"
+        if not path.is_file():
+            raise UserError(f"{path}: not found; run `stedm prepare` first")
+        return pd.read_parquet(path)
+
+    def classes(self) -> list[str]:
+        """Class names in label order."""
+        classes: list[str] = read_json(self.data / "classes.json")["classes"]
+        return classes
+
+    def images(self, patches: pd.DataFrame) -> np.ndarray:
+        """Images (n, H, W, 3) uint8 of these rows of the patches table."""
+        return PatchImages(self.data, patches["image"].tolist(), cache_bytes=0).images(range(len(patches)))
+
+    def label_maps(self, patches: pd.DataFrame) -> np.ndarray:
+        """Label maps (n, H, W) uint8 of these rows; refuses rows whose annotation must not be used."""
+        if not patches["annotated"].all():
+            raise ValueError("label maps of unannotated patches are not to be read")
+        return LabelMaps(self.data, patches["mask"].tolist(), cache_bytes=0).label_maps(range(len(patches)))
+
+
+def train_patches(patches: pd.DataFrame, *, annotated: bool | None = None) -> pd.DataFrame:
+    """Rows of the training patients: all, or only (un)annotated ones."""
+    rows = patches["split"] == "train"
+    if annotated is not None:
+        rows &= patches["annotated"].astype(bool) == annotated
+    return patches[rows].reset_index(drop=True)

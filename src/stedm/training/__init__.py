@@ -1,0 +1,1 @@
+"""Losses, augmentation and one thin LightningModule per stage."""

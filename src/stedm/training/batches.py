@@ -1,0 +1,153 @@
+"""What goes into a training step: each class is a pure function of the step number, so that training can resume."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stedm.config import IGNORE
+from stedm.data.style_sets import StyleSets
+from stedm.diffusion.pipeline import to_network
+from stedm.training.augment import StainChange, dihedral, hide_part, random_affine, stain_and_focus
+from stedm.training.tasks import Batch
+
+
+class AutoencoderBatches:
+    """Images of every training patient, half of them under a random stain change, which the diffusion will meet too."""
+
+    def __init__(self, images: np.ndarray, *, batch_size: int, stain: float, seed: int) -> None:
+        """images: (n, H, W, 3) uint8."""
+        self.images, self.batch_size, self.stain, self.seed = images, batch_size, stain, seed
+
+    def __call__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.seed, step, 1])
+        x = to_network(self.images[rng.integers(len(self.images), size=self.batch_size)])
+        changed = StainChange.draw(len(x), self.stain, rng).apply(x)
+        x = torch.where(torch.from_numpy(rng.random(len(x)) < 0.5)[:, None, None, None], changed, x)
+        return {"images": dihedral(x, int(rng.integers(8))).contiguous(memory_format=torch.channels_last)}
+
+
+@dataclass
+class Variants:
+    """Cached latents: each training patch under several geometric and stain changes.
+
+    z (M, C, h, w) half precision; layout (M, H, W) uint8, 255 = unknown; patch (M,) position of the patch;
+    annotated (M,) bool; stain: the change behind each variant, to be applied to its style set as well.
+    """
+
+    z: Tensor
+    layout: Tensor
+    patch: Tensor
+    annotated: Tensor
+    stain: StainChange
+
+
+class DiffusionBatches:
+    """Latents with layouts, style sets and the three kinds of forgetting: null layout, null style, unknown parts.
+
+    The style set of a variant goes through the variant's own stain change, and every style image through its own flip
+    or rotation: what layout and style set share is style, never content.
+    """
+
+    def __init__(
+        self,
+        variants: Variants,
+        images: np.ndarray,
+        style_sets: StyleSets,
+        *,
+        batch_size: int,
+        set_size: int,
+        unlabelled_share: float,
+        layout_dropout: float,
+        style_dropout: float,
+        unknown_share: float,
+        zoom_style: bool,
+        seed: int,
+    ) -> None:
+        """images: (n, H, W, 3) uint8, addressed by `variants.patch`. zoom_style: for `self` sets, lend only a crop."""
+        self.variants, self.images, self.style_sets = variants, images, style_sets
+        self.batch_size, self.set_size, self.seed = batch_size, set_size, seed
+        self.layout_dropout, self.style_dropout, self.unknown_share = layout_dropout, style_dropout, unknown_share
+        self.zoom_style = zoom_style
+        self.annotated = np.flatnonzero(variants.annotated.numpy())
+        self.unannotated = np.flatnonzero(~variants.annotated.numpy())
+        share = unlabelled_share if len(self.unannotated) else 0.0
+        self.num_unannotated = round(share * batch_size)
+
+    def __call__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.seed, step, 2])
+        rows = rng.choice(self.annotated, self.batch_size - self.num_unannotated)
+        if self.num_unannotated:
+            rows = np.concatenate([rows, rng.choice(self.unannotated, self.num_unannotated)])
+        style_images, has_style = self._style_images(rows, rng)
+        layout = self.variants.layout[rows].clone()  # (B, H, W)
+        for k in np.flatnonzero(rng.random(len(rows)) < self.unknown_share):
+            layout[k] = hide_part(layout[k], IGNORE, rng)
+        known = (layout != IGNORE).flatten(1).any(1).numpy()
+        return {
+            "z": self.variants.z[rows],
+            "layout": layout,
+            "layout_given": torch.from_numpy(known & (rng.random(len(rows)) >= self.layout_dropout)),
+            "style_images": style_images,
+            "style_given": torch.from_numpy(has_style & (rng.random(len(rows)) >= self.style_dropout)),
+        }
+
+    def _style_images(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
+        """Style sets (B, N, 3, H, W) in [-1, 1] and which rows have one; rows without get the null style."""
+        targets = self.variants.patch[rows].numpy()
+        has_style = np.array([self.style_sets.has_candidates(int(i)) for i in targets])
+        sets = [
+            self.style_sets.draw(int(i), rng) if has else np.full(self.set_size, i)
+            for i, has in zip(targets, has_style, strict=True)
+        ]
+        x = to_network(self.images[np.stack(sets)])  # (B, N, 3, H, W)
+        x = self.variants.stain[torch.from_numpy(rows)].apply(x)
+        turned = [dihedral(x[:, n], int(rng.integers(8))) for n in range(x.shape[1])]
+        x = torch.stack(turned, dim=1)
+        return (_crop(x, rng) if self.zoom_style else x), has_style
+
+
+def _crop(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """A random crop of half to three quarters of the side, enlarged again: (B, N, 3, H, W)."""
+    B, N, _, H, W = x.shape
+    side = rng.uniform(0.5, 0.75, B * N)
+    shift = rng.uniform(-1, 1, (2, B * N)) * (1 - side)
+    zero = np.zeros(B * N)
+    theta = np.stack([np.stack([side, zero, shift[0]], 1), np.stack([zero, side, shift[1]], 1)], 1)
+    grid = torch.nn.functional.affine_grid(torch.from_numpy(theta).float(), [B * N, 3, H, W], align_corners=False)
+    return torch.nn.functional.grid_sample(x.flatten(0, 1), grid, align_corners=False).unflatten(0, (B, N))
+
+
+class SegmentationBatches:
+    """Real and synthetic pairs mixed by `synthetic_share`; geometric augmentation always, stain when asked."""
+
+    def __init__(
+        self,
+        real: tuple[np.ndarray, np.ndarray],
+        synthetic: tuple[np.ndarray, np.ndarray] | None,
+        *,
+        batch_size: int,
+        synthetic_share: float,
+        stain: float,
+        seed: int,
+    ) -> None:
+        """Pairs are images (n, H, W, 3) uint8 and label maps (n, H, W) uint8. stain: strength, 0 for none."""
+        self.real, self.synthetic, self.batch_size, self.stain, self.seed = real, synthetic, batch_size, stain, seed
+        self.num_synthetic = round(synthetic_share * batch_size) if synthetic is not None else 0
+
+    def __call__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.seed, step, 3])
+        images, label_maps = self._pick(self.real, self.batch_size - self.num_synthetic, rng)
+        if self.synthetic is not None:
+            more = self._pick(self.synthetic, self.num_synthetic, rng)
+            images, label_maps = np.concatenate([images, more[0]]), np.concatenate([label_maps, more[1]])
+        x, y = random_affine(to_network(images), torch.from_numpy(label_maps), rng)
+        if self.stain > 0:
+            x = stain_and_focus(x, self.stain, rng)
+        return {"images": x.contiguous(memory_format=torch.channels_last), "label_maps": y}
+
+    @staticmethod
+    def _pick(pairs: tuple[np.ndarray, np.ndarray], n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        rows = rng.integers(len(pairs[0]), size=n)
+        return pairs[0][rows], pairs[1][rows]

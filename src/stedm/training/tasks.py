@@ -1,0 +1,102 @@
+"""One thin LightningModule per stage: networks, loss, optimiser. Data and loop live elsewhere."""
+
+import math
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from stedm.diffusion.flow import flow_matching_loss, sample_times
+from stedm.models.autoencoder import FirstStage
+from stedm.models.segmenter import Segmenter
+from stedm.models.style import StyleExtractor
+from stedm.models.unet import UNet
+from stedm.training.losses import SegmentationLoss, kl_loss, reconstruction_loss, spectrum_loss
+
+Batch = dict[str, Tensor]
+
+
+def warmup_cosine(step: int, steps: int) -> float:
+    """Learning-rate factor: linear warm-up over the first 5 %, then a cosine to zero."""
+    warmup = max(1, steps // 20)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class Task(L.LightningModule):
+    """AdamW over every trainable parameter, warm-up and cosine, and randomness that depends on the step alone."""
+
+    def __init__(self, *, learning_rate: float, steps: int, seed: int) -> None:
+        super().__init__()
+        self.learning_rate, self.steps, self.seed = learning_rate, steps, seed
+
+    def configure_optimizers(self):  # type: ignore[no-untyped-def]
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warmup_cosine(step, self.steps))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # A resumed run must draw what an uninterrupted one would have drawn.
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Lightning refuses to clip for a fused optimiser, because of loss scaling; bfloat16 needs none.
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+
+
+class AutoencoderTask(Task):
+    """Train the first stage on images (B, 3, H, W)."""
+
+    def __init__(self, first_stage: FirstStage, *, kl_weight: float, **options) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(**options)
+        self.first_stage, self.kl_weight = first_stage, kl_weight
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images = batch["images"]
+        mean, logvar = self.first_stage.distribution(images)
+        raw = mean + torch.randn_like(mean) * (0.5 * logvar).exp()
+        reconstructed = self.first_stage.reconstruct(raw).float()
+        loss = reconstruction_loss(reconstructed, images) + 0.1 * spectrum_loss(reconstructed, images)
+        return loss + self.kl_weight * kl_loss(mean.float(), logvar.float())
+
+
+class DiffusionTask(Task):
+    """Train the velocity network and the style extractor together: the style encoder is in the optimiser."""
+
+    def __init__(self, unet: UNet, style_extractor: StyleExtractor, **options) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(**options)
+        self.unet, self.style_extractor = unet, style_extractor
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        z = batch["z"].float()  # (B, C, h, w)
+        style = self.style_extractor(batch["style_images"])  # (B, d)
+
+        def velocity(z_t: Tensor, t: Tensor) -> Tensor:
+            return self.unet(
+                z_t.contiguous(memory_format=torch.channels_last),
+                t,
+                layout=batch["layout"],
+                layout_given=batch["layout_given"],
+                style=style,
+                style_given=batch["style_given"],
+            )
+
+        t = sample_times(len(z)).to(z.device)
+        return flow_matching_loss(velocity, z, t=t, e=torch.randn_like(z))
+
+
+class SegmentationTask(Task):
+    """Train the segmenter on images (B, 3, H, W) and label maps (B, H, W)."""
+
+    def __init__(self, segmenter: Segmenter, **options) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(**options)
+        self.segmenter = segmenter
+        self.loss = SegmentationLoss()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        logits = self.segmenter(batch["images"]).float()
+        return self.loss(logits, batch["label_maps"].long())
+
+

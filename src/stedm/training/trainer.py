@@ -1,0 +1,178 @@
+"""The training loop: Lightning with step-addressed batches, atomic checkpoints, resume, progress and a metrics table."""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader, Dataset
+
+from stedm.device import best_device, lightning_precision
+from stedm.errors import UserError
+from stedm.files import atomic_path, write_text
+from stedm.training.tasks import Batch, Task
+
+BatchOfStep = Callable[[int], Batch]
+"""The batch of a step, a pure function of the step: what makes a resumed run equal an uninterrupted one."""
+
+
+class _Steps(Dataset[Batch]):
+    def __init__(self, batch_of_step: BatchOfStep, start: int, stop: int) -> None:
+        self.batch_of_step, self.start, self.stop = batch_of_step, start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, i: int) -> Batch:
+        return self.batch_of_step(self.start + i)
+
+
+class _Loader(L.LightningDataModule):
+    """Each Lightning epoch is one stretch of steps between two checkpoints."""
+
+    def __init__(self, batch_of_step: BatchOfStep, *, steps: int, stretch: int) -> None:
+        super().__init__()
+        self.batch_of_step, self.steps, self.stretch = batch_of_step, steps, stretch
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        start = self.trainer.global_step if self.trainer else 0
+        stop = min(start + self.stretch, self.steps)
+        return DataLoader(_Steps(self.batch_of_step, start, stop), batch_size=None)
+
+
+class _Progress(L.Callback):
+    """A progress bar with steps per second, time left and the loss; stops at the first loss that is not finite."""
+
+    def __init__(self, description: str, metrics_path: Path, every: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+        self.bar = Progress(*columns, transient=True)
+        self.description, self.metrics_path, self.every = description, metrics_path, every
+        self.rows: list[str] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar.start()
+        self.task = self.bar.add_task(self.description, total=trainer.max_steps, completed=trainer.global_step, note="")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        step, loss = trainer.global_step, float(outputs["loss"])
+        if not torch.isfinite(torch.tensor(loss)):
+            raise UserError(
+                f"{self.description}: the loss is {loss} at step {step}; the last good state is kept in "
+                f"{self.metrics_path.parent / 'training'}; lower the learning rate and run again"
+            )
+        if step % self.every == 0 or step == trainer.max_steps:
+            self.rows.append(f"{step},{loss:.6g}")
+            speed = self.bar.tasks[self.task].speed
+            note = f"loss {loss:.3f}" + (f"  {speed:.1f} steps/s" if speed else "")
+            self.bar.update(self.task, completed=step, note=note)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        write_text(self.metrics_path, "\n".join(["step,loss", *self.rows]) + "\n")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.bar.stop()
+
+
+class _Checkpoint(L.Callback):
+    """Save everything needed to resume at the end of every stretch, atomically."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step < trainer.max_steps:
+            with atomic_path(self.path) as temporary:
+                trainer.save_checkpoint(temporary)
+
+
+class BestByValidation(L.Callback):
+    """After every stretch, score the task; at the end, put the best weights back into it.
+
+    score: (task) -> value, higher is better; never computed on test patients.
+    """
+
+    def __init__(self, score: Callable[[Any], float]) -> None:
+        self.score, self.best, self.weights = score, float("-inf"), {}
+        self.history: list[tuple[int, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "weights": self.weights, "history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.weights = state_dict["best"], state_dict["weights"]
+        self.history = [tuple(row) for row in state_dict["history"]]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.history or self.history[-1][0] != trainer.global_step:
+            value = self.score(pl_module)
+            pl_module.train()
+            self.history.append((trainer.global_step, value))
+            if value > self.best:
+                self.best = value
+                self.weights = {k: v.detach().cpu().clone() for k, v in pl_module.state_dict().items()}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pl_module.load_state_dict(self.weights)
+
+
+def fit(
+    task: Task,
+    batch_of_step: BatchOfStep,
+    *,
+    folder: Path,
+    description: str,
+    ema_decay: float | None = None,
+    best: BestByValidation | None = None,
+    stretches: int = 8,
+) -> Task:
+    """Train `task` for `task.steps` steps; continue from `folder/training/last.ckpt` when it is there.
+
+    folder: receives metrics.csv, and training/ (only needed to resume). ema_decay: when given, the task ends with the
+    exponential moving average of its weights. stretches: how often the state is saved. Raises UserError on a loss
+    that is not finite.
+    """
+    _quiet()
+    task.to(memory_format=torch.channels_last)
+    stretch = max(1, -(-task.steps // stretches))
+    last = folder / "training" / "last.ckpt"
+    callbacks: list[L.Callback] = [_Progress(description, folder / "metrics.csv", max(1, task.steps // 100))]
+    if ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=ema_decay))
+    callbacks += [best] if best else []
+    trainer = L.Trainer(
+        max_steps=task.steps,
+        max_epochs=-1,
+        accelerator="gpu" if best_device().type == "cuda" else "cpu",
+        devices=1,
+        precision=lightning_precision(best_device()),  # type: ignore[arg-type]
+        callbacks=[*callbacks, _Checkpoint(last)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        reload_dataloaders_every_n_epochs=1,
+    )
+    loader = _Loader(batch_of_step, steps=task.steps, stretch=stretch)
+    trainer.fit(task, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    return task.cpu().eval()  # type: ignore[return-value]
+
+
+def _quiet() -> None:
+    """Lightning's hints are for its own users."""
+    os.environ.setdefault("SUPPRESS_LIGHTNING_TIPS", "1")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -1,0 +1,101 @@
+"""Segmentation scores over patients, and nearest neighbours against memorisation."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from stedm.config import IGNORE
+from stedm.evaluation.memorisation import nearest_distances, nearest_others, nearest_real_ratio
+from stedm.evaluation.segmentation import confusion, dice, iou, mean_over_classes, patient_scores
+
+LABELS = arrays(np.uint8, (6, 5), elements=st.sampled_from([0, 1, 2, IGNORE]))
+PREDICTIONS = arrays(np.uint8, (6, 5), elements=st.integers(0, 2))
+
+
+def test_confusion_rows_are_truth():
+    truth = np.array([[0, 0, 1, IGNORE]], np.uint8)
+    guess = np.array([[0, 1, 1, 0]], np.uint8)
+    assert confusion(guess, truth, 2).tolist() == [[1, 1], [0, 1]]
+
+
+@given(guess=PREDICTIONS, truth=LABELS)
+def test_scores_equal_their_set_definition(guess, truth):
+    conf = confusion(guess, truth, 3)
+    known = truth != IGNORE
+    assert conf.sum() == known.sum()
+    for c in range(3):
+        a, b = (truth == c) & known, (guess == c) & known
+        if not a.any():
+            assert np.isnan(iou(conf)[c]) and np.isnan(dice(conf)[c])
+            continue
+        assert iou(conf)[c] == pytest.approx((a & b).sum() / (a | b).sum())
+        assert dice(conf)[c] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
+    present = np.isfinite(iou(conf))
+    assert np.allclose(dice(conf)[present], 2 * iou(conf)[present] / (1 + iou(conf)[present]))
+
+
+def test_absent_class_is_nan_and_left_out_of_the_mean():
+    conf = np.array([[90, 0, 10], [0, 50, 0], [0, 0, 0]])
+    assert np.isnan(iou(conf)[2])
+    assert mean_over_classes(iou(conf)) == pytest.approx((0.9 + 1.0) / 2)
+    assert np.isnan(mean_over_classes(iou(np.zeros((3, 3), int))))
+
+
+def test_values_that_are_no_class_are_refused():
+    with pytest.raises(ValueError, match="prediction"):
+        confusion(np.array([3]), np.array([0]), 3)
+    with pytest.raises(ValueError, match="label map"):
+        confusion(np.array([0]), np.array([7]), 3)
+    with pytest.raises(ValueError, match="shape"):
+        confusion(np.zeros((2, 2)), np.zeros((2, 3)), 3)
+
+
+def test_patient_scores_pool_patches_before_dividing():
+    confusions = np.array([[[10, 0], [0, 0]], [[0, 10], [0, 10]], [[5, 0], [0, 5]]])
+    table = patient_scores(["b", "b", "a"], confusions, classes=["background", "gland"], groups=["x", "x", "y"])
+    assert table["patient"].tolist() == ["a", "b"] and table["group"].tolist() == ["y", "x"]
+    assert table["patches"].tolist() == [1, 2]
+    assert table.loc[1, "iou_background"] == pytest.approx(10 / 20)
+    assert table.loc[1, "iou_gland"] == pytest.approx(10 / 20)
+    assert table.loc[0, "iou"] == table.loc[0, "dice"] == 1.0
+    assert list(table.columns[:5]) == ["patient", "group", "patches", "iou", "dice"]
+
+
+@pytest.fixture(scope="module")
+def real_images() -> np.ndarray:
+    blocks = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    return blocks.repeat(4, 1).repeat(4, 2)
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [lambda x: x, lambda x: np.rot90(x, 1, (1, 2)), lambda x: x[:, ::-1], lambda x: np.rot90(x[:, :, ::-1], 3, (1, 2))],
+)
+def test_copies_are_found_however_turned(real_images, turn):
+    distances, indices = nearest_distances(np.ascontiguousarray(turn(real_images)), real_images)
+    assert np.allclose(distances, 0, atol=1e-5)
+    assert indices.tolist() == list(range(40))
+
+
+def test_distance_is_the_root_mean_square_of_pixels():
+    black, grey = np.zeros((1, 32, 32, 3), np.uint8), np.full((1, 32, 32, 3), 51, np.uint8)
+    assert nearest_distances(black, grey)[0] == pytest.approx(0.2)
+
+
+def test_nearest_other_is_never_the_image_itself(real_images):
+    distances, indices = nearest_others(real_images)
+    assert (indices != np.arange(40)).all() and (distances > 0.05).all()
+    again, _ = nearest_others(np.concatenate([real_images, real_images[:1]]))
+    assert again[0] == pytest.approx(0, abs=1e-5) and np.allclose(again[1:40], distances[1:])
+    with pytest.raises(ValueError, match="at least one other"):
+        nearest_others(real_images[:1])
+
+
+def test_ratio_is_near_one_for_fresh_images_and_zero_for_copies(real_images):
+    own, _ = nearest_others(real_images)
+    fresh = np.random.default_rng(1).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+    assert nearest_real_ratio(nearest_distances(fresh, real_images)[0], own) == pytest.approx(1, abs=0.1)
+    assert nearest_real_ratio(nearest_distances(real_images, real_images)[0], own) == pytest.approx(0, abs=1e-4)
+    assert np.isfinite(nearest_real_ratio(np.array([0.1]), np.zeros(3)))

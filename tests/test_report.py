@@ -1,0 +1,306 @@
+"""The report: whole on a full run folder, honest on a partial one, silent about nothing it ought to warn of."""
+
+import base64
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stedm import files
+from stedm.errors import UserError
+from stedm.evaluation.statistics import summary_table
+from stedm.stages import report_text
+from stedm.stages.report import report
+
+ARMS = {"real": 0.60, "real+stain": 0.74, "real+synthetic": 0.72, "real+stain+synthetic": 0.78}
+CLASSES = ["background", "gland"]
+
+
+def _image(path: Path, rng: np.random.Generator, *, mask: bool = False, size: tuple[int, int] = (32, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = rng.choice([0, 1, 255], size) if mask else rng.integers(0, 256, (*size, 3))
+    Image.fromarray(values.astype(np.uint8)).save(path)
+
+
+def _write_data(run: Path, rng: np.random.Generator) -> pd.DataFrame:
+    rows = []
+    for split, patients in (("train", 6), ("val", 2), ("test", 12)):
+        for number in range(patients):
+            for patch in range(2):
+                patient = f"{split}{number:02d}"
+                row = {"patch_id": f"{patient}_{patch}", "patient": patient, "slide": f"{patient}-s", "split": split}
+                row |= {"group": "he" if number % 2 else "ihc", "annotated": split != "train" or number < 2}
+                rows.append(row | {"image": f"images/{patient}_{patch}.png"})
+                _image(run / "data" / rows[-1]["image"], rng)
+    patches = pd.DataFrame(rows)
+    patches.to_parquet(run / "data" / "patches.parquet")
+    files.write_json(run / "data" / "classes.json", {"classes": CLASSES, "ignore": 255, "patch_px": 32})
+    return patches
+
+
+def _write_synthetic(run: Path, rng: np.random.Generator, patches: pd.DataFrame) -> None:
+    unannotated = patches[(patches["split"] == "train") & ~patches["annotated"]]
+    rows = []
+    for number in range(20):
+        style, agreement = unannotated.iloc[number % len(unannotated)], float(rng.uniform(0.2, 1))
+        name = f"{number:05d}"
+        _image(run / "synthetic" / f"images/{name}.png", rng)
+        _image(run / "synthetic" / f"masks/{name}.png", rng, mask=True)
+        rows.append(
+            {
+                "id": name,
+                "image": f"images/{name}.png",
+                "mask": f"masks/{name}.png",
+                "layout_kind": "real" if number % 2 else "prior",
+                "style_patient": style["patient"],
+                "style_patches": json.dumps([style["patch_id"]]),
+                "agreement": agreement,
+                "ignored_fraction": 0.1,
+                "keep": agreement > 0.5,
+                "nearest_real": style["patch_id"],
+                "nearest_real_distance": float(rng.uniform(0.1, 0.3)),
+            }
+        )
+    pd.DataFrame(rows).to_parquet(run / "synthetic" / "manifest.parquet")
+    for folder in ("diffusion", "control"):
+        _image(run / folder / "samples" / "style_by_layout.png", rng, size=(64, 128))
+
+
+def _write_evaluation(run: Path, rng: np.random.Generator, patches: pd.DataFrame) -> None:
+    test = patches[patches["split"] == "test"].drop_duplicates("patient")
+    difficulty = rng.normal(0, 0.06, len(test))
+    rows = []
+    for arm, level in ARMS.items():
+        for seed in (0, 1, 2):
+            scores = np.clip(level + difficulty + rng.normal(0, 0.02, len(test)), 0, 1)
+            for (_, patient), score in zip(test.iterrows(), scores, strict=True):
+                row = {"arm": arm, "seed": seed, "patient": patient["patient"], "group": patient["group"], "patches": 2}
+                row |= {"iou": score, "dice": 2 * score / (1 + score)}
+                rows.append(row | {f"iou_{name}": score for name in CLASSES})
+    table = pd.DataFrame(rows)
+    (run / "evaluation").mkdir(parents=True)
+    table.to_csv(run / "evaluation" / "per_patient.csv", index=False)
+    summary = summary_table(table, list(ARMS), label_budget=2, resamples=500)
+    files.write_json(run / "evaluation" / "summary.json", summary)
+    generation = {"nfe": 12, "images": 20, "images_per_second": 7.5, "device": "cpu", "layout_agreement": 0.8}
+    generation |= {
+        "style_distance_matched": 0.9,
+        "style_distance_shuffled": 4.2,
+        "kid": 0.01,
+        "nearest_real_ratio": 1.1,
+    }
+    files.write_json(run / "evaluation" / "generation.json", generation)
+    for name in ("best_test01", "worst_test02"):
+        _image(run / "evaluation" / "overlays" / f"{name}.png", rng, size=(32, 96))
+
+
+def _write_training(run: Path, rng: np.random.Generator) -> None:
+    steps = pd.DataFrame({"step": range(0, 500, 10), "loss": np.geomspace(1, 0.01, 50)})
+    for stage in ("autoencoder", "diffusion"):
+        (run / stage / "samples").mkdir(parents=True, exist_ok=True)
+        steps.to_csv(run / stage / "metrics.csv", index=False)
+        _image(run / stage / "samples" / "step_500.png", rng, size=(64, 64))
+    for arm in ARMS:
+        for seed in range(2):
+            folder = run / "segmentation" / arm / f"seed{seed}"
+            folder.mkdir(parents=True)
+            steps.assign(val_iou=0.5).to_csv(folder / "metrics.csv", index=False)
+            files.write_json(folder / "fingerprint.json", {"fingerprint": "x", "seconds": 12.5})
+    for stage in ("data", "autoencoder", "diffusion", "synthetic", "evaluation"):
+        files.write_json(run / stage / "fingerprint.json", {"fingerprint": "x", "seconds": 70})
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory) -> Path:
+    run, rng = tmp_path_factory.mktemp("runs") / "night <1>", np.random.default_rng(0)
+    run.mkdir()
+    (run / "config.yaml").write_text("size: tiny\nfilter:\n  min_agreement: 0.5\ndiffusion:\n  style_set: patient\n")
+    environment = {"python": "3.12.1", "torch": "2.9", "stedm": "0.1.0", "cpu": "a processor", "cores": 2}
+    environment |= {"device": "cpu", "memory_gib": 4.0, "platform": "Linux"}
+    files.write_json(run / "environment.json", environment)
+    patches = _write_data(run, rng)
+    _write_synthetic(run, rng, patches)
+    _write_evaluation(run, rng, patches)
+    _write_training(run, rng)
+    report(run)
+    return run
+
+
+@pytest.fixture
+def copied_run(full_run, tmp_path) -> Path:
+    return Path(shutil.copytree(full_run, tmp_path / "copy"))
+
+
+def _page(run: Path) -> str:
+    return (run / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_full_run_leaves_nothing_out(full_run):
+    page = _page(full_run)
+    assert "Not shown" not in page
+    for heading in ("Segmentation, patient by patient", "Generated tissue", "Are training images copied?", "Training"):
+        assert heading in page
+    assert "night &lt;1&gt;" in page and "night <1>" not in page
+
+
+def test_page_is_self_contained_and_its_pictures_are_whole(full_run):
+    page = _page(full_run)
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert sources and all(source.startswith(("data:image/", "#")) for source in sources)
+    assert "<script" not in page and "http" not in re.sub(r'src="[^"]+"', "", page)
+    for kind, payload in re.findall(r'src="data:image/([a-z+]+);base64,([^"]+)"', page):
+        start = base64.b64decode(payload, validate=True)[:5]
+        assert start == (b"<?xml" if kind == "svg+xml" else b"\x89PNG\r")
+    assert all('alt="' in tag for tag in re.findall(r"<img [^>]+>", page))
+
+
+def test_figures_of_the_summary_are_in_page_and_markdown(full_run):
+    summary = files.read_json(full_run / "evaluation" / "summary.json")
+    markdown = (full_run / "summary.md").read_text(encoding="utf-8")
+    for score in summary["arms"].values():
+        assert f"{score['patient_iou_mean']:.3f}" in _page(full_run)
+        assert f"{score['worst_decile_iou']:.3f}" in markdown
+    assert report_text.answer(summary) in markdown
+
+
+def test_report_is_the_same_every_time(full_run):
+    before = _page(full_run)
+    report(full_run)
+    assert _page(full_run) == before
+
+
+def test_stage_times_include_their_parts(full_run):
+    assert "1 min 40 s" in _page(full_run)  # 8 segmenters of 12.5 s
+    assert "7 min 30 s" in _page(full_run)  # and five stages of 70 s
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        [
+            "diffusion/samples/style_by_layout.png",
+            "evaluation/per_patient.csv",
+            "evaluation/overlays",
+            "autoencoder/metrics.csv",
+        ],
+        ["environment.json", "data/patches.parquet", "evaluation/summary.json", "evaluation/generation.json"],
+        ["synthetic/manifest.parquet", "segmentation"],
+    ],
+)
+def test_what_is_missing_is_named_with_the_command_that_writes_it(copied_run, missing):
+    for name in missing:
+        target = copied_run / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    report(copied_run)
+    reasons = re.findall(r'<p class="absent">(.*?)</p>', _page(copied_run))
+    for name in missing:
+        assert any(name in reason and "<code>stedm " in reason for reason in reasons)
+
+
+def test_run_that_has_only_begun_still_gets_a_page(tmp_path):
+    (tmp_path / "config.yaml").write_text("size: smoke\n")
+    report(tmp_path)
+    assert "There is no answer yet" in _page(tmp_path)
+
+
+def test_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        report(tmp_path)
+
+
+def test_run_without_groups_filter_or_synthesis(copied_run):
+    """One arm, one seed, no groups, an unfiltered synthetic set."""
+    manifest = pd.read_parquet(copied_run / "synthetic" / "manifest.parquet")
+    manifest.drop(columns=["agreement", "keep", "ignored_fraction", "nearest_real"]).to_parquet(
+        copied_run / "synthetic" / "manifest.parquet"
+    )
+    table = pd.read_csv(copied_run / "evaluation" / "per_patient.csv")
+    table = table[(table["arm"] == "real") & (table["seed"] == 0)].assign(group=np.nan)
+    table.to_csv(copied_run / "evaluation" / "per_patient.csv", index=False)
+    summary = summary_table(table, ["real"], label_budget=2, resamples=100)
+    files.write_json(copied_run / "evaluation" / "summary.json", summary)
+    report(copied_run)
+    page = _page(copied_run)
+    assert "was not asked" in page and "by group" not in page and "stedm filter" in page
+    assert "One seed" in page
+
+
+def test_given_first_stage_has_no_curve(copied_run):
+    (copied_run / "autoencoder" / "metrics.csv").write_text("step,loss\n")
+    report(copied_run)
+    assert "the weights were given" in _page(copied_run)
+
+
+def test_control_is_shown_only_where_it_was_trained(copied_run):
+    assert "trained on annotated images only" in _page(copied_run)
+    shutil.rmtree(copied_run / "control")
+    report(copied_run)
+    assert "trained on annotated images only" not in _page(copied_run)
+
+
+SUMMARY = {
+    "label_budget": 4,
+    "n_test_patients": 24,
+    "seeds": [0, 1, 2],
+    "arms": {
+        arm: {
+            "patient_iou_mean": level,
+            "patient_iou_std": 0.05,
+            "worst_decile_iou": level - 0.1,
+            "patient_dice_mean": level + 0.1,
+            "ci95": [level - 0.02, level + 0.02],
+        }
+        for arm, level in ARMS.items()
+    },
+}
+
+
+def _compared(delta: float, half_width: float) -> dict:
+    ci95 = [delta - half_width, delta + half_width]
+    weak = {"arm": "real+synthetic", "baseline": "real", "delta_iou": 0.12, "ci95": [0.1, 0.14], "p_value": 0.0004}
+    strong = {"arm": "real+stain+synthetic", "baseline": "real+stain", "delta_iou": delta, "ci95": ci95, "p_value": 0.2}
+    return SUMMARY | {"comparisons": [weak, strong]}
+
+
+@pytest.mark.parametrize(
+    ("delta", "half_width", "verdict"), [(0.04, 0.01, "helped"), (-0.04, 0.01, "hurt"), (0.0, 0.01, "no clear")]
+)
+def test_answer_follows_the_interval_against_the_strongest_baseline(delta, half_width, verdict):
+    sentence = report_text.answer(_compared(delta, half_width))
+    assert verdict in sentence and "from real+stain to real+stain+synthetic" in sentence
+    assert report_text.signed(delta) in sentence and "24 test patients, 3 seeds, 4 annotated patients" in sentence
+    assert "From real to real+synthetic: +0.120" in report_text.second_sentence(_compared(delta, half_width))
+
+
+HEALTHY = {
+    "style_distance_matched": 1.0,
+    "style_distance_shuffled": 4.0,
+    "nearest_real_ratio": 1.0,
+    "layout_agreement": 0.8,
+}
+
+
+def test_nothing_is_warned_of_when_all_is_well():
+    assert report_text.warnings(_compared(0.04, 0.01), HEALTHY, 0.9) == []
+    assert report_text.warnings(None, None, None) == []
+
+
+@pytest.mark.parametrize(
+    ("summary", "generation", "kept", "words"),
+    [
+        ({"n_test_patients": 9}, {}, 0.9, "Only 9 test patients"),
+        ({"seeds": [0]}, {}, 0.9, "One seed"),
+        ({}, {"style_distance_matched": 3.2}, 0.9, "all but ignored"),
+        ({}, {"nearest_real_ratio": 0.4}, 0.9, "copies"),
+        ({}, {"layout_agreement": 0.3}, 0.9, "poorly obeyed"),
+        ({}, {}, 0.4, "kept 40 %"),
+    ],
+)
+def test_each_doubt_is_raised(summary, generation, kept, words):
+    (warning,) = report_text.warnings(_compared(0.04, 0.01) | summary, HEALTHY | generation, kept)
+    assert words in warning
