@@ -10,7 +10,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "smoke": {
         "autoencoder": {"channels": [16, 16], "steps": 8, "batch_size": 4},
         "diffusion": {"channels": 16, "multipliers": [1, 2], "steps": 8, "batch_size": 8},
-        "generate": {"images": 8},
+        "generate": {"images": 48},
         "filter": {"min_agreement": 0.0},
         "segmentation": {"encoder": "tu-test_resnet", "steps": 8, "batch_size": 8},
     },
@@ -19,7 +19,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "diffusion": {"channels": 48, "multipliers": [1, 2], "steps": 1000, "batch_size": 32},
         "generate": {"images": 512},
         "filter": {"min_agreement": 0.5},
-        "segmentation": {"encoder": "resnet18", "steps": 250, "batch_size": 16},
+        "segmentation": {"encoder": "tu-resnet10t", "steps": 250, "batch_size": 16},
     },
     "small": {
         "autoencoder": {"channels": [48, 96], "steps": 1500, "batch_size": 16},

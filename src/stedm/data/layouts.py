@@ -5,12 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import fft, ndimage
 
-from stedm.config import IGNORE
-
 _OFFSET_STEPS = 40
 _SIGMA_PER_LENGTH = 0.64
-"""A field smoothed with sigma s has the autocorrelation r = exp(-d^2 / 4 s^2), and its sign 2 / pi asin(r), which is 1/e at
-d = 1.56 s: so s = 0.64 times the regions' correlation length."""
+"""A field smoothed with sigma s has the autocorrelation r = exp(-d^2 / 4 s^2), and its sign 2 / pi asin(r), which is
+1/e at d = 1.56 s: so s = 0.64 times the regions' correlation length."""
 
 
 class RealLayouts:

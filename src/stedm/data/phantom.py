@@ -28,14 +28,14 @@ _PLACEMENTS_PER_GLAND_AREA = 12.0
 _EPITHELIA = {
     "eosinophilic": (0.06, 0.85, 0.25, 0.0, 0.15, 0.5, 1.2),
     "basophilic": (0.38, 0.40, 0.10, 0.0, 0.05, 0.8, 1.7),
-    "clear": (0.02, 0.14, 0.10, 0.0, 0.65, 0.2, 1.1),
+    "clear": (0.02, 0.18, 0.10, 0.0, 0.65, 0.2, 1.1),
     "mucinous": (0.22, 0.16, 0.10, 0.5, 0.30, 0.95, 1.3),
 }
 # Kind: (matrix H, matrix E, fibre contrast, fibre width, fibre length, waviness, fibroblasts, lymphocytes)
 _STROMATA = {
     "collagen": (0.02, 0.85, 0.30, 1.3, 10.0, 6.0, 0.35, 0.05),
-    "loose": (0.10, 0.25, 0.50, 0.9, 5.0, 8.0, 0.40, 0.15),
-    "desmoplastic": (0.15, 0.50, 0.25, 1.5, 8.0, 4.0, 1.30, 0.15),
+    "loose": (0.12, 0.38, 0.50, 0.9, 5.0, 8.0, 0.40, 0.15),
+    "desmoplastic": (0.15, 0.50, 0.25, 1.5, 8.0, 4.0, 0.90, 0.15),
     "inflamed": (0.08, 0.35, 0.35, 1.0, 5.0, 6.0, 0.35, 0.90),
     "muscle": (0.03, 0.75, 0.20, 2.4, 20.0, 3.0, 0.60, 0.05),
 }
@@ -44,7 +44,7 @@ _STAINS = {  # optical density per RGB channel: haematoxylin; eosin or IHC's fai
     "ihc": ((0.70, 0.62, 0.35), (0.56, 0.60, 0.57), (0.27, 0.57, 0.78)),
 }
 _STRENGTHS = {"he": (0.85, 0.42, 0.0), "ihc": (0.80, 0.32, 0.9)}
-_LEAST_CONTRAST = 0.12
+_LEAST_CONTRAST = 0.14
 """Least distance in optical density between cytoplasm and stroma: tissue nobody could segment is not drawn."""
 # IHC score: (concentration, thickness in pixels, share) of stained membrane
 _SCORES = ((0.0, 1.0, 0.0), (0.35, 0.7, 0.45), (0.75, 0.9, 0.8), (1.5, 1.5, 1.0))

@@ -86,7 +86,8 @@ def _drawn_split(
     if len(free) < held_out + kept:
         raise UserError(
             f"{len(free)} patients with masks are too few for {config.val_patients} validation +"
-            f" {config.test_patients} test + {kept} annotated; lower split.val_patients, split.test_patients or split.label_budget"
+            f" {config.test_patients} test + {kept} annotated; lower split.val_patients, split.test_patients or"
+            " split.label_budget"
         )
     ranked = _ranks(free, rng)
     # Sorting by the relative rank lets every prefix hold the groups in proportion.

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-DENSITY = 0.05
+DENSITY = 0.03
 """Optical density above the glass (largest of the three channels) from which a smoothed pixel is tissue."""
 _GLASS_SHARE = 0.01
 
@@ -11,9 +11,11 @@ _GLASS_SHARE = 0.01
 def white_point(rgb: np.ndarray) -> np.ndarray:
     """Colour of the glass (3,) float in an image (H, W, 3) uint8: the median of its bright, colourless pixels.
 
-    White (255) when fewer than 1 % of the pixels are bright (all channels >= 215) and colourless (spread <= 20).
+    Bright is >= 215 in all channels, colourless a spread <= 20. Pure white (255) does not count, because scanners fill
+    in what they left out with it; white is the answer when fewer than 1 % of the pixels are left.
     """
-    bright = (rgb.min(-1) >= 215) & (rgb.max(-1).astype(int) - rgb.min(-1) <= 20)
+    darkest, spread = rgb.min(-1), rgb.max(-1) - rgb.min(-1)
+    bright = (darkest >= 215) & (darkest < 255) & (spread <= 20)
     if bright.mean() < _GLASS_SHARE:
         return np.full(3, 255.0)
     glass = rgb[bright].astype(float)

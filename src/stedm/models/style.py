@@ -19,23 +19,30 @@ class ConvStyleEncoder(nn.Module):
     strength and pattern are style; where things are is not. No normalisation layers, which would remove the colour.
     """
 
-    def __init__(self, dim: int, channels: tuple[int, ...] = (32, 64, 96, 128)) -> None:
+    def __init__(self, dim: int, channels: tuple[int, ...] = (48, 96, 128)) -> None:
         super().__init__()
-        inputs = (3, *channels[:-1])
+        inputs = (12, *channels[:-1])  # 2 x 2 pixels folded into channels: nothing runs at full resolution
         self.stages = nn.ModuleList(
-            nn.Conv2d(i, o, 5, stride=2, padding=2) for i, o in zip(inputs, channels, strict=True)
+            nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in zip(inputs, channels, strict=True)
         )
         self.head = nn.Sequential(
             nn.Linear(2 * (3 + sum(channels)), 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim), nn.LayerNorm(dim)
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        h = images  # (B, 3, H, W)
-        moments = [h.mean((2, 3)), h.std((2, 3))]
+        moments = list(_moments(images))  # 2 x (B, 3)
+        h = F.pixel_unshuffle(images, 2).contiguous(memory_format=torch.channels_last)  # (B, 12, H / 2, W / 2)
         for stage in self.stages:
             h = F.silu(stage(h))  # (B, C, H / 2^k, W / 2^k)
-            moments += [h.mean((2, 3)), (h.var((2, 3), unbiased=False) + 1e-5).sqrt()]
+            moments += _moments(h)
         return self.head(torch.cat(moments, dim=1))  # (B, dim)
+
+
+def _moments(h: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over pixels: (B, C, h, w) -> twice (B, C)."""
+    mean = h.mean((2, 3))
+    variance = h.square().mean((2, 3)) - mean.square()
+    return mean, (variance.clamp_min(0) + 1e-4).sqrt()
 
 
 class TimmStyleEncoder(nn.Module):

@@ -69,11 +69,11 @@ def _generation(run: RunFolder, config: RunConfig, patches: pd.DataFrame) -> dic
     training = train_patches(patches)
     real = run.images(training)
     lenders = [name for name in manifest["style_patient"].unique() if name]
-    matched, shuffled = matched_and_shuffled(
-        {name: images[(manifest["style_patient"] == name).to_numpy()] for name in lenders},
-        {name: real[(training["patient"] == name).to_numpy()] for name in lenders},
-        rng=np.random.default_rng(config.seed),
-    )
+    drawn = {name: images[(manifest["style_patient"] == name).to_numpy()] for name in lenders}
+    known = {name: real[(training["patient"] == name).to_numpy()] for name in lenders}
+    comparable = sum(min(len(drawn[name]), len(known[name])) >= 2 for name in lenders) >= 2
+    rng = np.random.default_rng(config.seed)
+    matched, shuffled = matched_and_shuffled(drawn, known, rng=rng) if comparable else (None, None)
     throughput = read_json(run.synthetic / "throughput.json")
     between = nearest_others(real)[0]
     return {
@@ -84,6 +84,6 @@ def _generation(run: RunFolder, config: RunConfig, patches: pd.DataFrame) -> dic
         "layout_agreement": float(manifest["agreement"].mean()),
         "style_distance_matched": matched,
         "style_distance_shuffled": shuffled,
-        "kid": kid_of_images(images, real[training["patient"].isin(lenders).to_numpy()]),
+        "kid": kid_of_images(images, real[training["patient"].isin(lenders).to_numpy()] if lenders else real),
         "nearest_real_ratio": nearest_real_ratio(manifest["nearest_real_distance"].to_numpy(), between),
     }

@@ -1,0 +1,125 @@
+"""The cohort table: what is read, and that every mistake is answered with the row and the fix."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stedm.config import CohortConfig
+from stedm.data.cohort import read_cohort, resolve_labels
+from stedm.errors import UserError
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Rows of a correct table, two images for each of three patients; the files exist."""
+    rows = []
+    for name in ("a0", "a1", "b0", "b1", "c0", "c1"):
+        Image.fromarray(np.full((20, 30, 3), 180, np.uint8)).save(tmp_path / f"{name}.png")
+        Image.fromarray(np.eye(20, 30, dtype=np.uint8)).save(tmp_path / f"{name}_mask.png")
+        rows.append({"image": f"{name}.png", "patient": name[0], "mask": f"{name}_mask.png", "mpp": "0.5"})
+    return rows
+
+
+def config(tmp_path, rows, **options):
+    table = pd.DataFrame(rows)
+    table.to_csv(tmp_path / "table.csv", index=False)
+    return CohortConfig(table=str(tmp_path / "table.csv"), **options)
+
+
+def refusal(tmp_path, rows, **options) -> str:
+    with pytest.raises(UserError) as refused:
+        cohort = config(tmp_path, rows, **options)
+        resolve_labels(cohort, read_cohort(cohort))
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+def test_defaults_and_absolute_paths(tmp_path, rows):
+    rows[0] |= {"mask": "", "mpp": ""}
+    cohort = read_cohort(config(tmp_path, rows, mpp=0.25))
+    assert cohort["slide"].tolist() == ["a0", "a1", "b0", "b1", "c0", "c1"]
+    assert cohort["image"][0] == str(tmp_path / "a0.png") and cohort["mask"][0] == ""
+    assert cohort["mpp"].tolist() == [0.25] + [0.5] * 5
+    assert (cohort["split"] == "").all() and (cohort["group"] == "").all()
+
+
+def test_columns_are_mapped_and_parquet_reads_the_same(tmp_path, rows):
+    renamed = pd.DataFrame(rows).rename(columns={"patient": "case", "mask": "truth"})
+    options = {"columns": {"patient": "case", "mask": "truth"}}
+    from_csv = read_cohort(config(tmp_path, renamed, **options))
+    renamed.to_parquet(tmp_path / "table.parquet")
+    from_parquet = read_cohort(CohortConfig(table=str(tmp_path / "table.parquet"), **options))
+    pd.testing.assert_frame_equal(from_csv, from_parquet)
+
+
+def test_numbers_stay_names(tmp_path, rows):
+    for row, patient in zip(rows, ["007", "007", "1e3", "1e3", "2", "2"], strict=True):
+        row["patient"] = patient
+    assert set(read_cohort(config(tmp_path, rows))["patient"]) == {"007", "1e3", "2"}
+
+
+def test_labels_are_checked_in_every_mask(tmp_path, rows):
+    cohort = config(tmp_path, rows, labels={"background": [0], "gland": [1]})
+    assert resolve_labels(cohort, read_cohort(cohort)).classes == ["background", "gland"]
+    Image.fromarray(np.full((20, 30), 7, np.uint8)).save(tmp_path / "b1_mask.png")
+    message = refusal(tmp_path, rows, labels={"background": [0], "gland": [1]})
+    assert "row 5" in message and "b1_mask.png" in message and "7" in message and "cohort.labels" in message
+
+
+@pytest.mark.parametrize(
+    ("position", "change", "expected"),
+    [
+        (1, {"image": "gone.png"}, ["row 3", "gone.png", "not found"]),
+        (2, {"mask": "gone.png"}, ["row 4", "mask", "gone.png"]),
+        (2, {"patient": ""}, ["row 4", "'patient' is empty"]),
+        (3, {"mpp": "fast"}, ["row 5", "fast", "microns"]),
+        (3, {"mpp": "-1"}, ["row 5", "-1"]),
+        (1, {"image": "a0.png"}, ["row 3", "a0.png", "row 2"]),
+    ],
+)
+def test_wrong_cells_are_refused_by_row(tmp_path, rows, position, change, expected):
+    rows[position] |= change
+    message = refusal(tmp_path, rows)
+    assert all(part in message for part in [*expected, "table.csv"]), message
+
+
+def test_mask_of_another_size_is_refused(tmp_path, rows):
+    Image.fromarray(np.zeros((20, 31), np.uint8)).save(tmp_path / "c1_mask.png")
+    message = refusal(tmp_path, rows)
+    assert "row 7" in message and "31 x 20" in message and "30 x 20" in message
+
+
+@pytest.mark.parametrize("name", ["b0.png", "b0_mask.png"])
+def test_unreadable_files_are_refused(tmp_path, rows, name):
+    (tmp_path / name).write_text("not an image")
+    assert all(part in refusal(tmp_path, rows) for part in ("row 4", name, "unreadable"))
+
+
+def test_contradictions_are_refused(tmp_path, rows):
+    split = [
+        row | {"split": part} for row, part in zip(rows, ["train", "test", "val", "val", "test", "test"], strict=True)
+    ]
+    assert all(part in refusal(tmp_path, split) for part in ("row 3", "'a'", "'test'", "'train'"))
+    split[5]["split"] = "holdout"
+    assert all(part in refusal(tmp_path, split) for part in ("row 7", "holdout", "train, val, test"))
+    split[5]["split"] = ""
+    assert "row 7" in refusal(tmp_path, split)
+    slides = [row | {"slide": "s"} for row in rows]
+    assert all(part in refusal(tmp_path, slides) for part in ("row 4", "slide 's'"))
+    assert "one patient only" in refusal(tmp_path, rows[:2])
+
+
+def test_table_without_rows_columns_or_masks_is_refused(tmp_path, rows):
+    (tmp_path / "empty.csv").write_text("image,patient\n")
+    (tmp_path / "nothing.csv").write_text("")
+    for name, expected in (("empty.csv", "no rows"), ("nothing.csv", "unreadable"), ("gone.csv", "not found")):
+        with pytest.raises(UserError, match=f"{name}.*{expected}"):
+            read_cohort(CohortConfig(table=str(tmp_path / name)))
+    renamed = pd.DataFrame(rows).rename(columns={"patient": "patient_id"})
+    message = refusal(tmp_path, renamed)
+    assert "nearest: 'patient_id'" in message and "cohort.columns" in message
+    assert "did you mean patient_id" in refusal(tmp_path, renamed, columns={"patient": "patientid"})
+    assert "did you mean patient" in refusal(tmp_path, rows, columns={"pateint": "patient"})
+    assert "no row has a mask" in refusal(tmp_path, [row | {"mask": ""} for row in rows])

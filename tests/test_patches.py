@@ -1,0 +1,80 @@
+"""Tiles cover every pixel once; patches read back as written; memory stays bounded."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from stedm.config import IGNORE
+from stedm.data.patches import LabelMaps, PatchImages, extract_label_patch, merge_tiles, owned_boxes, tile_grid
+from stedm.errors import UserError
+
+sizes = st.integers(1, 70)
+patch_sizes = st.integers(1, 20)
+
+
+@given(width=sizes, height=sizes, patch_px=patch_sizes)
+def test_every_pixel_is_owned_once_by_a_tile_that_holds_it(width, height, patch_px):
+    owners = np.zeros((height, width), int)
+    corners, boxes = tile_grid(width, height, patch_px), owned_boxes(width, height, patch_px)
+    for (x, y), (x0, y0, x1, y1) in zip(corners, boxes, strict=True):
+        assert x <= x0 < x1 <= x + patch_px and y <= y0 < y1 <= y + patch_px
+        owners[y0:y1, x0:x1] += 1
+    assert (owners == 1).all()
+
+
+@given(width=sizes, height=sizes, patch_px=patch_sizes)
+def test_merging_the_tiles_of_an_image_gives_the_image(width, height, patch_px):
+    image = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    padded = np.pad(image, ((0, patch_px), (0, patch_px)))
+    tiles = np.stack([padded[y : y + patch_px, x : x + patch_px] for x, y in tile_grid(width, height, patch_px)])
+    assert (merge_tiles(tiles, width_px=width, height_px=height) == image).all()
+
+
+@given(width=sizes, height=sizes, patch_px=patch_sizes)
+def test_tiles_lie_inside_images_that_are_large_enough(width, height, patch_px):
+    for x, y in tile_grid(width, height, patch_px):
+        assert x == 0 or x + patch_px <= width
+        assert y == 0 or y + patch_px <= height
+
+
+def test_label_patch_follows_place_and_scale():
+    label_map = np.kron(np.arange(12).reshape(3, 4), np.ones((2, 2))).astype(np.uint8)  # 6 x 8, cells of 2 x 2
+    assert extract_label_patch(label_map, 0, 0, scale=2, patch_px=3).tolist() == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]
+    assert (extract_label_patch(label_map, 3, 1, scale=1, patch_px=4) == label_map[1:5, 3:7]).all()
+
+
+def test_label_patch_ignores_what_is_outside():
+    patch = extract_label_patch(np.ones((4, 4), np.uint8), -1, 2, scale=1, patch_px=4)
+    assert (patch[:2, 1:] == 1).all() and (patch[:, 0] == IGNORE).all() and (patch[2:] == IGNORE).all()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def test_patches_read_in_the_order_asked_for(folder):
+    patches = PatchImages(folder, [f"{i}.png" for i in range(4)])
+    images = patches.images([2, 0, 2])
+    assert images.shape == (3, 8, 8, 3) and images.dtype == np.uint8
+    assert (images[0] == images[2]).all() and (images[1] == np.asarray(Image.open(folder / "0.png"))).all()
+
+
+def test_cache_is_bounded_and_changes_nothing(folder):
+    paths = [f"{i}.png" for i in range(4)]
+    bounded, unbounded = PatchImages(folder, paths, cache_bytes=2 * 192), PatchImages(folder, paths)
+    for _ in range(2):
+        assert (bounded.images(range(4)) == unbounded.images(range(4))).all()
+    assert len(bounded._cache) == 2 and len(unbounded._cache) == 4
+
+
+def test_missing_patches_are_refused(folder):
+    with pytest.raises(LookupError):
+        LabelMaps(folder, [""]).label_maps([0])
+    with pytest.raises(UserError, match=r"gone\.png"):
+        PatchImages(folder, ["gone.png"]).images([0])

@@ -1,0 +1,160 @@
+"""From table to patches: what is written, that a killed run ends the same, and that mistakes write nothing."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stedm.config import IGNORE, CohortConfig, PhantomConfig, PrepareConfig, RunConfig, SplitConfig
+from stedm.errors import UserError
+from stedm.files import read_json
+from stedm.stages import prepare as stage
+from stedm.stages.prepare import input_digest, prepare
+
+
+@pytest.fixture
+def config(tmp_path) -> RunConfig:
+    """Six patients with one 40 x 72 image each at 0.5 microns per pixel, to be cut at 1; the last has no mask."""
+    rng, rows = np.random.default_rng(0), []
+    for i in range(6):
+        image = rng.integers(60, 160, (40, 72, 3), np.uint8)
+        image[:, 64:] = 255
+        mask = np.zeros((40, 72), np.uint8)
+        mask[:, :32] = 9
+        mask[:8] = 5
+        Image.fromarray(image).save(tmp_path / f"im age{i}.png")
+        Image.fromarray(mask).save(tmp_path / f"mask{i}.png")
+        rows.append({"image": f"im age{i}.png", "case": f"p{i}", "mask": f"mask{i}.png" if i < 5 else ""})
+    pd.DataFrame(rows).to_csv(tmp_path / "table.csv", index=False)
+    labels = {"background": [0], "gland": [9], "ignore": [5]}
+    return RunConfig(
+        cohort=CohortConfig(table=str(tmp_path / "table.csv"), columns={"patient": "case"}, labels=labels, mpp=0.5),
+        split=SplitConfig(label_budget=2, val_patients=1, test_patients=1),
+        prepare=PrepareConfig(patch_px=16, mpp=1.0, min_tissue=0.3),
+    )
+
+
+def read(out) -> pd.DataFrame:
+    return pd.read_parquet(out / "patches.parquet")
+
+
+def test_patches_table_and_files(tmp_path, config):
+    out = tmp_path / "data"
+    prepare(out, config)
+    patches, splits = read(out), read_json(out / "splits.json")
+    # 36 x 20 px at 1 micron: columns 0, 16 and 20 (half of it glass), rows 0 and 4.
+    assert len(patches) == 6 * 6 and patches["patch_id"].is_unique
+    assert sorted(set(zip(patches["x_um"], patches["y_um"], strict=True))) == [
+        (x, y) for x in (0, 16, 20) for y in (0, 4)
+    ]
+    assert read_json(out / "classes.json") == {"classes": ["background", "gland"], "ignore": IGNORE, "patch_px": 16}
+    for row in patches.itertuples():
+        assert np.asarray(Image.open(out / row.image)).shape == (16, 16, 3)
+        assert row.has_mask == (row.patient != "p5") == bool(row.mask)
+        assert row.annotated == (row.has_mask and row.patient not in splits["train_unannotated"])
+        assert np.isnan(row.fraction_gland) == (not row.annotated)
+    first = patches[(patches["x_um"] == 0) & (patches["y_um"] == 0) & patches["has_mask"]].iloc[0]
+    mask = np.asarray(Image.open(out / first["mask"]))
+    assert (mask[:4] == IGNORE).all() and (mask[4:] == 1).all()
+    assert (pd.read_parquet(out / "cohort.parquet")["patient"] == [f"p{i}" for i in range(6)]).all()
+
+
+def test_image_becomes_exactly_one_patch(tmp_path, config):
+    for i in range(6):
+        Image.fromarray(np.full((32, 32, 3), 100, np.uint8)).save(tmp_path / f"im age{i}.png")
+        Image.fromarray(np.full((32, 32), 9, np.uint8)).save(tmp_path / f"mask{i}.png")
+    prepare(tmp_path / "data", config)
+    assert len(read(tmp_path / "data")) == 6
+
+
+def test_images_smaller_than_a_patch_are_padded(tmp_path, config):
+    config.prepare = PrepareConfig(patch_px=48, mpp=1.0, min_tissue=0)
+    prepare(tmp_path / "data", config)
+    row = read(tmp_path / "data").query("has_mask").iloc[0]
+    image, mask = (np.asarray(Image.open(tmp_path / "data" / row[kind])) for kind in ("image", "mask"))
+    assert (image[20:] == 255).all() and (mask[20:] == IGNORE).all() and (mask[:, 36:] == IGNORE).all()
+
+
+def snapshot(out) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def test_killed_and_started_again_ends_the_same(tmp_path, config, monkeypatch):
+    prepare(tmp_path / "whole", config)
+    cut, calls = stage.extract_label_patch, []
+
+    def dies(*args, **options):
+        calls.append(args)
+        if len(calls) > 9:
+            raise KeyboardInterrupt
+        return cut(*args, **options)
+
+    monkeypatch.setattr(stage, "extract_label_patch", dies)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "killed", config)
+    assert not (tmp_path / "killed" / "patches.parquet").exists()
+    monkeypatch.undo()
+    before = {path: os.stat(path).st_mtime_ns for path in (tmp_path / "killed" / "images").iterdir()}
+    prepare(tmp_path / "killed", config)
+    assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "whole")
+    assert len(before) >= 9 and all(os.stat(path).st_mtime_ns == time for path, time in before.items())
+
+
+def test_patches_of_other_settings_are_not_reused(tmp_path, config):
+    prepare(tmp_path / "data", config)
+    config.prepare = dataclasses.replace(config.prepare, mpp=0.5)
+    prepare(tmp_path / "data", config)
+    prepare(tmp_path / "fresh", config)
+    assert snapshot(tmp_path / "data") == snapshot(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("wrong", ["label", "pixels", "mpp", "budget"])
+def test_mistakes_write_nothing(tmp_path, config, wrong):
+    if wrong == "label":
+        Image.fromarray(np.full((40, 72), 8, np.uint8)).save(tmp_path / "mask4.png")
+    elif wrong == "pixels":
+        whole = (tmp_path / "im age4.png").read_bytes()
+        (tmp_path / "im age4.png").write_bytes(whole[: len(whole) // 2])
+    elif wrong == "mpp":
+        config.cohort.mpp = None
+    else:
+        config.split.label_budget = 9
+    with pytest.raises(UserError) as refused:
+        prepare(tmp_path / "data", config)
+    expected = {"label": "row 6", "pixels": "row 6", "mpp": "cohort.mpp", "budget": "split.label_budget"}[wrong]
+    assert expected in str(refused.value) and not (tmp_path / "data").exists()
+
+
+def test_a_role_without_tissue_is_refused(tmp_path, config):
+    config.prepare = dataclasses.replace(config.prepare, min_tissue=1.1)
+    with pytest.raises(UserError, match=r"prepare\.min_tissue"):
+        prepare(tmp_path / "data", config)
+
+
+def test_input_digest_follows_table_and_files(tmp_path, config):
+    digest = input_digest(config)
+    assert digest == input_digest(config)
+    os.utime(tmp_path / "mask0.png", ns=(1, 1))
+    touched = input_digest(config)
+    assert touched != digest
+    with open(tmp_path / "table.csv", "a") as table:
+        table.write("im age0.png,p9,\n")
+    assert input_digest(config) != touched
+    assert input_digest(RunConfig()) == ""
+
+
+def test_phantom_is_drawn_prepared_and_reused(tmp_path):
+    phantom = PhantomConfig(train_patients=3, val_patients=1, test_patients=1, slides_per_patient=1, slide_px=96)
+    config = RunConfig(cohort=CohortConfig(phantom=phantom), split=SplitConfig(label_budget=1))
+    prepare(tmp_path / "data", config)
+    table = tmp_path / "data" / "phantom" / "cohort.csv"
+    drawn = os.stat(table).st_mtime_ns
+    patches = read(tmp_path / "data")
+    assert set(patches["split"]) == {"train", "val", "test"} and patches["patient"].nunique() == 5
+    assert patches.loc[patches["annotated"], "fraction_epithelium"].notna().all()
+    config.split.seed = 3
+    prepare(tmp_path / "data", config)
+    assert os.stat(table).st_mtime_ns == drawn

@@ -1,0 +1,92 @@
+"""Roles of patients: disjoint, complete, reproducible, only patients with masks measured."""
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stedm.config import SplitConfig
+from stedm.data.splits import ROLES, split_patients
+from stedm.errors import UserError
+
+
+def cohort(patients: int, *, unmasked: int = 0, split: list[str] | None = None, groups: int = 3) -> pd.DataFrame:
+    """Two images a patient; the first `unmasked` patients have no masks."""
+    rows = [
+        {
+            "patient": f"p{i:02d}",
+            "mask": "" if i < unmasked else "m.png",
+            "split": split[i] if split else "",
+            "group": f"g{i % groups}",
+        }
+        for i in range(patients)
+        for _ in range(2)
+    ]
+    return pd.DataFrame(rows)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 99), unmasked=st.integers(0, 9), budget=st.integers(1, 5))
+def test_roles_partition_the_patients(seed, unmasked, budget):
+    table = cohort(24, unmasked=unmasked)
+    config = SplitConfig(label_budget=budget, val_patients=3, test_patients=5, seed=seed)
+    roles = split_patients(table, config)
+    members = [patient for role in ROLES for patient in roles[role]]
+    assert sorted(members) == sorted(set(table["patient"]))
+    assert [len(roles[role]) for role in ("train_annotated", "val", "test")] == [budget, 3, 5]
+    masked = set(table.loc[table["mask"] != "", "patient"])
+    assert masked.issuperset(roles["train_annotated"] + roles["val"] + roles["test"])
+    assert roles == split_patients(table.sample(frac=1, random_state=seed), config)
+
+
+def test_another_seed_draws_other_patients():
+    drawn = {tuple(split_patients(cohort(30), SplitConfig(test_patients=5, seed=seed))["test"]) for seed in range(5)}
+    assert len(drawn) > 1
+
+
+def test_groups_are_spread():
+    table = cohort(60, groups=3)
+    roles = split_patients(table, SplitConfig(label_budget=3, val_patients=12, test_patients=24))
+    group = table.groupby("patient")["group"].first()
+    assert len({group[name] for name in roles["train_annotated"]}) == 3
+    held_out = pd.Series([group[name] for name in roles["val"] + roles["test"]]).value_counts()
+    assert held_out.max() - held_out.min() <= 2
+
+
+def test_table_split_and_may_annotate_are_obeyed():
+    table = cohort(8, split=["train"] * 4 + ["val"] * 2 + ["test"] * 2)
+    table["may_annotate"] = table["patient"].isin(["p01", "p02"])
+    roles = split_patients(table, SplitConfig(label_budget=2))
+    assert roles["train_annotated"] == ["p01", "p02"] and roles["train_unannotated"] == ["p00", "p03"]
+    assert roles["val"] == ["p04", "p05"] and roles["test"] == ["p06", "p07"]
+    with pytest.raises(UserError, match="label_budget asks for 3"):
+        split_patients(table, SplitConfig(label_budget=3))
+
+
+def test_validation_patients_without_masks_are_left_out():
+    table = cohort(6, split=["val", "train", "train", "test", "test", "val"], unmasked=1)
+    roles = split_patients(table, SplitConfig(label_budget=1))
+    assert roles["val"] == ["p05"] and all("p00" not in names for names in roles.values())
+
+
+def test_named_patients_are_annotated_and_never_held_out():
+    roles = split_patients(cohort(12), SplitConfig(annotated=["p03", "p07"], val_patients=5, test_patients=5))
+    assert roles["train_annotated"] == ["p03", "p07"] and roles["train_unannotated"] == []
+
+
+@pytest.mark.parametrize(
+    ("table", "config", "expected"),
+    [
+        (cohort(8), SplitConfig(val_patients=4, test_patients=4), "too few"),
+        (cohort(8), SplitConfig(val_patients=0), "val_patients"),
+        (cohort(40), SplitConfig(label_budget=0), "label_budget"),
+        (cohort(40), SplitConfig(annotated=["p99"]), "no patient 'p99'"),
+        (cohort(40, unmasked=3), SplitConfig(annotated=["p01"]), "no mask"),
+        (cohort(3, split=["train", "train", "test"]), SplitConfig(label_budget=1), "no val patient"),
+        (cohort(3, split=["train", "val", "test"], unmasked=1), SplitConfig(label_budget=1), "label_budget"),
+        (cohort(3, split=["train", "val", "test"]), SplitConfig(annotated=["p01"]), "is in val"),
+    ],
+)
+def test_what_is_lacking_is_said(table, config, expected):
+    with pytest.raises(UserError, match=expected):
+        split_patients(table, config)
