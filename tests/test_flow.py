@@ -49,7 +49,7 @@ def test_network_is_asked_at_the_noisy_latent_and_its_time() -> None:
 
 
 def test_best_velocity_for_gaussian_data_leaves_the_closed_form_loss() -> None:
-    """z ~ N(0, s^2): v*(x, t) = (t - (1-t) s^2) / var_t x with var_t = (1-t)^2 s^2 + t^2, and the loss left is s^2 / var_t."""
+    """z ~ N(0, s^2): v*(x, t) = (t - (1-t) s^2) / var_t x, var_t = (1-t)^2 s^2 + t^2; the loss left is s^2 / var_t."""
     s, t = 0.6, 0.3
     z, e = pair(1, (256, 4, 16, 16))
     var_t = (1 - t) ** 2 * s**2 + t**2

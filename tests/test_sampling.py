@@ -115,9 +115,7 @@ def branch(which: Branch) -> torch.Tensor:
 
 @given(w_l=scales, w_s=scales)
 def test_nested_guidance_is_its_formula(w_l: float, w_s: float) -> None:
-    expected = (
-        branch(NONE) + w_l * (branch(LAYOUT) - branch(NONE)) + w_s * (branch(BOTH) - branch(LAYOUT))
-    )
+    expected = branch(NONE) + w_l * (branch(LAYOUT) - branch(NONE)) + w_s * (branch(BOTH) - branch(LAYOUT))
     torch.testing.assert_close(ask("nested", w_l, w_s), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -136,7 +134,9 @@ def test_scale_one_is_the_conditional_model_exactly() -> None:
 @pytest.mark.parametrize("kind", ["nested", "composed"])
 def test_guidance_is_linear_in_each_scale(kind: str) -> None:
     for first, second, middle in (((0, 1.5), (4, 1.5), (2, 1.5)), ((1.5, 0), (1.5, 4), (1.5, 2))):
-        torch.testing.assert_close((ask(kind, *first) + ask(kind, *second)) / 2, ask(kind, *middle), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            (ask(kind, *first) + ask(kind, *second)) / 2, ask(kind, *middle), atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,18 @@ COMMANDS = {
     "demo": Command("everything below on a procedural cohort, then the report", "stedm demo", None, "runs/demo"),
     "run": Command("all stages, resuming", "stedm run --config configs/ebhi.yaml --out runs/ebhi", None),
     "prepare": Command("cohort table -> patches and splits", "stedm prepare --config my.yaml --out runs/my", "prepare"),
-    "train autoencoder": Command("the first stage", "stedm train autoencoder --config my.yaml --out runs/my", "autoencoder"),
+    "train autoencoder": Command(
+        "the first stage", "stedm train autoencoder --config my.yaml --out runs/my", "autoencoder"
+    ),
     "train diffusion": Command("the generator", "stedm train diffusion --config my.yaml --out runs/my", "diffusion"),
-    "train segmentation": Command("the arms", "stedm train segmentation --config my.yaml --out runs/my", "segmentation"),
+    "train segmentation": Command(
+        "the arms", "stedm train segmentation --config my.yaml --out runs/my", "segmentation"
+    ),
     "generate": Command("plan and draw synthetic images", "stedm generate --config my.yaml --out runs/my", "generate"),
     "filter": Command("judge synthetic images", "stedm filter --config my.yaml --out runs/my", "filter"),
-    "evaluate": Command("score the arms patient by patient", "stedm evaluate --config my.yaml --out runs/my", "evaluate"),
+    "evaluate": Command(
+        "score the arms patient by patient", "stedm evaluate --config my.yaml --out runs/my", "evaluate"
+    ),
     "report": Command("one self-contained HTML file", "stedm report --out runs/my", "report"),
 }
 
@@ -124,8 +130,6 @@ def _next_step(folder: Path, command: Command) -> str:
     if command.until in (None, "report"):
         return f"done: open {folder / 'report' / 'index.html'}"
     return f"done: {folder}; next: stedm run --config {folder / 'config.yaml'} --out {folder}"
-
-
 
 
 if __name__ == "__main__":

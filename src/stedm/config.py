@@ -93,7 +93,7 @@ class AutoencoderConfig:
     """Optimiser steps."""
     batch_size: Optional[int] = None
     """Images per step."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Peak learning rate."""
     kl_weight: float = 1e-4
     """Weight of the KL term, relative to the L1 reconstruction."""
@@ -130,7 +130,7 @@ class DiffusionConfig:
     joint_stain: float = 1.0
     """Strength of the random stain change applied to an annotated image AND its style set; 0 turns it off."""
     pseudo_confidence: Optional[float] = 0.9
-    """Pixels of unannotated images on which a real-trained segmenter is at least this sure enter as layout; null: none."""
+    """Pixels of unannotated images on which a real-trained segmenter is at least this sure become layout; null: off."""
     annotated_only_control: bool = False
     """Also train the same generator with `unlabelled_share: 0`, and show its style grid beside ours in the report."""
     channels: Optional[int] = None

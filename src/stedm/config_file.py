@@ -62,7 +62,9 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"{path}: cannot be read ({reason}); name a YAML config, for instance configs/demo.yaml") from None
+        raise UserError(
+            f"{path}: cannot be read ({reason}); name a YAML config, for instance configs/demo.yaml"
+        ) from None
     values = _yaml(text, str(path))
     if not isinstance(values, dict | None):
         raise UserError(f"{path}: expected keys and values, as in configs/demo.yaml")
@@ -79,7 +81,9 @@ def _yaml(text: str, origin: str) -> Any:
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
+        if values.get(section) is None:  # absent, or an empty section of the file
+            values[section] = {}
+        values = values[section]
         if not isinstance(values, dict):
             raise UserError(f"--{key}: {section} is not a section")
     values[last] = value
@@ -101,7 +105,9 @@ def _nearest_key(key: str, prefix: str) -> str:
     sections = [field.name for field in dataclasses.fields(RunConfig)]
     near = difflib.get_close_matches(f"{prefix}{key}", valid + sections, n=1, cutoff=0.6)
     same_end = [name for name in valid if name.rpartition(".")[2] == key]
-    best = (same_end or near or difflib.get_close_matches(key, [v.rpartition(".")[2] for v in valid], n=1, cutoff=0.4))[:1]
+    best = (same_end or near or difflib.get_close_matches(key, [v.rpartition(".")[2] for v in valid], n=1, cutoff=0.4))[
+        :1
+    ]
     return f"; did you mean `{best[0]}`?" if best else "; `stedm run --help` lists the keys"
 
 
@@ -158,18 +164,21 @@ def _type_name(kind: Any) -> str:
         return f"list of {_type_name(arguments[0])}"
     if form is dict:
         return f"mapping of {_type_name(arguments[0])} to {_type_name(arguments[1])}"
-    return {int: "whole number", float: "number", str: "text", bool: "true or false"}.get(kind, getattr(kind, "__name__", str(kind)))
+    return {int: "whole number", float: "number", str: "text", bool: "true or false"}.get(
+        kind, getattr(kind, "__name__", str(kind))
+    )
 
 
 def _attribute_docs(cls: type) -> dict[str, str]:
     """The strings below a dataclass's fields."""
     import ast
     import inspect
+    import itertools
     import textwrap
 
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
     docs: dict[str, str] = {}
-    for above, below in zip(body, body[1:], strict=False):
+    for above, below in itertools.pairwise(body):
         if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
             docs[typing.cast(ast.Name, above.target).id] = str(below.value.value)
     return docs

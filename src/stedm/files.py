@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -9,10 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
+
 
 def _temporary_sibling(path: Path) -> Path:
     # The suffix stays at the end: image and table writers choose their format by it.
     return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+
+
+def remove_temporaries(folder: str | Path) -> None:
+    """Remove what a killed process left half-written anywhere below `folder`; call it when nobody else writes there."""
+    for path in [path for path in Path(folder).rglob(".*") if _TEMPORARY.fullmatch(path.name)]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

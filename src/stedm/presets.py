@@ -15,14 +15,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "segmentation": {"encoder": "tu-test_resnet", "steps": 8, "batch_size": 8},
     },
     "tiny": {
-        "autoencoder": {"channels": [32, 64], "steps": 400, "batch_size": 16},
-        "diffusion": {"channels": 48, "multipliers": [1, 2], "steps": 1000, "batch_size": 32},
+        "autoencoder": {"channels": [32, 64], "steps": 250, "batch_size": 32},
+        "diffusion": {"channels": 48, "multipliers": [1, 2], "steps": 900, "batch_size": 32},
         "generate": {"images": 512},
         "filter": {"min_agreement": 0.5},
         "segmentation": {"encoder": "tu-resnet10t", "steps": 250, "batch_size": 16},
     },
     "small": {
-        "autoencoder": {"channels": [48, 96], "steps": 1500, "batch_size": 16},
+        "autoencoder": {"channels": [32, 64], "steps": 800, "batch_size": 64},
         "diffusion": {"channels": 64, "multipliers": [1, 2, 2], "steps": 4000, "batch_size": 32},
         "generate": {"images": 2048},
         "filter": {"min_agreement": 0.5},
@@ -52,9 +52,23 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def _check(config: RunConfig) -> None:
     """Refuse nonsense before anything runs, naming the key and the fix."""
+    _check_lists(config)
+    _check_shares(config)
+    _check_counts(config)
+    _check_patch_px(config)
+
+
+def _check_lists(config: RunConfig) -> None:
     unknown = [arm for arm in config.segmentation.arms if arm not in ARMS]
     if unknown:
         raise UserError(f"segmentation.arms: unknown arm {unknown[0]!r}; choose from {', '.join(ARMS)}")
+    for key in ("seeds", "arms"):
+        values = getattr(config.segmentation, key)
+        if len(set(values)) < len(values):
+            raise UserError(f"segmentation.{key}: {values} names one twice; remove it")
+
+
+def _check_shares(config: RunConfig) -> None:
     shares = {
         "diffusion.unlabelled_share": config.diffusion.unlabelled_share,
         "diffusion.layout_dropout": config.diffusion.layout_dropout,
@@ -67,11 +81,19 @@ def _check(config: RunConfig) -> None:
     for key, value in shares.items():
         if not 0 <= value <= 1:
             raise UserError(f"{key}: {value} is not a share; give a number from 0 to 1")
+
+
+def _check_counts(config: RunConfig) -> None:
     at_least_one = {
         "generate.nfe": config.generate.nfe,
         "generate.images": config.generate.images,
         "generate.batch_size": config.generate.batch_size,
         "diffusion.style_images": config.diffusion.style_images,
+        "diffusion.style_dim": config.diffusion.style_dim,
+        "autoencoder.batch_size": config.autoencoder.batch_size,
+        "diffusion.batch_size": config.diffusion.batch_size,
+        "segmentation.batch_size": config.segmentation.batch_size,
+        "evaluate.bootstrap": config.evaluate.bootstrap,
         "diffusion.steps": config.diffusion.steps,
         "autoencoder.steps": config.autoencoder.steps,
         "segmentation.steps": config.segmentation.steps,
@@ -81,9 +103,18 @@ def _check(config: RunConfig) -> None:
     for key, number in at_least_one.items():
         if number < 1:
             raise UserError(f"{key}: {number} is too few; give 1 or more")
+    for section in ("autoencoder", "diffusion", "segmentation"):
+        learning_rate = getattr(config, section).learning_rate
+        if not 0 < learning_rate < float("inf"):
+            raise UserError(f"{section}.learning_rate: {learning_rate} is not above 0; 1e-3 is a good start")
+
+
+def _check_patch_px(config: RunConfig) -> None:
     multiple = config.autoencoder.space_to_depth * 2 ** (
         len(config.autoencoder.channels or [1]) + len(config.diffusion.multipliers or [1]) - 2
     )
     multiple = max(16, multiple)
     if config.prepare.patch_px < 1 or config.prepare.patch_px % multiple:
-        raise UserError(f"prepare.patch_px: {config.prepare.patch_px} is not a multiple of {multiple}; change it to one")
+        raise UserError(
+            f"prepare.patch_px: {config.prepare.patch_px} is not a multiple of {multiple}; change it to one"
+        )

@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -12,16 +13,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from stedm.config import RunConfig
+from stedm.config import DiffusionConfig, RunConfig
 from stedm.config_file import save_config
 from stedm.errors import UserError
-from stedm.files import read_json, write_json
+from stedm.files import read_json, remove_temporaries, write_json
 from stedm.stages.prepare import input_digest, prepare
 from stedm.stages.run_folder import TEACHER_ARM, RunFolder
 
@@ -49,8 +49,10 @@ class Stage:
 
 def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
     """Every stage of a run, in order."""
-    # Networks are imported when they are needed: errors in a config or a table must come at once.
-    stages = [
+    teacher = _segmenter_name(TEACHER_ARM, config.seed)
+    names = [(arm, seed) for arm in config.segmentation.arms for seed in config.segmentation.seeds]
+    with_control = config.diffusion.annotated_only_control
+    return [
         Stage(
             "prepare",
             lambda: prepare(run.data, config),
@@ -61,36 +63,55 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
         ),
         Stage(
             "autoencoder",
-            lambda: _autoencoder(run, config),
+            _later("autoencoder.train_autoencoder", run, config),
             run.autoencoder,
             ("seed", "autoencoder", "diffusion.joint_stain"),
             ("prepare",),
         ),
+        _segmenter_stage(run, config, TEACHER_ARM, config.seed),
+        *_generator_stages(run, config, teacher),
+        *(_segmenter_stage(run, config, *name) for name in names if name != (TEACHER_ARM, config.seed)),
+        Stage(
+            "evaluate",
+            _later("evaluate.evaluate", run, config),
+            run.evaluation,
+            ("evaluate", "seed", "segmentation.arms", "segmentation.seeds"),
+            ("filter", *(_segmenter_name(*name) for name in names)),
+        ),
+        Stage(
+            "report",
+            _later("report.report", run.root),
+            run.report,
+            (),
+            ("evaluate", *(("control",) if with_control else ())),
+        ),
     ]
-    teacher = _segmenter_name(TEACHER_ARM, config.seed)
-    stages.append(_segmenter_stage(run, config, TEACHER_ARM, config.seed))
+
+
+def _generator_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[Stage]:
+    """The generator, its control where it is wanted, the synthetic set and the filter."""
     pseudo = (teacher,) if config.diffusion.pseudo_confidence is not None else ()
-    generator_keys = ("seed", "diffusion", "prepare.patch_px")
-    stages.append(
+    keys = _generator_keys("annotated_only_control")
+    # The control sees annotated images alone: no share of others, no pseudo-layouts.
+    control_keys = _generator_keys("annotated_only_control", "unlabelled_share", "pseudo_confidence")
+    control = Stage(
+        "control", _later("diffusion.train_control", run, config), run.control, control_keys, ("autoencoder",)
+    )
+    return [
         Stage(
             "diffusion",
-            lambda: _diffusion(run, config),
+            _later("diffusion.train_diffusion", run, config),
             run.diffusion,
-            generator_keys,
+            keys,
             ("autoencoder", *pseudo),
-        )
-    )
-    if config.diffusion.annotated_only_control:
-        stages.append(
-            Stage("control", lambda: _control(run, config), run.control, generator_keys, ("autoencoder", *pseudo))
-        )
-    stages += [
+        ),
+        *([control] if config.diffusion.annotated_only_control else []),
         Stage(
-            "generate", lambda: _generate(run, config), run.synthetic, ("seed", "generate"), ("diffusion",)
+            "generate", _later("generate.generate", run, config), run.synthetic, ("seed", "generate"), ("diffusion",)
         ),
         Stage(
             "filter",
-            lambda: _filter(run, config),
+            _later("filter.filter_synthetic", run, config),
             run.synthetic,
             ("filter", "seed"),
             ("generate", teacher),
@@ -98,23 +119,22 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
             keeps_folder=True,
         ),
     ]
-    for arm in config.segmentation.arms:
-        for seed in config.segmentation.seeds:
-            if (arm, seed) != (TEACHER_ARM, config.seed):
-                stages.append(_segmenter_stage(run, config, arm, seed))
-    control = ("control",) if config.diffusion.annotated_only_control else ()
-    segmenters = tuple(_segmenter_name(arm, seed) for arm in config.segmentation.arms for seed in config.segmentation.seeds)
-    return [
-        *stages,
-        Stage(
-            "evaluate",
-            lambda: _evaluate(run, config),
-            run.evaluation,
-            ("evaluate", "seed", "segmentation.arms", "segmentation.seeds"),
-            ("filter", *segmenters),
-        ),
-        Stage("report", lambda: _report(run), run.report, (), ("evaluate", *control)),
-    ]
+
+
+def _generator_keys(*without: str) -> tuple[str, ...]:
+    """Every key of the `diffusion` section but those named, and what else a generator reads."""
+    names = [field.name for field in dataclasses.fields(DiffusionConfig) if field.name not in without]
+    return ("seed", "prepare.patch_px", *(f"diffusion.{name}" for name in names))
+
+
+def _later(name: str, *arguments: Any, **options: Any) -> Callable[[], None]:
+    """A call of stedm.stages.<module>.<function> that imports it then: errors in a config or a table come at once."""
+
+    def action() -> None:
+        module, _, function = name.partition(".")
+        getattr(importlib.import_module(f"stedm.stages.{module}"), function)(*arguments, **options)
+
+    return action
 
 
 def _segmenter_name(arm: str, seed: int) -> str:
@@ -128,7 +148,7 @@ def _segmenter_stage(run: RunFolder, config: RunConfig, arm: str, seed: int) -> 
     keys += ["synthetic_share"] if "synthetic" in ingredients else []
     return Stage(
         _segmenter_name(arm, seed),
-        partial(_segmenter, run, config, arm, seed),
+        _later("segmentation.train_segmenter", run, config, arm=arm, seed=seed),
         run.segmenter(arm, seed),
         tuple(f"segmentation.{key}" for key in keys),
         ("prepare", "filter") if "synthetic" in ingredients else ("prepare",),
@@ -147,16 +167,28 @@ def run_all(config: RunConfig, folder: str | Path, *, until: str | None = None, 
     if until is not None:
         last = max(k for k, stage in enumerate(stages) if stage.name.startswith(until))
         stages = _needed(stages[: last + 1], until)
-    with _locked(run.root):
-        save_config(config, run.root / "config.yaml")
-        write_json(run.root / "environment.json", environment())
-        fingerprints: dict[str, str] = {}
-        for stage in stages:
-            fingerprint = fingerprint_of(stage, config, fingerprints)
-            fingerprints[stage.name] = fingerprint
-            seconds = _execute(stage, fingerprint)
-            console.print(f"{stage.name:<44} " + ("unchanged" if seconds is None else f"{seconds:7.1f} s"))
+    fresh = not run.root.exists()
+    try:
+        with _locked(run.root):
+            remove_temporaries(run.root)
+            _run_stages(stages, config, run, console)
+    except UserError:
+        if fresh and not (run.data / "fingerprint.json").exists():
+            shutil.rmtree(run.root, ignore_errors=True)  # a mistake in the input leaves nothing behind
+        raise
     return run.root
+
+
+def _run_stages(stages: list[Stage], config: RunConfig, run: RunFolder, console: Console) -> None:
+    fingerprints: dict[str, str] = {}
+    for stage in stages:
+        fingerprint = fingerprint_of(stage, config, fingerprints)
+        fingerprints[stage.name] = fingerprint
+        seconds = _execute(stage, fingerprint)
+        console.print(f"{stage.name:<44} " + ("unchanged" if seconds is None else f"{seconds:7.1f} s"))
+        if stage.name == "prepare":  # the input is good: only now does the folder take this config on
+            save_config(config, run.root / "config.yaml")
+            write_json(run.root / "environment.json", environment())
 
 
 def _needed(stages: list[Stage], until: str) -> list[Stage]:
@@ -213,7 +245,7 @@ def _locked(root: Path) -> Iterator[None]:
     """One process per run folder; the lock goes with the process, however it ends."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        handle = open(root / ".lock", "w")
+        handle = open(root / ".lock", "w")  # noqa: SIM115 (closed below, whatever happens)
     except OSError as error:
         raise UserError(f"{root}: cannot be written ({error.strerror}); choose another folder with --out") from None
     with handle:
@@ -231,7 +263,9 @@ def environment() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     return {
         "stedm": importlib.metadata.version("stedm"),
@@ -243,51 +277,3 @@ def environment() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
-
-
-def _autoencoder(run: RunFolder, config: RunConfig) -> None:
-    from stedm.stages.autoencoder import train_autoencoder
-
-    train_autoencoder(run, config)
-
-
-def _segmenter(run: RunFolder, config: RunConfig, arm: str, seed: int) -> None:
-    from stedm.stages.segmentation import train_segmenter
-
-    train_segmenter(run, config, arm=arm, seed=seed)
-
-
-def _diffusion(run: RunFolder, config: RunConfig) -> None:
-    from stedm.stages.diffusion import train_diffusion
-
-    train_diffusion(run, config)
-
-
-def _control(run: RunFolder, config: RunConfig) -> None:
-    from stedm.stages.diffusion import train_control
-
-    train_control(run, config)
-
-
-def _generate(run: RunFolder, config: RunConfig) -> None:
-    from stedm.stages.generate import generate
-
-    generate(run, config)
-
-
-def _filter(run: RunFolder, config: RunConfig) -> None:
-    from stedm.stages.filter import filter_synthetic
-
-    filter_synthetic(run, config)
-
-
-def _evaluate(run: RunFolder, config: RunConfig) -> None:
-    from stedm.stages.evaluate import evaluate
-
-    evaluate(run, config)
-
-
-def _report(run: RunFolder) -> None:
-    from stedm.stages.report import report
-
-    report(run.root)

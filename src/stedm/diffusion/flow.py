@@ -1,8 +1,8 @@
 """Flow matching on the straight path (rectified flow; Liu 2023, Lipman 2023).
 
-    z_t = (1 - t) z + t e,   e ~ N(0, I)          (data at t = 0, pure noise at t = 1)
-    v   = dz_t / dt = e - z                       (what the network predicts)
-    L   = E | v_theta(z_t, t) - v |^2,  t logit-normal (Esser 2024, eq. 19)
+z_t = (1 - t) z + t e,   e ~ N(0, I)          (data at t = 0, pure noise at t = 1)
+v   = dz_t / dt = e - z                       (what the network predicts)
+L   = E | v_theta(z_t, t) - v |^2,  t logit-normal (Esser 2024, eq. 19)
 """
 
 from collections.abc import Callable

@@ -32,6 +32,17 @@ def to_images(x: Tensor) -> Images:
     return pixels.movedim(-3, -1).cpu().numpy()
 
 
+def _read_classes(path: Path) -> list[str]:
+    """Class names of a model index; a clear error when it is missing or damaged."""
+    if not path.is_file():
+        raise UserError(f"{path}: not found; name the `diffusion` folder of a run")
+    try:
+        classes = [str(name) for name in read_json(path)["classes"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); copy the model folder again") from None
+    return classes
+
+
 class StyleDiffusion(nn.Module):
     """Draws images that follow a layout in the style of reference images.
 
@@ -39,7 +50,9 @@ class StyleDiffusion(nn.Module):
     >>> images = model(layouts, style_images, seeds=[0, 1, 2])
     """
 
-    def __init__(self, first_stage: FirstStage, style_extractor: StyleExtractor, unet: UNet, classes: list[str]) -> None:
+    def __init__(
+        self, first_stage: FirstStage, style_extractor: StyleExtractor, unet: UNet, classes: list[str]
+    ) -> None:
         super().__init__()
         self.first_stage, self.style_extractor, self.unet = first_stage, style_extractor, unet
         self.classes = list(classes)
@@ -48,14 +61,12 @@ class StyleDiffusion(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Load a `diffusion/` folder written by `save_pretrained`: local files only, nothing executed."""
         folder = Path(folder)
-        if not (folder / INDEX).is_file():
-            raise UserError(f"{folder / INDEX}: not found; name the `diffusion` folder of a run")
-        index = read_json(folder / INDEX)
+        classes = _read_classes(folder / INDEX)
         model = cls(
             FirstStage.from_pretrained(folder / "autoencoder"),
             StyleExtractor.from_pretrained(folder / "style_encoder"),
             UNet.from_pretrained(folder / "unet"),
-            index["classes"],
+            classes,
         )
         return model.eval()
 
@@ -143,7 +154,9 @@ class StyleDiffusion(nn.Module):
 
         return velocities
 
-    def _check(self, B: int, *, layouts: Images | None, styles: Tensor | None, height: int | None, width: int | None) -> None:
+    def _check(
+        self, B: int, *, layouts: Images | None, styles: Tensor | None, height: int | None, width: int | None
+    ) -> None:
         """Refuse what cannot be drawn, naming the fix."""
         multiple = self.unet.grid_multiple
         if height is None or width is None:

@@ -1,6 +1,7 @@
 """Solvers as pure functions of a velocity, guidance as a linear combination of branches, one seed per image."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def _at(time: float, z: Tensor) -> Tensor:
 def euler(velocity: Velocity, z: Tensor, nfe: int) -> Tensor:
     """First order: from noise z (B, C, h, w) at t = 1 to data at t = 0 in `nfe` evaluations."""
     times = _times(nfe)
-    for t, t_next in zip(times, times[1:], strict=False):
+    for t, t_next in pairwise(times):
         z = z + (t_next - t) * velocity(z, _at(t, z))
     return z
 
@@ -36,7 +37,7 @@ def euler(velocity: Velocity, z: Tensor, nfe: int) -> Tensor:
 def heun(velocity: Velocity, z: Tensor, nfe: int) -> Tensor:
     """Second order, two evaluations a step; an odd `nfe` spends its last evaluation on an Euler step."""
     times = _times((nfe + 1) // 2)
-    for t, t_next in zip(times, times[1:], strict=False):
+    for t, t_next in pairwise(times):
         v = velocity(z, _at(t, z))
         z_next = z + (t_next - t) * v
         if t_next > 0 or nfe % 2 == 0:
@@ -48,7 +49,7 @@ def heun(velocity: Velocity, z: Tensor, nfe: int) -> Tensor:
 def multistep(velocity: Velocity, z: Tensor, nfe: int) -> Tensor:
     """Second order, one evaluation a step (Adams-Bashforth 2, equal steps; the first step is Euler's)."""
     times, previous = _times(nfe), None
-    for t, t_next in zip(times, times[1:], strict=False):
+    for t, t_next in pairwise(times):
         v = velocity(z, _at(t, z))
         z = z + (t_next - t) * (v if previous is None else 1.5 * v - 0.5 * previous)
         previous = v

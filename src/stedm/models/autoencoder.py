@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stedm.errors import UserError
@@ -22,17 +22,20 @@ class FirstStage(FolderModel):
 
     kl: constructor arguments of the AutoencoderKL (JSON values).
     space_to_depth: fold size s in pixels; 1 for pretrained autoencoders.
+    shortcut: add a linear path around encoder and decoder, which starts as principal components (`start_linear`) and
+    carries the colour from the first step on; the convolutions learn what it leaves (after Chen 2024, DC-AE).
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, *, kl: dict[str, Any], space_to_depth: int = 1) -> None:
+    def __init__(self, *, kl: dict[str, Any], space_to_depth: int = 1, shortcut: bool = False) -> None:
         super().__init__()
-        self.config = {"kl": kl, "space_to_depth": space_to_depth}
+        self.config = {"kl": kl, "space_to_depth": space_to_depth, "shortcut": shortcut}
         self.kl = AutoencoderKL(**kl)
         self.space_to_depth = space_to_depth
         self.latent_channels: int = kl["latent_channels"]
+        self.shortcut: LinearShortcut | None = LinearShortcut(self.factor, self.latent_channels) if shortcut else None
         self.register_buffer("mean", torch.zeros(self.latent_channels, 1, 1))
         self.register_buffer("std", torch.ones(self.latent_channels, 1, 1))
 
@@ -54,6 +57,7 @@ class FirstStage(FolderModel):
                 "mid_block_add_attention": False,
             },
             space_to_depth=space_to_depth,
+            shortcut=True,
         )
 
     @classmethod
@@ -78,11 +82,22 @@ class FirstStage(FolderModel):
         """Images (B, 3, H, W) in [-1, 1] -> mean and log variance of the raw latent, (B, C, h, w) each."""
         folded = F.pixel_unshuffle(images, self.space_to_depth)  # (B, 3 s^2, H/s, W/s)
         posterior = self.kl.encode(folded).latent_dist
-        return posterior.mean, posterior.logvar
+        mean = posterior.mean if self.shortcut is None else posterior.mean + self.shortcut.encode(images)
+        return mean, posterior.logvar
 
     def reconstruct(self, raw: Tensor) -> Tensor:
         """Raw (unstandardised) latent (B, C, h, w) -> images (B, 3, H, W), about [-1, 1], not clipped."""
-        return F.pixel_shuffle(self.kl.decode(raw).sample, self.space_to_depth)
+        images = F.pixel_shuffle(self.kl.decode(raw).sample, self.space_to_depth)
+        return images if self.shortcut is None else images + self.shortcut.decode(raw)
+
+    @torch.no_grad()
+    def start_linear(self, images: Tensor) -> None:
+        """Set the shortcut to the principal components of f x f pixel blocks of images (B, 3, H, W) in [-1, 1]."""
+        if self.shortcut is None:
+            raise ValueError("this first stage has no shortcut")
+        self.shortcut.fit(images)
+        self.kl.decoder.conv_out.weight.zero_()
+        self.kl.quant_conv.weight[: self.latent_channels].mul_(0.1)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> standardised latents (B, C, h, w); H and W multiples of `factor`."""
@@ -103,3 +118,33 @@ class FirstStage(FolderModel):
         self.std.copy_(raw.std(dim=(0, 2, 3)).clamp_min(1e-6)[:, None, None])
 
 
+class LinearShortcut(nn.Module):
+    """Blocks of f x f pixels <-> C numbers, both ways linear."""
+
+    def __init__(self, factor: int, latent_channels: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.project = nn.Conv2d(3 * factor**2, latent_channels, 1)
+        self.expand = nn.Conv2d(latent_channels, 3 * factor**2, 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H / f, W / f)."""
+        return self.project(F.pixel_unshuffle(images, self.factor))
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 3, h f, w f)."""
+        return F.pixel_shuffle(self.expand(raw), self.factor)
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Principal components, scaled so that the latents of `images` have unit variance."""
+        blocks = F.pixel_unshuffle(images, self.factor).movedim(1, -1).flatten(0, 2)  # (n, 3 f^2)
+        centre = blocks.mean(0)
+        values, vectors = torch.linalg.eigh(torch.cov((blocks - centre).T))  # ascending
+        channels = self.project.out_channels
+        scale = values[-channels:].clamp_min(1e-6).sqrt()  # (C,)
+        axes = vectors[:, -channels:]  # (3 f^2, C)
+        self.project.weight.copy_((axes / scale).T[:, :, None, None])
+        self.project.bias.copy_(-(centre @ (axes / scale)))  # type: ignore[union-attr]
+        self.expand.weight.copy_((axes * scale)[:, :, None, None])
+        self.expand.bias.copy_(centre)  # type: ignore[union-attr]

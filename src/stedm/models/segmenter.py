@@ -49,7 +49,9 @@ class Segmenter(FolderModel):
                 classes=len(classes),
             )
         except Exception as error:
-            raise UserError(f"segmentation.encoder: smp cannot make {encoder!r} ({str(error).splitlines()[0]})") from error
+            raise UserError(
+                f"segmentation.encoder: smp cannot make {encoder!r} ({str(error).splitlines()[0]})"
+            ) from error
 
     def load_encoder(self, weights: str | Path) -> None:
         """Start the encoder from a local folder (model.safetensors) or, when it is no folder, a timm hub id."""
@@ -64,7 +66,9 @@ class Segmenter(FolderModel):
         encoder = getattr(self.net.encoder, "model", self.net.encoder)
         result = encoder.load_state_dict(state, strict=False)
         if len(result.missing_keys) > len(encoder.state_dict()) // 2:
-            raise UserError(f"segmentation.encoder_weights: {weights} does not fit the encoder {self.config['encoder']}")
+            raise UserError(
+                f"segmentation.encoder_weights: {weights} does not fit the encoder {self.config['encoder']}"
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], H and W multiples of 16 -> logits (B, N, H, W)."""

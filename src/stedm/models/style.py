@@ -46,16 +46,29 @@ def _moments(h: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class TimmStyleEncoder(nn.Module):
-    """Any timm backbone: (B, 3, H, W) in [-1, 1] -> (B, dim); resized and normalised as its weights expect."""
+    """Any timm backbone: (B, 3, H, W) in [-1, 1] -> (B, dim); resized and normalised as its weights expect.
 
-    def __init__(self, name: str, dim: int, weights: str | None = None) -> None:
+    preprocessing: input_px, mean and std of the weights, as kept in a model folder; the backbone's own if not given.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, name: str, dim: int, *, weights: str | None = None, preprocessing: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.backbone = _timm_backbone(name, weights)
         data = timm.data.resolve_model_data_config(self.backbone)
-        self.input_px: int = data["input_size"][-1]
-        self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)
-        self.head = nn.Sequential(nn.Linear(self.backbone.num_features, dim), nn.LayerNorm(dim))
+        own = {"input_px": data["input_size"][-1], "mean": list(data["mean"]), "std": list(data["std"])}
+        self.preprocessing: dict[str, Any] = preprocessing or own
+        # Weights in a folder may be of another architecture than the name given beside them.
+        self.name: str = getattr(self.backbone, "pretrained_cfg", {}).get("architecture") or name
+        self.input_px: int = self.preprocessing["input_px"]
+        self.register_buffer("mean", torch.tensor(self.preprocessing["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.preprocessing["std"]).view(1, 3, 1, 1), persistent=False)
+        num_features: int = self.backbone.num_features  # type: ignore[assignment]
+        self.head = nn.Sequential(nn.Linear(num_features, dim), nn.LayerNorm(dim))
 
     def forward(self, images: Tensor) -> Tensor:
         x = ((images + 1) / 2 - self.mean) / self.std  # (B, 3, H, W)
@@ -90,7 +103,8 @@ class Aggregation(nn.Module):
         elif kind == "attention":
             # Pooling by one learned query (Lee 2019, Set Transformer, PMA with k = 1).
             self.query = nn.Parameter(torch.randn(dim) / dim**0.5)
-            self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim)
+            # The keys have no bias: softmax cancels what is the same for every member.
+            self.key, self.value = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)
         elif kind not in ("mean", "max"):
             raise ValueError(f"aggregation {kind!r}: use mean, max, linear or attention")
 
@@ -111,7 +125,7 @@ class StyleExtractor(FolderModel):
     """Style encoder and aggregation together: style sets (B, N, 3, H, W) in [-1, 1] -> style vectors (B, dim).
 
     encoder: `conv` or a timm name. weights: local folder or hub id of timm weights, used when training starts;
-    a saved StyleExtractor carries its weights itself and never looks there again.
+    a saved StyleExtractor carries its weights itself and never looks there again. preprocessing: see TimmStyleEncoder.
     """
 
     def __init__(
@@ -122,6 +136,7 @@ class StyleExtractor(FolderModel):
         encoder: str = "conv",
         aggregation: str = "attention",
         weights: str | None = None,
+        preprocessing: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -130,7 +145,12 @@ class StyleExtractor(FolderModel):
             "encoder": encoder,
             "aggregation": aggregation,
         }
-        self.encoder = ConvStyleEncoder(dim) if encoder == "conv" else TimmStyleEncoder(encoder, dim, weights)
+        if encoder == "conv":
+            self.encoder: nn.Module = ConvStyleEncoder(dim)
+        else:
+            backbone = TimmStyleEncoder(encoder, dim, weights=weights, preprocessing=preprocessing)
+            self.config |= {"encoder": backbone.name, "preprocessing": backbone.preprocessing}
+            self.encoder = backbone
         self.aggregation = Aggregation(aggregation, dim, set_size)
 
     def forward(self, style_images: Tensor) -> Tensor:

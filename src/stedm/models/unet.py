@@ -1,4 +1,4 @@
-"""The velocity network v(z_t, t, layout, style): a U-Net on latents with layout at the input and style in its blocks."""
+"""The velocity network v(z_t, t, layout, style): a U-Net on latents, layout at the input, style in every block."""
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,19 @@ class UNet(FolderModel):
         self.style = nn.Linear(style_dim, cond if injection == "all" else widths[-1])
         self.conv_in = nn.Conv2d(latent_channels + channels, widths[0], 3, padding=1)
         self.encoder, self.decoder = nn.ModuleDict(), nn.ModuleDict()
+        skips = self._add_encoder(widths, cond)
+        width = widths[-1]
+        self.middle = nn.ModuleList(
+            [ResidualBlock(width, width, cond), SelfAttention(width), ResidualBlock(width, width, cond)]
+        )
+        self._add_decoder(widths, skips, cond)
+        self.norm_out = AdaptiveGroupNorm(widths[0], cond)
+        self.conv_out = nn.Conv2d(widths[0], latent_channels, 3, padding=1)
+        # Almost zero, not zero: behind zeros the residual branches would get no gradient before the third step.
+        nn.init.normal_(self.conv_out.weight, std=1e-3)
+
+    def _add_encoder(self, widths: list[int], cond: int) -> list[int]:
+        """One block a level, and a strided convolution before every level but the first; widths of the skips."""
         skips, width = [widths[0]], widths[0]
         for level, out in enumerate(widths):
             if level > 0:
@@ -77,18 +90,17 @@ class UNet(FolderModel):
                 skips.append(width)
             self.encoder[f"level{level}_block"] = ResidualBlock(width, out, cond)
             skips.append(width := out)
-        self.middle = nn.ModuleList(
-            [ResidualBlock(width, width, cond), SelfAttention(width), ResidualBlock(width, width, cond)]
-        )
+        return skips
+
+    def _add_decoder(self, widths: list[int], skips: list[int], cond: int) -> None:
+        """Two blocks a level, each with the skip of its mirror image; a convolution after every enlargement."""
+        width, skips = widths[-1], list(skips)
         for level, out in reversed(list(enumerate(widths))):
             for k in range(2):
                 self.decoder[f"level{level}_block{k}"] = ResidualBlock(width + skips.pop(), out, cond)
                 width = out
             if level > 0:
                 self.decoder[f"level{level}_up"] = nn.Conv2d(width, width, 3, padding=1)
-        self.norm_out = AdaptiveGroupNorm(width, cond)
-        self.conv_out = nn.Conv2d(width, latent_channels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
 
     @property
     def grid_multiple(self) -> int:

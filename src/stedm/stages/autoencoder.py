@@ -16,6 +16,9 @@ from stedm.training.batches import AutoencoderBatches
 from stedm.training.tasks import AutoencoderTask
 from stedm.training.trainer import fit
 
+CROP_PX = 32
+"""Side of the training crops, pixels."""
+
 
 def train_autoencoder(run: RunFolder, config: RunConfig) -> None:
     """Train (or adopt) the first stage, measure its latent statistics, write `autoencoder/`."""
@@ -36,8 +39,14 @@ def train_autoencoder(run: RunFolder, config: RunConfig) -> None:
             steps=options.steps,
             seed=config.seed,
         )
+        sample = images[np.random.default_rng(config.seed).permutation(len(images))[:256]]
+        first_stage.start_linear(to_network(sample))
         batches = AutoencoderBatches(
-            images, batch_size=options.batch_size, stain=config.diffusion.joint_stain, seed=config.seed
+            images,
+            batch_size=options.batch_size,
+            crop_px=CROP_PX,
+            stain=config.diffusion.joint_stain,
+            seed=config.seed,
         )
         fit(task, batches, folder=run.autoencoder, description="first stage", ema_decay=0.98)
     first_stage = first_stage.eval().to(memory_format=torch.channels_last)

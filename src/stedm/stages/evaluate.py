@@ -26,18 +26,22 @@ def evaluate(run: RunFolder, config: RunConfig) -> None:
         per_patient.to_csv(temporary, index=False)
     budget = len(read_json(run.data / "splits.json")["train_annotated"])
     summary = summary_table(
-        per_patient, config.segmentation.arms, label_budget=budget, resamples=config.evaluate.bootstrap, seed=config.seed
+        per_patient,
+        config.segmentation.arms,
+        label_budget=budget,
+        resamples=config.evaluate.bootstrap,
+        seed=config.seed,
     )
     write_json(run.evaluation / "summary.json", summary)
     if (run.synthetic / "manifest.parquet").exists():
         write_json(run.evaluation / "generation.json", _generation(run, config, patches))
-    for label, patient in zip(("best", "worst"), best_and_worst(per_patient, config.segmentation.arms[-1]), strict=True):
+    for label, patient in zip(
+        ("best", "worst"), best_and_worst(per_patient, config.segmentation.arms[-1]), strict=True
+    ):
         rows = np.flatnonzero(test["patient"] == patient)[:4]
         shown = {arm: maps[rows] for arm, maps in predictions.items()}
         name = "".join(c if c.isalnum() else "_" for c in patient)
-        save_overlays(
-            run.evaluation / "overlays" / f"{label}_{name}.png", images[rows], label_maps[rows], shown
-        )
+        save_overlays(run.evaluation / "overlays" / f"{label}_{name}.png", images[rows], label_maps[rows], shown)
 
 
 def _per_patient(
@@ -52,9 +56,7 @@ def _per_patient(
             maps = segmenter.predict(images)
             shown.setdefault(arm, maps)
             confusions = np.stack([confusion(p, y, len(classes)) for p, y in zip(maps, label_maps, strict=True)])
-            table = patient_scores(
-                test["patient"].tolist(), confusions, classes=classes, groups=test["group"].tolist()
-            )
+            table = patient_scores(test["patient"].tolist(), confusions, classes=classes, groups=test["group"].tolist())
             table.insert(0, "seed", seed)
             table.insert(0, "arm", arm)
             tables.append(table)

@@ -40,7 +40,9 @@ def filter_synthetic(run: RunFolder, config: RunConfig) -> None:
         for name, mask in zip(part["mask"], masks, strict=True):
             with atomic_path(run.synthetic / name) as temporary:
                 Image.fromarray(mask).save(temporary, compress_level=1)
-        agreements = [_agreement(p.argmax(0), layout, classes) for p, layout in zip(probabilities, layouts, strict=True)]
+        agreements = [
+            _agreement(p.argmax(0), layout, classes) for p, layout in zip(probabilities, layouts, strict=True)
+        ]
         columns.append(_judged(part.index, agreements, layouts, masks, config, _nearest(run, images, training)))
     judged = pd.concat(columns)
     with atomic_path(run.synthetic / "manifest.parquet") as temporary:
@@ -58,7 +60,9 @@ def pixel_losses(probabilities: np.ndarray, label_maps: np.ndarray) -> np.ndarra
 def loss_limits(probabilities: np.ndarray, label_maps: np.ndarray, tolerance: float) -> np.ndarray:
     """tolerance x mean loss of each class on real annotated data, (N,) nats."""
     losses = pixel_losses(probabilities, label_maps)
-    means = [losses[label_maps == k].mean() if (label_maps == k).any() else np.inf for k in range(probabilities.shape[1])]
+    means = [
+        losses[label_maps == k].mean() if (label_maps == k).any() else np.inf for k in range(probabilities.shape[1])
+    ]
     return tolerance * np.array(means)
 
 

@@ -54,6 +54,8 @@ def make_plan(patches: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
     options = config.generate
     annotated = train_patches(patches, annotated=True)
     lenders = train_patches(patches, annotated=options.styles == "annotated")
+    if options.styles != "annotated":  # images without a mask of an annotated patient have a style that is known
+        lenders = lenders[~lenders["patient"].isin(annotated["patient"])]
     lenders = lenders if len(lenders) else annotated
     by_patient = dict(list(lenders.groupby("patient")))
     rng = np.random.default_rng([config.seed, 5])
@@ -98,7 +100,12 @@ class _Layouts:
 
 
 def _draw(
-    run: RunFolder, config: RunConfig, model: StyleDiffusion, layouts: _Layouts, patches: pd.DataFrame, rows: pd.DataFrame
+    run: RunFolder,
+    config: RunConfig,
+    model: StyleDiffusion,
+    layouts: _Layouts,
+    patches: pd.DataFrame,
+    rows: pd.DataFrame,
 ) -> None:
     """Draw one batch of plan rows and write image and mask of each, the image last."""
     maps = np.stack([layouts.of(row) for _, row in rows.iterrows()])

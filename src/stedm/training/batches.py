@@ -14,15 +14,21 @@ from stedm.training.tasks import Batch
 
 
 class AutoencoderBatches:
-    """Images of every training patient, half of them under a random stain change, which the diffusion will meet too."""
+    """Crops of every training patient's images, half of them under a random stain change, as the diffusion meets them.
 
-    def __init__(self, images: np.ndarray, *, batch_size: int, stain: float, seed: int) -> None:
+    Crops: the first stage is convolutional, and many small pieces teach it more per second than few large ones.
+    """
+
+    def __init__(self, images: np.ndarray, *, batch_size: int, crop_px: int, stain: float, seed: int) -> None:
         """images: (n, H, W, 3) uint8."""
+        self.crop_px = min(crop_px, images.shape[1])
         self.images, self.batch_size, self.stain, self.seed = images, batch_size, stain, seed
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.seed, step, 1])
-        x = to_network(self.images[rng.integers(len(self.images), size=self.batch_size)])
+        top, left = rng.integers(0, self.images.shape[1] - self.crop_px + 1, 2)
+        rows = rng.integers(len(self.images), size=self.batch_size)
+        x = to_network(self.images[rows, top : top + self.crop_px, left : left + self.crop_px])
         changed = StainChange.draw(len(x), self.stain, rng).apply(x)
         x = torch.where(torch.from_numpy(rng.random(len(x)) < 0.5)[:, None, None, None], changed, x)
         return {"images": dihedral(x, int(rng.integers(8))).contiguous(memory_format=torch.channels_last)}

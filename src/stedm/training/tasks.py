@@ -33,7 +33,9 @@ class Task(L.LightningModule):
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]
         parameters = [p for p in self.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+        optimiser = torch.optim.AdamW(
+            parameters, lr=self.learning_rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warmup_cosine(step, self.steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -98,5 +100,3 @@ class SegmentationTask(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self.segmenter(batch["images"]).float()
         return self.loss(logits, batch["label_maps"].long())
-
-

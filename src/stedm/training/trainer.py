@@ -1,4 +1,4 @@
-"""The training loop: Lightning with step-addressed batches, atomic checkpoints, resume, progress and a metrics table."""
+"""The training loop: Lightning with step-addressed batches, atomic checkpoints, resume, progress and metrics."""
 
 import logging
 import os
@@ -42,15 +42,25 @@ class _Loader(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         start = self.trainer.global_step if self.trainer else 0
-        stop = min(start + self.stretch, self.steps)
+        stop = min((start // self.stretch + 1) * self.stretch, self.steps)
         return DataLoader(_Steps(self.batch_of_step, start, stop), batch_size=None)
+
+
+def _at_border(trainer: L.Trainer, stretch: int) -> bool:
+    """Whether a stretch is complete: Lightning ends the first epoch after a resume early."""
+    return trainer.global_step % stretch == 0 or trainer.global_step >= trainer.max_steps
 
 
 class _Progress(L.Callback):
     """A progress bar with steps per second, time left and the loss; stops at the first loss that is not finite."""
 
     def __init__(self, description: str, metrics_path: Path, every: int) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
         self.bar = Progress(*columns, transient=True)
         self.description, self.metrics_path, self.every = description, metrics_path, every
         self.rows: list[str] = []
@@ -81,6 +91,9 @@ class _Progress(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         write_text(self.metrics_path, "\n".join(["step,loss", *self.rows]) + "\n")
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.bar.stop()
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.bar.stop()
 
@@ -88,11 +101,11 @@ class _Progress(L.Callback):
 class _Checkpoint(L.Callback):
     """Save everything needed to resume at the end of every stretch, atomically."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, stretch: int) -> None:
+        self.path, self.stretch = path, stretch
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step < trainer.max_steps:
+        if trainer.global_step < trainer.max_steps and _at_border(trainer, self.stretch):
             with atomic_path(self.path) as temporary:
                 trainer.save_checkpoint(temporary)
 
@@ -105,6 +118,7 @@ class BestByValidation(L.Callback):
 
     def __init__(self, score: Callable[[Any], float]) -> None:
         self.score, self.best, self.weights = score, float("-inf"), {}
+        self.stretch = 1  # steps; set by `fit`
         self.history: list[tuple[int, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,11 +129,11 @@ class BestByValidation(L.Callback):
         self.history = [tuple(row) for row in state_dict["history"]]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self.history or self.history[-1][0] != trainer.global_step:
+        if _at_border(trainer, self.stretch) and trainer.global_step not in dict(self.history):
             value = self.score(pl_module)
             pl_module.train()
             self.history.append((trainer.global_step, value))
-            if value > self.best:
+            if value > self.best or not self.weights:  # without any score (NaN) the first weights are better than none
                 self.best = value
                 self.weights = {k: v.detach().cpu().clone() for k, v in pl_module.state_dict().items()}
 
@@ -150,14 +164,16 @@ def fit(
     callbacks: list[L.Callback] = [_Progress(description, folder / "metrics.csv", max(1, task.steps // 100))]
     if ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=ema_decay))
-    callbacks += [best] if best else []
+    if best is not None:
+        best.stretch = stretch
+        callbacks.append(best)
     trainer = L.Trainer(
         max_steps=task.steps,
         max_epochs=-1,
         accelerator="gpu" if best_device().type == "cuda" else "cpu",
         devices=1,
         precision=lightning_precision(best_device()),  # type: ignore[arg-type]
-        callbacks=[*callbacks, _Checkpoint(last)],
+        callbacks=[*callbacks, _Checkpoint(last, stretch)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

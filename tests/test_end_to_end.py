@@ -1,0 +1,371 @@
+"""The whole chain at its smallest size: what it leaves behind, killed and resumed, and fed with bad input."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stedm import Segmenter, StyleDiffusion
+from stedm.cli import main
+from stedm.config import ARMS
+from stedm.files import read_json
+
+OPTIONS = {
+    "size": "smoke",
+    "cohort.phantom.train_patients": 4,
+    "cohort.phantom.val_patients": 1,
+    "cohort.phantom.test_patients": 3,
+    "cohort.phantom.slide_px": 64,
+    "split.label_budget": 2,
+    "segmentation.seeds": "[0, 1]",
+    "segmentation.arms": "[real, real+stain, real+stain+synthetic]",
+    "generate.images": 12,
+    "generate.batch_size": 4,
+    "generate.nfe": 3,
+    "evaluate.bootstrap": 200,
+}
+
+
+def command(out: Path, **changes: Any) -> list[str]:
+    flags = [word for key, value in (OPTIONS | changes).items() for word in (f"--{key}", str(value))]
+    return [sys.executable, "-m", "stedm.cli", "run", "--out", str(out), *flags]
+
+
+def run_once(out: Path, **changes: Any) -> str:
+    result = subprocess.run(command(out, **changes), capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("end-to-end") / "run"
+    run_once(out)
+    return out
+
+
+def results(out: Path) -> dict[str, bytes]:
+    """What must not depend on interruptions: scores, images, masks, weights."""
+    patterns = ("evaluation/per_patient.csv", "evaluation/summary.json", "synthetic/*/*.png", "**/*.safetensors")
+    return {str(path.relative_to(out)): path.read_bytes() for pattern in patterns for path in sorted(out.glob(pattern))}
+
+
+def test_run_folder_is_the_contract(finished: Path) -> None:
+    expected = [
+        "config.yaml",
+        "environment.json",
+        "summary.md",
+        "data/cohort.parquet",
+        "data/patches.parquet",
+        "data/splits.json",
+        "data/fingerprint.json",
+        "autoencoder/config.json",
+        "autoencoder/metrics.csv",
+        "diffusion/model_index.json",
+        "diffusion/unet/config.json",
+        "diffusion/style_encoder/model.safetensors",
+        "diffusion/metrics.csv",
+        "synthetic/plan.parquet",
+        "synthetic/manifest.parquet",
+        "segmentation/real+stain+synthetic/seed1/config.json",
+        "segmentation/real/seed0/metrics.csv",
+        "evaluation/per_patient.csv",
+        "evaluation/summary.json",
+        "evaluation/generation.json",
+        "report/index.html",
+    ]
+    assert [name for name in expected if not (finished / name).is_file()] == []
+    leftovers = [*finished.rglob("training"), *finished.rglob("begun-*"), *finished.rglob(".*")]
+    assert [path.name for path in leftovers if path.name != ".lock"] == []
+    assert [path.name for path in finished.rglob("*") if path.suffix in {".pkl", ".pt", ".pth", ".ckpt", ".bin"}] == []
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} in a JSON file")
+
+
+def read_strictly(path: Path) -> Any:
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_summary_has_the_keys_relied_on(finished: Path) -> None:
+    summary = read_strictly(finished / "evaluation" / "summary.json")
+    assert {"label_budget", "n_test_patients", "seeds", "arms", "comparisons"} <= set(summary)
+    assert (summary["label_budget"], summary["n_test_patients"], summary["seeds"]) == (2, 3, [0, 1])
+    assert set(summary["arms"]) == {"real", "real+stain", "real+stain+synthetic"} <= set(ARMS)
+    for arm in summary["arms"].values():
+        assert {"patient_iou_mean", "patient_iou_std", "worst_decile_iou", "patient_dice_mean", "ci95"} <= set(arm)
+        assert arm["ci95"][0] <= arm["patient_iou_mean"] <= arm["ci95"][1]
+        assert 0 <= arm["worst_decile_iou"] <= arm["patient_iou_mean"] <= arm["patient_dice_mean"] <= 1
+    assert summary["comparisons"]
+    for row in summary["comparisons"]:
+        assert {"arm", "baseline", "delta_iou", "ci95", "p_value"} <= set(row)
+        difference = (
+            summary["arms"][row["arm"]]["patient_iou_mean"] - summary["arms"][row["baseline"]]["patient_iou_mean"]
+        )
+        assert math.isclose(row["delta_iou"], difference, abs_tol=1e-9) and 0 <= row["p_value"] <= 1
+
+
+def test_generation_has_the_keys_relied_on(finished: Path) -> None:
+    generation = read_strictly(finished / "evaluation" / "generation.json")
+    assert {
+        "nfe",
+        "images",
+        "images_per_second",
+        "device",
+        "layout_agreement",
+        "style_distance_matched",
+        "style_distance_shuffled",
+        "kid",
+        "nearest_real_ratio",
+    } <= set(generation)
+    assert (generation["nfe"], generation["images"]) == (3, 12) and generation["images_per_second"] > 0
+
+
+def test_scores_are_those_of_test_patients(finished: Path) -> None:
+    table = pd.read_csv(finished / "evaluation" / "per_patient.csv")
+    splits = read_json(finished / "data" / "splits.json")
+    assert set(table["patient"]) == set(splits["test"]) and len(table) == 3 * 2 * 3
+    assert not set(splits["test"]) & set(splits["train_annotated"] + splits["train_unannotated"] + splits["val"])
+
+
+def test_synthetic_set_is_in_unannotated_styles_with_its_provenance(finished: Path) -> None:
+    manifest = pd.read_parquet(finished / "synthetic" / "manifest.parquet")
+    splits = read_json(finished / "data" / "splits.json")
+    assert set(manifest["style_patient"]) == set(splits["train_unannotated"])
+    columns = {"id", "layout_source", "style_patches", "seed", "agreement", "keep", "nearest_real", "image", "mask"}
+    assert columns <= set(manifest.columns) and len(manifest) == 12
+    for row in manifest.itertuples():
+        image = np.asarray(Image.open(finished / "synthetic" / row.image))
+        mask = np.asarray(Image.open(finished / "synthetic" / row.mask))
+        assert image.shape == (64, 64, 3) and mask.shape == (64, 64) and set(np.unique(mask)) <= {0, 1, 2, 255}
+
+
+def test_report_is_one_file_that_needs_no_network(finished: Path) -> None:
+    html = (finished / "report" / "index.html").read_text(encoding="utf-8")
+    assert "data:image" in html and not [hint for hint in ('src="http', "src='http", "@import") if hint in html]
+    assert [path.name for path in (finished / "report").glob("*.html")] == ["index.html"]
+
+
+def test_trained_models_load_and_work(finished: Path, no_sockets: list[Any]) -> None:
+    model = StyleDiffusion.from_pretrained(finished / "diffusion")
+    layouts = np.zeros((2, 64, 64), np.uint8)
+    layouts[:, 20:40] = 1
+    style = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    images = model(layouts, style, seeds=[0, 1], nfe=2)
+    assert images.shape == (2, 64, 64, 3) and images.dtype == np.uint8
+    segmenter = Segmenter.from_pretrained(finished / "segmentation" / "real+stain+synthetic" / "seed0")
+    assert segmenter.classes == model.classes == ["background", "stroma", "epithelium"]
+    assert segmenter.predict(images).shape == (2, 64, 64) and no_sockets == []
+
+
+def test_finished_run_is_skipped_and_untouched(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} | results(finished)
+    assert run_once(finished).count("unchanged") >= 11
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} | results(finished) == before
+
+
+MOMENTS = (
+    "data/images/*.png",
+    "autoencoder/training/last.ckpt",
+    "autoencoder/model.safetensors",
+    "segmentation/real+stain/seed0/training/last.ckpt",
+    "diffusion/training/last.ckpt",
+    "diffusion/style_encoder/config.json",
+    "synthetic/images/*.png",
+    "synthetic/filtered/*.png",
+    "segmentation/real+stain+synthetic/seed1/training/last.ckpt",
+    "evaluation/per_patient.csv",
+    "report",
+)
+
+
+def kill_when(out: Path, moment: str, is_there: Callable[[Path, str], bool]) -> None:
+    """Start the run and kill -9 it as soon as `moment` is there."""
+    process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 200
+        while not is_there(out, moment) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, f"the run ended before {moment}"
+
+
+def killed_at(out: Path, moments: tuple[str, ...]) -> dict[str, bytes]:
+    for moment in moments:
+        kill_when(out, moment, lambda folder, pattern: next(folder.glob(pattern), None) is not None)
+    run_once(out)
+    assert not [path for path in out.rglob("begun-*")]
+    return results(out)
+
+
+def test_killed_and_started_again_ends_with_the_same_bits(finished: Path, tmp_path: Path) -> None:
+    assert killed_at(tmp_path / "killed", ("diffusion/training/last.ckpt",)) == results(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_every_stage_ends_with_the_same_bits(finished: Path, tmp_path: Path) -> None:
+    assert killed_at(tmp_path / "killed", MOMENTS) == results(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_same_command_elsewhere_gives_the_same_bits_and_another_seed_others(finished: Path, tmp_path: Path) -> None:
+    run_once(tmp_path / "again")
+    assert results(tmp_path / "again") == results(finished)
+    run_once(tmp_path / "other", seed=1)
+    image = "synthetic/images/s000000.png"
+    assert results(tmp_path / "other")[image] != results(finished)[image]
+
+
+# Bad input
+
+
+def cohort(folder: Path) -> pd.DataFrame:
+    """Eight patients, one annotated 64 px image each, written into `folder`."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for k in range(8):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[:, : 8 * (k + 1) - 4] = 1
+        Image.fromarray(rng.integers(60, 180, (64, 64, 3), dtype=np.uint8)).save(folder / f"i{k}.png")
+        Image.fromarray(mask).save(folder / f"m{k}.png")
+        rows.append({"image": f"i{k}.png", "mask": f"m{k}.png", "patient": f"p{k}", "slide": f"s{k}", "mpp": "1.0"})
+    return pd.DataFrame(rows)
+
+
+def spoil(folder: Path, mistake: str) -> tuple[pd.DataFrame, list[str]]:
+    """A cohort with one mistake in it, and options that belong to it."""
+    table, options = cohort(folder), ["--cohort.labels", "{a: [0], b: [1]}"]
+    match mistake:
+        case "missing image":
+            table.loc[2, "image"] = "nowhere.png"
+        case "missing mask":
+            table.loc[2, "mask"] = "nowhere.png"
+        case "unreadable image":
+            (folder / "i2.png").write_bytes(b"not an image")
+        case "truncated image":
+            (folder / "i2.png").write_bytes((folder / "i2.png").read_bytes()[:2000])
+        case "mask of another size":
+            Image.new("L", (64, 63)).save(folder / "m2.png")
+        case "unknown label":
+            Image.new("L", (64, 64), 7).save(folder / "m2.png")
+        case "two splits":
+            table["split"] = ["train"] * 5 + ["val", "test", "test"]
+            table = pd.concat([table, table.iloc[:1].assign(image="i9.png", mask="", slide="s9", split="test")])
+        case "empty table":
+            table = table.iloc[:0]
+        case "one patient":
+            table["patient"] = "p0"
+        case "no annotated patient":
+            table["mask"] = ""
+        case "no resolution":
+            table["mpp"] = ""
+        case "missing column":
+            table = table.rename(columns={"patient": "case_id"})
+        case "unknown key":
+            options += ["--prepare.patchpx", "64"]
+        case "too large a budget":
+            options += ["--split.label_budget", "20"]
+        case "wrong patch":
+            options += ["--prepare.patch_px", "50"]
+        case "learning rate":
+            options += ["--diffusion.learning_rate", "-1"]
+        case "batch size":
+            options += ["--segmentation.batch_size", "0"]
+        case "no such encoder":
+            options += ["--segmentation.encoder", "resnet18x"]
+        case "no such style encoder":
+            options += ["--diffusion.style_encoder", "resnet18x"]
+    return table, options
+
+
+@pytest.mark.parametrize(
+    ("mistake", "named"),
+    [
+        ("missing image", ["row 4", "nowhere.png"]),
+        ("missing mask", ["row 4", "nowhere.png"]),
+        ("unreadable image", ["row 4", "i2.png"]),
+        ("truncated image", ["row 4", "i2.png"]),
+        ("mask of another size", ["row 4", "64 x 63"]),
+        ("unknown label", ["row 4", "7", "cohort.labels"]),
+        ("two splits", ["p0", "split"]),
+        ("empty table", ["cohort.csv", "no rows"]),
+        ("one patient", ["cohort.csv", "one patient"]),
+        ("no annotated patient", ["mask"]),
+        ("no resolution", ["mpp"]),
+        ("missing column", ["column 'patient'", "cohort.columns"]),
+        ("unknown key", ["prepare.patchpx", "prepare.patch_px"]),
+        ("too large a budget", ["split.label_budget"]),
+        ("wrong patch", ["prepare.patch_px"]),
+        ("learning rate", ["diffusion.learning_rate"]),
+        ("batch size", ["segmentation.batch_size"]),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mistake: str, named: list[str]
+) -> None:
+    table, options = spoil(tmp_path, mistake)
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    before = sorted(tmp_path.rglob("*"))
+    budget = ["--split.val_patients", "1", "--split.test_patients", "2", "--size", "smoke"]
+    code = main(
+        ["run", "--out", str(tmp_path / "out"), "--cohort.table", str(tmp_path / "cohort.csv"), *budget, *options]
+    )
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.strip()]
+    assert code == 2 and printed.out == ""
+    assert len(lines) == 1 and lines[0].startswith("stedm: "), printed.err
+    assert [word for word in named if word not in lines[0]] == [], lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_bad_input_leaves_an_earlier_run_as_it_was(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = (finished / "config.yaml").read_bytes()
+    table, options = spoil(tmp_path, "unknown label")
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    assert (
+        main(
+            ["run", "--out", str(finished), "--cohort.table", str(tmp_path / "cohort.csv"), "--size", "smoke", *options]
+        )
+        == 2
+    )
+    assert (finished / "config.yaml").read_bytes() == config
+    assert (finished / "report" / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["nonsense"], ["train", "everything"], ["run", "stray"], ["run", "--seed"], ["run", "--config", "no.yaml"]],
+)
+def test_wrong_command_line_is_one_line(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def test_print_config_prints_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "--size", "smoke", "--seed", "4", "--print_config"]) == 0
+    assert "seed: 4" in capsys.readouterr().out and not list(tmp_path.iterdir())

@@ -1,0 +1,606 @@
+"""Contracts of every network in a model folder: name a class, get nine tests. Then what is special about each."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from stedm.errors import UserError
+from stedm.models.autoencoder import FirstStage
+from stedm.models.layers import AdaptiveGroupNorm, groups_for, time_features
+from stedm.models.model_folder import CONFIG, WEIGHTS, FolderModel
+from stedm.models.segmenter import Segmenter
+from stedm.models.style import Aggregation, ConvStyleEncoder, StyleExtractor
+from stedm.models.unet import LayoutEmbedding, UNet
+
+TIMM = "test_resnet"
+AGGREGATIONS = ("mean", "max", "linear", "attention")
+B, N, CLASSES, PX = 4, 3, 3, 32
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    """Uniform in [-1, 1]."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def unet(**changes: Any) -> UNet:
+    defaults: dict[str, Any] = {"latent_channels": 4, "num_classes": CLASSES, "factor": 4, "channels": 16}
+    return UNet(**(defaults | {"multipliers": [1, 2], "style_dim": 8} | changes))
+
+
+def unet_inputs(model: UNet, seed: int = 0) -> dict[str, Tensor]:
+    """A batch in which layout and style are given, or not, in all four ways."""
+    grid = PX // model.config["factor"]
+    generator = torch.Generator().manual_seed(seed)
+    layout = torch.randint(0, CLASSES, (B, PX, PX), generator=generator)
+    layout[:, :4] = 255
+    return {
+        "z_t": torch.randn(B, model.config["latent_channels"], grid, grid, generator=generator),
+        "t": torch.rand(B, generator=generator),
+        "layout": layout,
+        "layout_given": torch.tensor([True, True, False, False]),
+        "style": torch.randn(B, model.config["style_dim"], generator=generator),
+        "style_given": torch.tensor([True, False, True, False]),
+    }
+
+
+class ModelContract:
+    """What every FolderModel promises."""
+
+    output_shape: tuple[int, ...]
+
+    def make(self) -> FolderModel:
+        raise NotImplementedError
+
+    def run(self, model: Any, seed: int = 0) -> Tensor:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def model(self) -> FolderModel:
+        torch.manual_seed(0)
+        return self.make()
+
+    def test_shape(self, model: FolderModel) -> None:
+        output = self.run(model)
+        assert output.shape == self.output_shape and torch.isfinite(output).all()
+
+    def test_folder_holds_config_and_safetensors_only(self, model: FolderModel, tmp_path: Path) -> None:
+        model.save_pretrained(tmp_path / "model")
+        assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [CONFIG, WEIGHTS]
+        assert json.loads((tmp_path / "model" / CONFIG).read_text()) == {"class": type(model).__name__, **model.config}
+
+    def test_loaded_model_is_the_saved_one(self, model: FolderModel, tmp_path: Path) -> None:
+        model.save_pretrained(tmp_path)
+        loaded = type(model).from_pretrained(tmp_path)
+        assert loaded.config == model.config and not loaded.training
+        state, again = model.state_dict(), loaded.state_dict()
+        assert list(state) == list(again)
+        assert all(torch.equal(state[name], again[name]) for name in state)
+        with torch.no_grad():
+            assert torch.equal(self.run(loaded), self.run(model.eval().to(memory_format=torch.channels_last)))
+
+    def test_every_trainable_parameter_learns_within_two_steps(self, model: FolderModel) -> None:
+        """The original's style encoder was never trained: 0 of 209 tensors were in its optimiser."""
+        model.train()
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        untouched = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert untouched
+        for seed in range(2):
+            optimiser.zero_grad()
+            output = self.run(model, seed)
+            target = torch.randn(output.shape, generator=torch.Generator().manual_seed(9 + seed))
+            (output - target).square().mean().backward()
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None and parameter.grad.abs().max() > 1e-9:
+                    untouched.discard(name)
+            optimiser.step()
+        assert untouched == set()
+
+    def test_evaluation_is_deterministic(self, model: FolderModel) -> None:
+        model.eval()
+        with torch.no_grad():
+            assert torch.equal(self.run(model), self.run(model))
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            ("no config", r"config\.json: not found"),
+            ("config no JSON", r"config\.json: not valid JSON"),
+            ("config no text", r"config\.json: not valid JSON"),
+            ("config a list", r"config\.json: expected a JSON object"),
+            ("another class", r"config\.json: holds a Impostor"),
+            ("unknown argument", r"does not fit its config\.json"),
+            ("no weights", r"model\.safetensors: not found"),
+            ("half the weights", r"model\.safetensors: does not fit"),
+            ("empty weights", r"model\.safetensors: does not fit"),
+            ("a pickle", r"model\.safetensors: does not fit"),
+            ("a tensor missing", r"model\.safetensors: does not fit"),
+            ("a tensor of another shape", r"model\.safetensors: does not fit"),
+        ],
+    )
+    def test_damaged_folder_is_a_clear_error(
+        self, model: FolderModel, tmp_path: Path, damage: str, message: str
+    ) -> None:
+        model.save_pretrained(tmp_path)
+        break_folder(tmp_path, damage, model)
+        with pytest.raises(UserError, match=message) as caught:
+            type(model).from_pretrained(tmp_path)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "executed").exists()
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def break_folder(folder: Path, damage: str, model: nn.Module) -> None:
+    config, weights = folder / CONFIG, folder / WEIGHTS
+    values = json.loads(config.read_text())
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    first = next(iter(state))
+    match damage:
+        case "no config":
+            config.unlink()
+        case "config no JSON":
+            config.write_text(config.read_text()[:-5])
+        case "config no text":
+            config.write_bytes(b"\xff\xfe\x00\x80")
+        case "config a list":
+            config.write_text("[1, 2]")
+        case "another class":
+            config.write_text(json.dumps(values | {"class": "Impostor"}))
+        case "unknown argument":
+            config.write_text(json.dumps(values | {"colour": 1}))
+        case "no weights":
+            weights.unlink()
+        case "half the weights":
+            weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+        case "empty weights":
+            weights.write_bytes(b"")
+        case "a pickle":
+            torch.save({"state": Bomb(folder / "executed")}, weights)
+        case "a tensor missing":
+            save_file({name: tensor for name, tensor in state.items() if name != first}, weights)
+        case "a tensor of another shape":
+            save_file(state | {first: torch.zeros(1, 2, 3, 4, 5)}, weights)
+
+
+class TestUNet(ModelContract):
+    output_shape = (B, 4, 8, 8)
+
+    def make(self) -> UNet:
+        return unet()
+
+    def run(self, model: UNet, seed: int = 0) -> Tensor:
+        return model(**unet_inputs(model, seed))
+
+
+class TestBottleneckUNet(TestUNet):
+    def make(self) -> UNet:
+        return unet(injection="bottleneck")
+
+
+class TestDeepUNetOfTwentyClasses(TestUNet):
+    def make(self) -> UNet:
+        return unet(num_classes=20, factor=2, multipliers=[1, 2, 2])
+
+    output_shape = (B, 4, 16, 16)
+
+
+class StyleContract(ModelContract):
+    output_shape = (B, 8)
+    aggregation = "attention"
+    encoder = "conv"
+
+    def make(self) -> StyleExtractor:
+        return StyleExtractor(dim=8, set_size=N, encoder=self.encoder, aggregation=self.aggregation)
+
+    def run(self, model: StyleExtractor, seed: int = 0) -> Tensor:
+        return model(images(B, N, 3, PX, PX, seed=seed))
+
+
+class TestAttentionStyle(StyleContract):
+    pass
+
+
+class TestMeanStyle(StyleContract):
+    aggregation = "mean"
+
+
+class TestMaxStyle(StyleContract):
+    aggregation = "max"
+
+
+class TestLinearStyle(StyleContract):
+    aggregation = "linear"
+
+
+class TestTimmStyle(StyleContract):
+    encoder = TIMM
+
+
+class TestFirstStage(ModelContract):
+    output_shape = (B, 3, PX, PX)
+
+    def make(self) -> FirstStage:
+        return FirstStage.new([16, 16], latent_channels=4, space_to_depth=2)
+
+    def run(self, model: FirstStage, seed: int = 0) -> Tensor:
+        mean, logvar = model.distribution(images(B, 3, PX, PX, seed=seed))
+        return model.reconstruct(mean + 0.1 * (0.5 * logvar).exp())
+
+
+class TestSegmenter(ModelContract):
+    output_shape = (2, 4, PX, PX)
+
+    def make(self) -> Segmenter:
+        return Segmenter(classes=["a", "b", "c", "d"], encoder=f"tu-{TIMM}", mpp=0.5)
+
+    def run(self, model: Segmenter, seed: int = 0) -> Tensor:
+        return model(images(2, 3, PX, PX, seed=seed))
+
+
+# Layout
+
+
+def test_layout_enters_at_full_information() -> None:
+    """Two label maps that differ in one pixel give different features in that pixel's cell and nowhere else."""
+    embedding = LayoutEmbedding(num_classes=5, factor=4, channels=6)
+    given = torch.ones(1, dtype=torch.bool)
+    one = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    for value in (1, 4, 255):
+        other = one.clone()
+        other[0, 6, 9] = value
+        changed = (embedding(one, given) != embedding(other, given)).any(1)[0]
+        assert changed.nonzero().tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 20])
+def test_layout_takes_any_number_of_classes_plus_unknown(num_classes: int) -> None:
+    embedding = LayoutEmbedding(num_classes, factor=2, channels=4)
+    given = torch.ones(1, dtype=torch.bool)
+    values = [*range(num_classes), 255]
+    features = [embedding(torch.full((1, 4, 4), value, dtype=torch.uint8), given) for value in values]
+    assert all(not torch.allclose(a, b) for k, a in enumerate(features) for b in features[:k])
+    assert torch.equal(features[-1], embedding(torch.full((1, 4, 4), num_classes), given))
+
+
+def test_null_layout_is_learned_and_not_the_unknown_layout() -> None:
+    embedding = LayoutEmbedding(3, factor=2, channels=4)
+    layouts = torch.randint(0, 3, (2, 8, 8))
+    features = embedding(layouts, torch.tensor([False, False]))
+    assert torch.equal(features, embedding.null.view(1, 4, 1, 1).expand(2, 4, 4, 4))
+    assert not torch.allclose(features, embedding(torch.full_like(layouts, 255), torch.tensor([True, True])))
+    assert embedding.null.requires_grad
+
+
+# U-Net
+
+
+def trained_a_little(model: UNet) -> UNet:
+    """Weights that are zero at the start would hide what an input does."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    return model.eval()
+
+
+@pytest.mark.parametrize("injection", ["all", "bottleneck"])
+def test_each_sample_is_conditioned_by_its_own_row(injection: str) -> None:
+    model = trained_a_little(unet(injection=injection))
+    inputs = unet_inputs(model)
+    with torch.no_grad():
+        together = model(**inputs)
+        for k in range(B):
+            alone = model(**{name: value[k : k + 1] for name, value in inputs.items()})
+            torch.testing.assert_close(alone, together[k : k + 1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("injection", ["all", "bottleneck"])
+def test_style_and_layout_matter_exactly_when_they_are_given(injection: str) -> None:
+    model = trained_a_little(unet(injection=injection))
+    inputs = unet_inputs(model)
+    with torch.no_grad():
+        before = model(**inputs)
+        style = model(**inputs | {"style": inputs["style"] + 1})
+        layout = model(**inputs | {"layout": (inputs["layout"] + 1) % CLASSES})
+        time = model(**inputs | {"t": 1 - inputs["t"]})
+    assert (style != before).flatten(1).any(1).tolist() == inputs["style_given"].tolist()
+    assert (layout != before).flatten(1).any(1).tolist() == inputs["layout_given"].tolist()
+    assert (time != before).flatten(1).any(1).all()
+
+
+def test_style_reaches_every_residual_block() -> None:
+    model = unet(injection="all")
+    style = torch.randn(B, 8, requires_grad=True)
+    received: dict[str, bool] = {}
+
+    def listen(name: str) -> Any:
+        def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            received[name] = torch.autograd.grad(arguments[1].sum(), style, retain_graph=True)[0].abs().sum() > 0
+
+        return hook
+
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, AdaptiveGroupNorm)}
+    for name, module in norms.items():
+        module.register_forward_pre_hook(listen(name))
+    model(**unet_inputs(model) | {"style": style})
+    assert set(received) == set(norms) and all(received.values())
+
+
+def test_nulls_are_learned_parameters() -> None:
+    """The original's null style was a constant image pushed through the encoder."""
+    model = unet()
+    names = dict(model.named_parameters())
+    assert names["null_style"].requires_grad and names["layout.null"].requires_grad
+
+
+def test_unknown_injection_is_refused() -> None:
+    with pytest.raises(ValueError, match="all or bottleneck"):
+        unet(injection="everywhere")
+
+
+def test_adaptive_group_norm_is_a_group_norm_scaled_and_shifted() -> None:
+    block = AdaptiveGroupNorm(32, 4)
+    x, condition = torch.randn(2, 32, 4, 4), torch.randn(2, 4)
+    scale, shift = block.modulation(condition)[..., None, None].chunk(2, dim=1)
+    expected = torch.nn.functional.group_norm(x, groups_for(32)) * (1 + scale) + shift
+    torch.testing.assert_close(block(x, condition), expected)
+    plain = torch.nn.functional.group_norm(x, groups_for(32))
+    block.modulation.weight.data.zero_()
+    torch.testing.assert_close(block(x, condition), plain)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16, 24, 48, 100, 128])
+def test_groups_divide_the_channels(channels: int) -> None:
+    assert channels % groups_for(channels) == 0
+
+
+def test_time_features_tell_times_apart() -> None:
+    features = time_features(torch.linspace(0, 1, 101), 32)
+    assert features.shape == (101, 32) and features.abs().max() <= 1
+    distances = torch.cdist(features, features) + torch.eye(101)
+    assert distances.min() > 0.05
+
+
+# Style
+
+
+@pytest.mark.parametrize("kind", ["mean", "max", "attention"])
+def test_aggregation_ignores_the_order_of_the_set(kind: str) -> None:
+    aggregation = Aggregation(kind, 8, 5)
+    vectors = torch.randn(2, 5, 8)
+    shuffled = vectors[:, torch.randperm(5)]
+    torch.testing.assert_close(aggregation(vectors), aggregation(shuffled))
+
+
+@pytest.mark.parametrize("kind", ["mean", "max", "attention"])
+def test_set_size_may_differ_from_training(kind: str) -> None:
+    aggregation = Aggregation(kind, 8, 4)
+    vectors = torch.randn(2, 1, 8)
+    once = aggregation(vectors)
+    for size in (1, 2, 9):
+        torch.testing.assert_close(aggregation(vectors.expand(2, size, 8)), once)
+
+
+def test_linear_aggregation_refuses_another_set_size() -> None:
+    aggregation = Aggregation("linear", 8, 4)
+    assert aggregation(torch.randn(2, 4, 8)).shape == (2, 8)
+    with pytest.raises(ValueError, match="trained for 4 style images"):
+        aggregation(torch.randn(2, 3, 8))
+
+
+def test_aggregations_are_what_they_are_called() -> None:
+    vectors = torch.randn(2, 5, 8)
+    torch.testing.assert_close(Aggregation("mean", 8, 5)(vectors), vectors.mean(1))
+    torch.testing.assert_close(Aggregation("max", 8, 5)(vectors), vectors.max(1).values)
+    with pytest.raises(ValueError, match="mean, max, linear or attention"):
+        Aggregation("median", 8, 5)
+
+
+@pytest.mark.parametrize("kind", AGGREGATIONS)
+def test_memory_of_an_aggregation_is_linear_in_the_set(kind: str) -> None:
+    """The original's set transformer needed 769 MiB per attention matrix and sample."""
+    largest = []
+    for size in (64, 128):
+        saved: list[int] = []
+        aggregation = Aggregation(kind, 8, size)
+
+        def pack(x: Tensor, sizes: list[int] = saved) -> Tensor:
+            sizes.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            aggregation(torch.randn(2, size, 8, requires_grad=True))
+        largest.append(sum(saved))
+    assert largest[1] <= 2.1 * largest[0]
+
+
+def test_style_sets_do_not_mix_within_a_batch() -> None:
+    extractor = StyleExtractor(dim=8, set_size=N).eval()
+    sets = images(B, N, 3, PX, PX)
+    with torch.no_grad():
+        together = extractor(sets)
+        for k in range(B):
+            torch.testing.assert_close(extractor(sets[k : k + 1]), together[k : k + 1], atol=1e-5, rtol=1e-5)
+
+
+def test_style_encoder_does_not_normalise_the_colour_away() -> None:
+    encoder = ConvStyleEncoder(8)
+    norms = (nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm)
+    assert not [module for module in encoder.stages.modules() if isinstance(module, norms)]
+    x = images(1, 3, PX, PX) * 0.3
+    with torch.no_grad():
+        for channel in range(3):
+            tinted = x.clone()
+            tinted[:, channel] += 0.3
+            assert (encoder(tinted) - encoder(x)).norm() > 2e-3 * encoder(x).norm()
+
+
+def test_style_encoder_sees_texture_and_takes_any_size() -> None:
+    encoder = ConvStyleEncoder(8)
+    coarse = images(1, 3, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    fine = coarse.flatten(2)[..., torch.randperm(PX * PX)].view(1, 3, PX, PX)  # the same colours, another texture
+    with torch.no_grad():
+        assert (encoder(coarse) - encoder(fine)).norm() > 2e-3 * encoder(coarse).norm()
+        for size in (16, 48, 112):
+            assert torch.isfinite(encoder(images(2, 3, size, size))).all()
+
+
+def test_style_encoder_survives_an_image_of_one_colour() -> None:
+    encoder = ConvStyleEncoder(8)
+    flat = torch.full((2, 3, PX, PX), 0.9)
+    encoder(flat).sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in encoder.parameters())
+
+
+def save_backbone(folder: Path, **changes: Any) -> nn.Module:
+    """A timm model in a local folder, as the hub would deliver it."""
+    torch.manual_seed(7)
+    backbone = timm.create_model(TIMM, num_classes=0, **changes)
+    folder.mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}, folder / WEIGHTS)
+    config = {"architecture": TIMM, "num_classes": 0, "num_features": backbone.num_features}
+    config["pretrained_cfg"] = {"input_size": [3, 48, 48], "mean": [0.7, 0.6, 0.7], "std": [0.2, 0.2, 0.2]}
+    (folder / CONFIG).write_text(json.dumps(config))
+    return backbone
+
+
+def test_timm_encoder_starts_random_and_needs_no_network(no_sockets: list[Any]) -> None:
+    torch.manual_seed(0)
+    one = StyleExtractor(dim=8, set_size=N, encoder=TIMM)
+    torch.manual_seed(1)
+    other = StyleExtractor(dim=8, set_size=N, encoder=TIMM)
+    weights = [next(model.encoder.backbone.parameters()) for model in (one, other)]
+    assert not torch.equal(*weights) and no_sockets == []
+
+
+def test_timm_encoder_takes_weights_from_a_local_folder(tmp_path: Path, no_sockets: list[Any]) -> None:
+    backbone = save_backbone(tmp_path / "weights")
+    extractor = StyleExtractor(dim=8, set_size=N, encoder=TIMM, weights=str(tmp_path / "weights"))
+    state = extractor.encoder.backbone.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in backbone.state_dict().items())
+    extractor.eval().save_pretrained(tmp_path / "model")
+    (tmp_path / "weights" / WEIGHTS).unlink()
+    loaded = StyleExtractor.from_pretrained(tmp_path / "model")
+    sets = images(2, N, 3, PX, PX)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(sets), extractor(sets), atol=1e-5, rtol=1e-5)
+    assert no_sockets == []
+
+
+@pytest.mark.parametrize("name", ["resnet18x", "some/where", "no such backbone"])
+def test_unknown_backbone_is_the_users_mistake(name: str) -> None:
+    with pytest.raises(UserError, match=r"diffusion\.style_encoder") as caught:
+        StyleExtractor(dim=8, set_size=N, encoder=name)
+    assert "\n" not in str(caught.value)
+
+
+# First stage
+
+
+def test_latents_have_measured_statistics_and_they_are_saved(tmp_path: Path) -> None:
+    stage = FirstStage.new([16, 16], latent_channels=4, space_to_depth=2).eval()
+    data = images(24, 3, PX, PX)
+    stage.measure(data.split(7))
+    with torch.no_grad():
+        z = stage.encode(data)  # (24, 4, 8, 8)
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    stage.save_pretrained(tmp_path)
+    loaded = FirstStage.from_pretrained(tmp_path)
+    assert torch.equal(loaded.mean, stage.mean) and torch.equal(loaded.std, stage.std)
+
+
+def test_decoding_undoes_the_standardisation_and_stays_in_range() -> None:
+    stage = FirstStage.new([16, 16], latent_channels=4, space_to_depth=2).eval()
+    stage.measure([images(8, 3, PX, PX)])
+    x = images(2, 3, PX, PX, seed=1)
+    with torch.no_grad():
+        raw = stage.distribution(x)[0]
+        torch.testing.assert_close(stage.decode(stage.encode(x)), stage.reconstruct(raw).clamp(-1, 1))
+        assert stage.decode(100 * torch.randn(2, 4, 8, 8)).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("levels", "fold", "factor"), [(1, 1, 1), (2, 2, 4), (3, 2, 8), (3, 1, 4)])
+def test_factor_is_pixels_per_latent_cell(levels: int, fold: int, factor: int) -> None:
+    stage = FirstStage.new([16] * levels, latent_channels=2, space_to_depth=fold)
+    assert stage.factor == factor
+    with torch.no_grad():
+        assert stage.encode(images(1, 3, 16, 32)).shape == (1, 2, 16 // factor, 32 // factor)
+
+
+def test_first_stage_refuses_sizes_it_cannot_fold() -> None:
+    with pytest.raises(ValueError, match="multiples of 4"):
+        FirstStage.new([16, 16], latent_channels=2, space_to_depth=2).encode(images(1, 3, 30, 32))
+
+
+def test_first_stage_adopts_a_diffusers_folder(tmp_path: Path, no_sockets: list[Any]) -> None:
+    own = FirstStage.new([16, 16], latent_channels=4, space_to_depth=1).eval()
+    own.kl.save_pretrained(tmp_path / "kl")
+    adopted = FirstStage.from_diffusers(str(tmp_path / "kl")).eval()
+    with torch.no_grad():
+        x = images(2, 3, PX, PX)
+        torch.testing.assert_close(adopted.encode(x), own.kl.encode(x).latent_dist.mean)
+    adopted.save_pretrained(tmp_path / "adopted")
+    FirstStage.from_pretrained(tmp_path / "adopted")
+    assert no_sockets == []
+
+
+def test_folder_without_an_autoencoder_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"autoencoder\.pretrained"):
+        FirstStage.from_diffusers(str(tmp_path))
+
+
+# Segmenter
+
+
+def test_segmenter_predicts_the_most_probable_class_whatever_the_batch_size() -> None:
+    segmenter = Segmenter(classes=["a", "b", "c"], encoder=f"tu-{TIMM}").eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (5, PX, PX, 3), dtype=np.uint8)
+    probabilities = segmenter.probabilities(pixels, batch_size=2)
+    assert probabilities.shape == (5, 3, PX, PX)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    labels = segmenter.predict(pixels, batch_size=2)
+    assert labels.dtype == np.uint8 and (labels == probabilities.argmax(1)).all()
+    np.testing.assert_allclose(probabilities, segmenter.probabilities(pixels, batch_size=5), atol=2e-2)
+
+
+def test_segmenter_agrees_with_itself_on_mirrored_images() -> None:
+    segmenter = Segmenter(classes=["a", "b"], encoder=f"tu-{TIMM}").eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, PX, PX, 3), dtype=np.uint8)
+    mirrored = segmenter.probabilities(np.ascontiguousarray(pixels[:, :, ::-1]))[..., ::-1]
+    np.testing.assert_allclose(mirrored, segmenter.probabilities(pixels), atol=1e-5)
+
+
+def test_segmenter_takes_encoder_weights_from_a_local_folder(tmp_path: Path, no_sockets: list[Any]) -> None:
+    segmenter = Segmenter(classes=["a", "b"], encoder=f"tu-{TIMM}")
+    source = Segmenter(classes=["a", "b"], encoder=f"tu-{TIMM}").net.encoder.model.state_dict()
+    (tmp_path / "weights").mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in source.items()}, tmp_path / "weights" / WEIGHTS)
+    segmenter.load_encoder(tmp_path / "weights")
+    assert all(torch.equal(tensor, source[name]) for name, tensor in segmenter.net.encoder.model.state_dict().items())
+    (tmp_path / "other").mkdir()
+    save_file({"something": torch.zeros(1)}, tmp_path / "other" / WEIGHTS)
+    with pytest.raises(UserError, match=r"segmentation\.encoder_weights"):
+        segmenter.load_encoder(tmp_path / "other")
+    assert no_sockets == []
+
+
+@pytest.mark.parametrize("encoder", ["mit_b2", "no_such_encoder", "tu-no_such_encoder"])
+def test_impossible_encoder_is_the_users_mistake(encoder: str) -> None:
+    with pytest.raises(UserError, match=r"segmentation\.encoder"):
+        Segmenter(classes=["a", "b"], encoder=encoder)

@@ -1,0 +1,285 @@
+"""The run: unchanged stages are skipped, a changed key reruns what depends on it and nothing else."""
+
+import fcntl
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import stedm.run
+from stedm.config import RunConfig
+from stedm.config_file import load_config
+from stedm.errors import UserError
+from stedm.files import read_json
+from stedm.run import Stage, run_all, stages_of
+from stedm.stages.run_folder import RunFolder
+
+BASE = ["size=smoke", "segmentation.seeds=[0, 1]", "diffusion.annotated_only_control=true"]
+SEGMENTERS = {
+    f"segmentation {arm} seed {seed}"
+    for arm in ("real", "real+stain", "real+synthetic", "real+stain+synthetic")
+    for seed in (0, 1)
+}
+SYNTHETIC = {name for name in SEGMENTERS if "synthetic" in name}
+STAIN = {name for name in SEGMENTERS if "stain" in name}
+TEACHER = "segmentation real+stain seed 0"
+END = {"evaluate", "report"}
+AFTER_GENERATION = {"filter", *SYNTHETIC, *END}
+AFTER_DIFFUSION = {"generate", *AFTER_GENERATION}
+ALL = {"prepare", "autoencoder", "diffusion", "control", *SEGMENTERS, *AFTER_DIFFUSION}
+
+
+class Recorder:
+    """Runs the chain of stages with actions that only write their name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.ran, self.stop_at = folder, [], ""
+
+    def stages(self, config: RunConfig, run: RunFolder) -> list[Stage]:
+        return [self.fake(stage) for stage in stages_of(config, run)]
+
+    def fake(self, stage: Stage) -> Stage:
+        def action() -> None:
+            self.ran.append(stage.name)
+            if stage.name == self.stop_at:
+                raise KeyboardInterrupt
+            stage.folder.mkdir(parents=True, exist_ok=True)
+            (stage.folder / f"result-{stage.name}").write_text(stage.name)
+
+        values = {name: getattr(stage, name) for name in stage.__dataclass_fields__}
+        return Stage(**values | {"action": action})
+
+    def __call__(self, *overrides: str, until: str | None = None) -> set[str]:
+        self.ran.clear()
+        run_all(load_config(overrides=[*BASE, *overrides]), self.folder, until=until)
+        return set(self.ran)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder(tmp_path / "run")
+    monkeypatch.setattr(stedm.run, "stages_of", recorder.stages)
+    return recorder
+
+
+def test_every_stage_runs_once_after_what_it_needs(run: Recorder) -> None:
+    assert run() == ALL and len(run.ran) == len(ALL)
+    stages = {stage.name: stage for stage in stages_of(load_config(overrides=BASE), RunFolder(run.folder))}
+    for name in run.ran:
+        assert all(run.ran.index(need) < run.ran.index(name) for need in stages[name].needs)
+
+
+def test_unchanged_stages_are_skipped(run: Recorder) -> None:
+    run()
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("result-*")}
+    assert run() == set()
+    assert before == {path: path.stat().st_mtime_ns for path in run.folder.rglob("result-*")}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("cohort.phantom.seed=1", ALL),
+        ("split.label_budget=5", ALL),
+        ("prepare.patch_px=32", ALL),
+        ("autoencoder.steps=9", {"autoencoder", "diffusion", "control", *AFTER_DIFFUSION}),
+        ("diffusion.joint_stain=0.5", {"autoencoder", "diffusion", "control", *AFTER_DIFFUSION}),
+        ("diffusion.steps=9", {"diffusion", "control", *AFTER_DIFFUSION}),
+        ("diffusion.aggregation=mean", {"diffusion", "control", *AFTER_DIFFUSION}),
+        ("diffusion.unlabelled_share=0.4", {"diffusion", *AFTER_DIFFUSION}),
+        ("diffusion.pseudo_confidence=0.8", {"diffusion", *AFTER_DIFFUSION}),
+        ("generate.nfe=5", AFTER_DIFFUSION),
+        ("generate.images=12", AFTER_DIFFUSION),
+        ("filter.tolerance=2", AFTER_GENERATION),
+        ("segmentation.synthetic_share=0.4", {*SYNTHETIC, *END}),
+        ("segmentation.stain_strength=0.4", {*STAIN, "diffusion", *AFTER_DIFFUSION}),
+        ("segmentation.steps=9", {*SEGMENTERS, "diffusion", *AFTER_DIFFUSION}),
+        ("segmentation.seeds=[0]", END),
+        (
+            "segmentation.seeds=[0, 1, 2]",
+            {name.replace("seed 0", "seed 2") for name in SEGMENTERS if "seed 0" in name} | END,
+        ),
+        ("segmentation.arms=[real, real+stain]", END),
+        ("evaluate.bootstrap=10", END),
+        ("seed=1", ALL - {"prepare"} - SEGMENTERS | SYNTHETIC),
+    ],
+)
+def test_changed_key_reruns_what_depends_on_it_and_nothing_else(
+    run: Recorder, override: str, expected: set[str]
+) -> None:
+    run()
+    assert run(override) == expected
+    assert run(override) == set()
+
+
+def test_control_comes_and_goes_without_touching_the_generator(run: Recorder) -> None:
+    run("diffusion.annotated_only_control=false")
+    assert run() == {"control", "report"}
+
+
+def test_going_back_reruns_what_was_replaced(run: Recorder) -> None:
+    run()
+    run("generate.nfe=5")
+    assert run() == AFTER_DIFFUSION
+
+
+def test_no_pseudo_layouts_no_teacher_before_the_generator(run: Recorder) -> None:
+    run("diffusion.pseudo_confidence=null")
+    ran = run("diffusion.pseudo_confidence=null", "segmentation.steps=9")
+    assert "diffusion" not in ran and {TEACHER, "filter"} <= ran
+
+
+@pytest.mark.parametrize(
+    "name", ["prepare", "autoencoder", TEACHER, "diffusion", "generate", "filter", "evaluate", "report"]
+)
+def test_interrupted_stage_is_run_again_and_the_rest_after_it(run: Recorder, name: str) -> None:
+    run.stop_at = name
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    done = set(run.ran) - {name}
+    run.stop_at = ""
+    assert run() == ALL - done
+    assert run() == set()
+
+
+def test_changed_stage_starts_from_an_empty_folder_and_an_interrupted_one_keeps_it(run: Recorder) -> None:
+    run()
+    left = run.folder / "diffusion" / "training" / "last.ckpt"
+    run.stop_at = "diffusion"
+    with pytest.raises(KeyboardInterrupt):
+        run("diffusion.steps=9")
+    assert not (run.folder / "diffusion" / "result-diffusion").exists()
+    left.parent.mkdir(parents=True)
+    left.write_text("half way")
+    with pytest.raises(KeyboardInterrupt):
+        run("diffusion.steps=9")
+    assert left.exists()
+    with pytest.raises(KeyboardInterrupt):
+        run("diffusion.steps=10")
+    assert not left.exists()
+
+
+def test_filter_alone_keeps_the_images(run: Recorder) -> None:
+    run()
+    run("filter.tolerance=2")
+    assert (run.folder / "synthetic" / "result-generate").exists()
+    run("generate.nfe=3")
+    assert (run.folder / "synthetic" / "filter.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("until", "expected"),
+    [
+        ("prepare", {"prepare"}),
+        ("autoencoder", {"prepare", "autoencoder"}),
+        ("diffusion", {"prepare", "autoencoder", TEACHER, "diffusion"}),
+        ("generate", {"prepare", "autoencoder", TEACHER, "diffusion", "generate"}),
+        ("segmentation", ALL - END - {"control"}),
+        ("evaluate", ALL - {"control", "report"}),
+        ("report", ALL),
+    ],
+)
+def test_one_command_runs_its_stage_and_what_it_needs(run: Recorder, until: str, expected: set[str]) -> None:
+    assert run(until=until) == expected
+
+
+def test_what_a_killed_process_left_half_written_is_removed(run: Recorder) -> None:
+    run()
+    for name in (".config.0123abcd.yaml", "synthetic/.s000001.ba009ed4.png", "diffusion/.unet.0123abcd/weights"):
+        (run.folder / name).parent.mkdir(exist_ok=True)
+        (run.folder / name).write_text("half")
+    assert run() == set()
+    assert [path.name for path in run.folder.rglob(".*")] == [".lock"]
+
+
+def test_one_process_a_folder(run: Recorder) -> None:
+    run.folder.mkdir()
+    with open(run.folder / ".lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another stedm process"):
+            run()
+    assert run.ran == [] and run() == ALL
+
+
+def test_folder_that_cannot_be_written_is_the_users_mistake(run: Recorder, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run.folder = tmp_path / "file" / "run"
+    with pytest.raises(UserError, match="cannot be written"):
+        run()
+
+
+def test_run_folder_records_its_config_and_its_machine(run: Recorder) -> None:
+    run("seed=5")
+    assert load_config(run.folder / "config.yaml") == load_config(overrides=[*BASE, "seed=5"])
+    environment = read_json(run.folder / "environment.json")
+    assert {"stedm", "python", "torch", "cpu", "cores", "device"} <= set(environment)
+
+
+def own_cohort(folder: Path) -> Path:
+    folder.mkdir()
+    rows = []
+    for k in range(6):
+        Image.fromarray(np.full((64, 64, 3), 150, np.uint8)).save(folder / f"i{k}.png")
+        Image.fromarray(np.eye(64, dtype=np.uint8)).save(folder / f"m{k}.png")
+        rows.append({"image": f"i{k}.png", "mask": f"m{k}.png", "patient": f"p{k}", "mpp": 1.0})
+    pd.DataFrame(rows).to_csv(folder / "cohort.csv", index=False)
+    return folder / "cohort.csv"
+
+
+@pytest.mark.parametrize("change", ["row", "image", "mask"])
+def test_changed_table_or_file_reruns_everything(run: Recorder, tmp_path: Path, change: str) -> None:
+    table = own_cohort(tmp_path / "cohort")
+    options = [f"cohort.table={table}", "split.val_patients=1", "split.test_patients=1"]
+    run(*options)
+    assert run(*options) == set()
+    if change == "row":
+        pd.read_csv(table).assign(patient="other").to_csv(table, index=False)
+    else:
+        Image.new("RGB" if change == "image" else "L", (64, 65)).save(table.parent / f"{change[0]}2.png")
+    assert run(*options) == ALL
+
+
+def plan(**changes: Any) -> pd.DataFrame:
+    from stedm.stages.generate import make_plan
+
+    patches = pd.DataFrame(
+        {
+            "patch_id": [f"x{k}" for k in range(20)],
+            "patient": [f"p{k // 2}" for k in range(20)],
+            "split": ["train"] * 12 + ["val"] * 4 + ["test"] * 4,
+            "annotated": [True] * 4 + [False] * 8 + [True] * 8,
+        }
+    )
+    patches.loc[3, "annotated"] = False  # an annotated patient's image without a mask
+    overrides = ["size=smoke", *(f"generate.{key}={value}" for key, value in changes.items())]
+    return make_plan(patches, load_config(overrides=overrides))
+
+
+def test_unannotated_styles_are_never_those_of_annotated_validation_or_test_patients() -> None:
+    """In the original, "unannotated" styles came from annotated training images."""
+    table = plan(images=40)
+    assert set(table["style_patient"]) == {"p2", "p3", "p4", "p5"}
+    lent = {name for names in table["style_patches"] for name in json.loads(names)}
+    assert lent <= {f"x{k}" for k in range(4, 12)}
+    assert set(table["layout_source"]) <= {"x0", "x1", "x2", "prior"}
+    assert table["style_patient"].value_counts().max() == table["style_patient"].value_counts().min() == 10
+
+
+def test_plan_is_reproducible_and_its_rows_are_distinct() -> None:
+    pd.testing.assert_frame_equal(plan(images=12), plan(images=12))
+    assert plan(images=12)["id"].is_unique and plan(images=12)["seed"].is_unique
+
+
+@pytest.mark.parametrize(("layouts", "kinds"), [("real", {"real"}), ("prior", {"prior"}), ("mixed", {"real", "prior"})])
+def test_plan_draws_the_layouts_asked_for(layouts: str, kinds: set[str]) -> None:
+    assert set(plan(images=8, layouts=layouts)["layout_kind"]) == kinds
+
+
+def test_plan_without_styles_names_none() -> None:
+    table = plan(images=6, styles="none")
+    assert set(table["style_patient"]) == {""} and set(table["style_patches"]) == {"[]"}
+    assert set(plan(images=8, styles="annotated")["style_patient"]) == {"p0", "p1"}

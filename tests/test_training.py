@@ -1,0 +1,418 @@
+"""Training: resumes bit for bit, trains everything, keeps the averaged weights, stops at a loss that is not finite."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from stedm.data.style_sets import StyleSets
+from stedm.errors import UserError
+from stedm.models.autoencoder import FirstStage
+from stedm.models.segmenter import Segmenter
+from stedm.models.style import StyleExtractor
+from stedm.models.unet import UNet
+from stedm.training.augment import StainChange
+from stedm.training.batches import AutoencoderBatches, DiffusionBatches, SegmentationBatches, Variants
+from stedm.training.tasks import AutoencoderTask, Batch, DiffusionTask, SegmentationTask, Task, warmup_cosine
+from stedm.training.trainer import BestByValidation, fit
+
+PX, STEPS = 32, 8
+RNG = np.random.default_rng(0)
+PATCHES = pd.DataFrame(
+    {
+        "patch_id": [f"p{k}" for k in range(16)],
+        "patient": [f"patient{k // 4}" for k in range(16)],
+        "slide": [f"slide{k // 2}" for k in range(16)],
+        "source": [f"r{k // 2}" for k in range(16)],
+        "x_um": [float(PX * (k % 2)) for k in range(16)],
+        "y_um": 0.0,
+    }
+)
+ANNOTATED = torch.arange(16) < 8
+TINTS = RNG.uniform(60, 200, (4, 1, 1, 3))
+LAYOUTS = np.zeros((16, PX, PX), np.uint8)
+for _k in range(16):
+    LAYOUTS[_k, : 8 + _k, :], LAYOUTS[_k, :, : 4 + _k] = 1, 2
+IMAGES = np.stack([np.clip(TINTS[k // 4] + 40 * (LAYOUTS[k][..., None] - 1.0), 0, 255) for k in range(16)]).astype(
+    np.uint8
+)
+
+
+def diffusion_batches(style_set: str = "patient", **changes: Any) -> DiffusionBatches:
+    z = torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(0)).half()
+    layout = torch.from_numpy(LAYOUTS).clone()
+    layout[~ANNOTATED] = 255
+    variants = Variants(z, layout, torch.arange(16), ANNOTATED, StainChange.identity(16))
+    options: dict[str, Any] = {
+        "batch_size": 8,
+        "set_size": 2,
+        "unlabelled_share": 0.5,
+        "layout_dropout": 0.3,
+        "style_dropout": 0.3,
+        "unknown_share": 0.3,
+        "zoom_style": style_set == "self",
+        "seed": 0,
+    } | changes
+    size = options["set_size"]
+    sets = StyleSets(PATCHES, mode=style_set, size=size, nearby_um=100.0, patch_um=float(PX))  # type: ignore[arg-type]
+    return DiffusionBatches(variants, IMAGES, sets, **options)
+
+
+def diffusion_task(
+    steps: int = STEPS, *, aggregation: str = "attention", injection: str = "all", **style: Any
+) -> DiffusionTask:
+    torch.manual_seed(0)
+    unet = UNet(
+        latent_channels=4, num_classes=3, factor=4, channels=16, multipliers=[1, 2], style_dim=8, injection=injection
+    )
+    extractor = StyleExtractor(dim=8, set_size=2, aggregation=aggregation, **style)
+    return DiffusionTask(unet, extractor, learning_rate=2e-3, steps=steps, seed=0)
+
+
+def autoencoder_task(steps: int = STEPS) -> AutoencoderTask:
+    torch.manual_seed(0)
+    stage = FirstStage.new([16, 16], latent_channels=4, space_to_depth=2)
+    return AutoencoderTask(stage, kl_weight=1e-4, learning_rate=2e-3, steps=steps, seed=0)
+
+
+def segmentation_task(steps: int = STEPS) -> SegmentationTask:
+    torch.manual_seed(0)
+    segmenter = Segmenter(classes=["a", "b", "c"], encoder="tu-test_resnet")
+    return SegmentationTask(segmenter, learning_rate=2e-3, steps=steps, seed=0)
+
+
+def segmentation_batches(**changes: Any) -> SegmentationBatches:
+    options: dict[str, Any] = {"batch_size": 6, "synthetic_share": 0.5, "stain": 1.0, "seed": 0} | changes
+    return SegmentationBatches((IMAGES[:4], LAYOUTS[:4]), (IMAGES[4:], LAYOUTS[4:]), **options)
+
+
+def autoencoder_batches() -> AutoencoderBatches:
+    return AutoencoderBatches(IMAGES, batch_size=4, crop_px=16, stain=1.0, seed=0)
+
+
+def validation_score(task: Task) -> float:
+    """Falls again after the best stretch, so that the best is not the last."""
+    return -abs(task.global_step - 4)
+
+
+def best_of(task: Task) -> BestByValidation | None:
+    return BestByValidation(validation_score) if isinstance(task, SegmentationTask) else None
+
+
+RECIPES: dict[str, tuple[Callable[..., Task], Callable[[], Any], float | None]] = {
+    "autoencoder": (autoencoder_task, autoencoder_batches, 0.9),
+    "diffusion": (diffusion_task, diffusion_batches, 0.9),
+    "segmentation": (segmentation_task, segmentation_batches, None),
+}
+
+
+def train(name: str, folder: Path, batches: Any = None) -> dict[str, Tensor]:
+    make, default_batches, ema = RECIPES[name]
+    task = make()
+    fit(
+        task,
+        batches or default_batches(),
+        folder=folder,
+        description=name,
+        ema_decay=ema,
+        best=best_of(task),
+        stretches=4,
+    )
+    return task.state_dict()
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted(batches: Any, at_step: int) -> Callable[[int], Batch]:
+    def batch_of_step(step: int) -> Batch:
+        if step == at_step:
+            raise Interrupted
+        return batches(step)
+
+    return batch_of_step
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_interrupted_at_any_stretch_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    """Stretches of two steps: one interruption in the first, one at a border, one in the last."""
+    expected = train(name, tmp_path / "whole")
+    for at_step in (1, 2, 5, 7):
+        folder = tmp_path / f"at{at_step}"
+        with pytest.raises(Interrupted):
+            train(name, folder, interrupted(RECIPES[name][1](), at_step))
+        assert equal(train(name, folder), expected), at_step
+        assert (folder / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
+def test_interrupted_twice_ends_with_the_same_bits(tmp_path: Path) -> None:
+    expected = train("diffusion", tmp_path / "whole")
+    for at_step in (3, 6):
+        with pytest.raises(Interrupted):
+            train("diffusion", tmp_path / "twice", interrupted(diffusion_batches(), at_step))
+    assert equal(train("diffusion", tmp_path / "twice"), expected)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_step_is_taken_once_and_in_order(name: str, tmp_path: Path) -> None:
+    asked: list[int] = []
+    batches = RECIPES[name][1]()
+    train(name, tmp_path, lambda step: asked.append(step) or batches(step))
+    assert asked == list(range(STEPS))
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "step,loss" and [int(line.split(",")[0]) for line in lines[1:]] == list(range(1, STEPS + 1))
+    assert not [path for path in tmp_path.rglob(".*")]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_trainable_parameter_is_in_the_optimiser_and_changes(name: str, tmp_path: Path) -> None:
+    """The original's style encoder started random and stayed so."""
+    task = RECIPES[name][0]()
+    optimised = {id(p) for group in task.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
+    assert optimised == {id(parameter) for parameter in task.parameters() if parameter.requires_grad}
+    before = {key: parameter.detach().clone() for key, parameter in task.named_parameters()}
+    batches = RECIPES[name][1]
+    trained = fit(task, batches(), folder=tmp_path, description=name, stretches=2)
+    assert [key for key, parameter in trained.named_parameters() if torch.equal(parameter, before[key])] == []
+
+
+def test_averaged_weights_are_the_ones_kept_and_cover_the_style_network(tmp_path: Path) -> None:
+    """EMA by hand: the first update copies, every later one mixes with the decay."""
+    decay = 0.7
+    plain: list[dict[str, Tensor]] = []
+    task = diffusion_task()
+    original = task.on_train_batch_start
+
+    def record(batch: Batch, batch_idx: int) -> None:
+        plain.append({key: value.detach().clone() for key, value in task.named_parameters()})
+        original(batch, batch_idx)
+
+    task.on_train_batch_start = record  # type: ignore[method-assign]
+    averaged = dict(
+        fit(task, diffusion_batches(), folder=tmp_path / "ema", description="ema", ema_decay=decay).named_parameters()
+    )
+    last = diffusion_task()
+    fit(last, diffusion_batches(), folder=tmp_path / "plain", description="plain")
+    expected: dict[str, Tensor] = {}
+    for weights in [*plain[1:], dict(last.named_parameters())]:
+        expected = {key: decay * expected[key] + (1 - decay) * w if expected else w for key, w in weights.items()}
+    for part in (
+        "unet.null_style",
+        "unet.layout.null",
+        "style_extractor.aggregation.query",
+        "style_extractor.encoder.head.0.weight",
+    ):
+        assert part in averaged and not torch.equal(averaged[part], dict(last.named_parameters())[part])
+    for key, value in averaged.items():
+        torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=1e-5)
+
+
+def test_best_by_validation_is_the_one_kept(tmp_path: Path) -> None:
+    seen: dict[int, dict[str, Tensor]] = {}
+
+    def score(task: Task) -> float:
+        seen[task.global_step] = {key: value.detach().clone() for key, value in task.state_dict().items()}
+        return validation_score(task)
+
+    task = segmentation_task()
+    best = BestByValidation(score)
+    fit(task, segmentation_batches(), folder=tmp_path, description="best", best=best, stretches=4)
+    assert [step for step, _ in best.history] == [2, 4, 6, 8]
+    assert equal(task.state_dict(), seen[4]) and not equal(task.state_dict(), seen[8])
+
+
+def test_validation_without_a_score_keeps_weights_all_the_same(tmp_path: Path) -> None:
+    best = BestByValidation(lambda task: float("nan"))
+    fit(segmentation_task(2), segmentation_batches(), folder=tmp_path, description="no score", best=best, stretches=1)
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_loss_that_is_not_finite_is_a_clear_error(tmp_path: Path, step: int) -> None:
+    batches = diffusion_batches()
+
+    def poisoned(asked: int) -> Batch:
+        batch = batches(asked)
+        return batch | {"z": batch["z"] * float("nan")} if asked == step else batch
+
+    with pytest.raises(UserError, match="loss is nan") as caught:
+        train("diffusion", tmp_path, poisoned)
+    assert "lower the learning rate" in str(caught.value) and "\n" not in str(caught.value)
+    train("diffusion", tmp_path)
+
+
+COMBINATIONS = [
+    (s, a, i)
+    for s in ("self", "nearby", "slide", "patient")
+    for a in ("mean", "max", "linear", "attention")
+    for i in ("all", "bottleneck")
+]
+
+
+def two_steps(style_set: str, task: DiffusionTask, **changes: Any) -> set[str]:
+    """Names of the parameters without a gradient after two steps."""
+    batches = diffusion_batches(style_set, layout_dropout=0.5, style_dropout=0.5, **changes)
+    optimiser = task.configure_optimizers()["optimizer"]
+    untouched = {name for name, _ in task.named_parameters()}
+    for step in range(2):
+        optimiser.zero_grad()
+        loss = task.training_step(batches(step), step)
+        assert torch.isfinite(loss)
+        loss.backward()
+        untouched -= {n for n, p in task.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+        optimiser.step()
+    return untouched
+
+
+@pytest.mark.parametrize(("style_set", "aggregation", "injection"), COMBINATIONS)
+def test_every_combination_trains_everything_within_two_steps(style_set: str, aggregation: str, injection: str) -> None:
+    """In the original `none` and the set transformer could not train at all."""
+    assert two_steps(style_set, diffusion_task(aggregation=aggregation, injection=injection)) == set()
+
+
+def test_timm_style_encoder_trains_within_two_steps() -> None:
+    assert two_steps("patient", diffusion_task(encoder="test_resnet")) == set()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_annotated_or_unannotated_images_alone_train(share: float) -> None:
+    batch = diffusion_batches(unlabelled_share=share)(0)
+    loss = diffusion_task().training_step(batch, 0)
+    assert torch.isfinite(loss)
+
+
+def test_diffusion_learns_one_batch_by_heart() -> None:
+    batch = diffusion_batches(style_dropout=0.0, layout_dropout=0.0)(0)
+    task = diffusion_task()
+    optimiser = torch.optim.AdamW(task.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(150):
+        torch.manual_seed(0)  # the same times and noise as well: a regression that must go to zero
+        optimiser.zero_grad()
+        loss = task.training_step(batch, 0)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0], (losses[0], losses[-1])
+
+
+def test_first_stage_learns_one_batch_by_heart() -> None:
+    batch, task = (
+        {"images": torch.from_numpy(IMAGES[:4]).permute(0, 3, 1, 2).float() / 127.5 - 1},
+        autoencoder_task(150),
+    )
+    optimiser = torch.optim.AdamW(task.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(150):
+        optimiser.zero_grad()
+        loss = task.training_step(batch, 0)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.35 * losses[0], (losses[0], losses[-1])
+
+
+def test_segmenter_learns_one_batch_by_heart() -> None:
+    batch, task = segmentation_batches(stain=0.0)(0), segmentation_task(100)
+    optimiser = torch.optim.AdamW(task.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(100):
+        optimiser.zero_grad()
+        loss = task.training_step(batch, 0)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.25 * losses[0], (losses[0], losses[-1])
+
+
+def test_learning_rate_warms_up_and_ends_near_zero() -> None:
+    factors = [warmup_cosine(step, 200) for step in range(200)]
+    assert factors[0] == pytest.approx(0.1) and max(factors) == 1 and factors[-1] < 1e-3
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert all(0 < warmup_cosine(step, 1) <= 1 for step in range(1))
+
+
+# Batches
+
+
+@pytest.mark.parametrize("make", [autoencoder_batches, diffusion_batches, segmentation_batches])
+def test_batch_is_a_function_of_its_step(make: Callable[[], Any]) -> None:
+    one, again = make()(5), make()
+    again(3)
+    again = again(5)
+    assert list(one) == list(again) and all(torch.equal(one[key], again[key]) for key in one)
+    other = make()(6)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+def test_style_set_never_holds_the_target_and_stays_with_its_patient() -> None:
+    """In the original, style patches were read with another slide's tissue map."""
+    marked = np.stack([np.full((PX, PX, 3), 10 * k, np.uint8) for k in range(16)])
+    for style_set in ("nearby", "slide", "patient"):
+        batches = diffusion_batches(style_set)
+        batches.images = marked
+        batches.variants.z[:] = torch.arange(16.0)[:, None, None, None].half()
+        for step in range(10):
+            batch = batches(step)
+            targets = batch["z"][:, 0, 0, 0].int().tolist()
+            lenders = ((batch["style_images"][:, :, 0, 0, 0] + 1) * 127.5 / 10).round().int().tolist()
+            for target, lent in zip(targets, lenders, strict=True):
+                assert target not in lent
+                assert {PATCHES["patient"][k] for k in lent} == {PATCHES["patient"][target]}
+                if style_set != "patient":
+                    assert {PATCHES["slide"][k] for k in lent} == {PATCHES["slide"][target]}
+
+
+def test_style_set_shares_the_stain_change_of_its_target() -> None:
+    batches = diffusion_batches("self", zoom_style=False, set_size=1)
+    batches.variants.stain = StainChange.draw(16, 1.0, np.random.default_rng(0))
+    batches.variants.z[:] = torch.arange(16.0)[:, None, None, None].half()
+    batch = batches(0)
+    targets = batch["z"][:, 0, 0, 0].long()
+    own = torch.from_numpy(IMAGES[targets.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    expected = batches.variants.stain[targets].apply(own)
+    torch.testing.assert_close(batch["style_images"][:, 0].mean((2, 3)), expected.mean((2, 3)), atol=1e-4, rtol=1e-4)
+
+
+def test_annotation_of_unannotated_images_never_enters() -> None:
+    batches = diffusion_batches(layout_dropout=0.0)
+    for step in range(5):
+        batch = batches(step)
+        assert (batch["layout"][4:] == 255).all() and not batch["layout_given"][4:].any()
+        assert batch["layout_given"][:4].all()
+
+
+def test_layout_and_style_are_dropped_independently_at_their_rates() -> None:
+    batches = diffusion_batches(unlabelled_share=0.0, layout_dropout=0.2, style_dropout=0.4, batch_size=64)
+    given = torch.cat([torch.stack([b["layout_given"], b["style_given"]], 1) for b in map(batches, range(30))]).float()
+    assert given.mean(0).tolist() == pytest.approx([0.8, 0.6], abs=0.04)
+    assert (1 - given).prod(1).mean() == pytest.approx(0.08, abs=0.02)
+
+
+def test_target_without_style_candidates_gets_the_null_style() -> None:
+    batches = diffusion_batches("nearby")
+    batches.style_sets = StyleSets(PATCHES, mode="nearby", size=2, nearby_um=1.0, patch_um=float(PX))
+    batch = batches(0)
+    assert not batch["style_given"].any() and torch.isfinite(diffusion_task().training_step(batch, 0))
+
+
+@pytest.mark.parametrize(("share", "synthetic"), [(0.0, 0), (0.5, 3), (1.0, 6)])
+def test_synthetic_share_of_a_batch(share: float, synthetic: int) -> None:
+    real, fake = np.zeros((4, PX, PX, 3), np.uint8), np.full((9, PX, PX, 3), 255, np.uint8)
+    maps = np.zeros((9, PX, PX), np.uint8)
+    batches = SegmentationBatches(
+        (real, maps[:4]), (fake, maps), batch_size=6, synthetic_share=share, stain=0.0, seed=0
+    )
+    for step in range(4):
+        assert int((batches(step)["images"].mean((1, 2, 3)) > 0).sum()) == synthetic
+    alone = SegmentationBatches((real, maps[:4]), None, batch_size=6, synthetic_share=share, stain=0.0, seed=0)
+    assert (alone(0)["images"] < -0.99).all()
