@@ -1,6 +1,7 @@
 """Command line: a table of commands, no logic."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def _run_command(name: str, command: Command, words: list[str]) -> int:
         return 0
     from stedm.run import run_all
 
-    folder = run_all(config, options.out, until=command.until)
+    folder = run_all(config, options.out, until=command.until, jobs=options.jobs or _default_jobs())
     print(_next_step(folder, command))
     return 0
 
@@ -110,8 +111,17 @@ def _parser(name: str, command: Command) -> argparse.ArgumentParser:
     parser.add_argument("--config", help="YAML config; without it the defaults, or the run folder's own config.yaml")
     parser.add_argument("--out", default=command.out, help=f"run folder (default: {command.out})")
     parser.add_argument("--size", help="smoke, tiny, small or base: the one dial")
+    parser.add_argument(
+        "--jobs", type=int, help="stages at the same time (default: CPU cores, at most 4; 1 on a GPU)"
+    )
     parser.add_argument("--print_config", action="store_true", help="print the resolved config and stop")
     return parser
+
+
+def _default_jobs() -> int:
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(4, len(os.sched_getaffinity(0)))
 
 
 def _keys() -> str:

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from rich.progress import Progress
 
 from stedm.config import RunConfig
 from stedm.data.layouts import PriorLayouts, RealLayouts
 from stedm.device import best_device
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.files import atomic_path, write_json
+from stedm.progress import Bar
 from stedm.stages.grids import sampling_options
 from stedm.stages.run_folder import RunFolder, train_patches
 
@@ -28,11 +28,11 @@ def generate(run: RunFolder, config: RunConfig) -> None:
     layouts = _Layouts(run, patches)
     todo = plan[[not (run.synthetic / "images" / f"{name}.png").exists() for name in plan["id"]]]
     started, size = time.perf_counter(), config.generate.batch_size
-    with Progress(transient=True) as progress:
-        task = progress.add_task("drawing images", total=len(plan), completed=len(plan) - len(todo))
+    already = len(plan) - len(todo)
+    with Bar("drawing images", total=len(plan), completed=already, folder=run.synthetic) as bar:
         for start in range(0, len(todo), size):
             _draw(run, config, model, layouts, patches, todo.iloc[start : start + size])
-            progress.advance(task, min(size, len(todo) - start))
+            bar.update(already + min(start + size, len(todo)), unit="images")
     seconds = time.perf_counter() - started
     if len(todo):
         write_json(

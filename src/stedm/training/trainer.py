@@ -10,12 +10,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
 from stedm.device import best_device, lightning_precision
 from stedm.errors import UserError
 from stedm.files import atomic_path, write_text
+from stedm.progress import Bar
 from stedm.training.tasks import Batch, Task
 
 BatchOfStep = Callable[[int], Batch]
@@ -55,13 +55,6 @@ class _Progress(L.Callback):
     """A progress bar with steps per second, time left and the loss; stops at the first loss that is not finite."""
 
     def __init__(self, description: str, metrics_path: Path, every: int) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, transient=True)
         self.description, self.metrics_path, self.every = description, metrics_path, every
         self.rows: list[str] = []
 
@@ -72,8 +65,9 @@ class _Progress(L.Callback):
         self.rows = list(state_dict["rows"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.bar.start()
-        self.task = self.bar.add_task(self.description, total=trainer.max_steps, completed=trainer.global_step, note="")
+        total, completed = trainer.max_steps, trainer.global_step
+        self.bar = Bar(self.description, total=total, completed=completed, folder=self.metrics_path.parent)
+        self.bar.__enter__()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
         step, loss = trainer.global_step, float(outputs["loss"])
@@ -84,18 +78,16 @@ class _Progress(L.Callback):
             )
         if step % self.every == 0 or step == trainer.max_steps:
             self.rows.append(f"{step},{loss:.6g}")
-            speed = self.bar.tasks[self.task].speed
-            note = f"loss {loss:.3f}" + (f"  {speed:.1f} steps/s" if speed else "")
-            self.bar.update(self.task, completed=step, note=note)
+            self.bar.update(step, unit="steps", note=f"loss {loss:.3f}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         write_text(self.metrics_path, "\n".join(["step,loss", *self.rows]) + "\n")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.bar.stop()
+        self.bar.__exit__()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.bar.stop()
+        self.bar.__exit__()
 
 
 class _Checkpoint(L.Callback):

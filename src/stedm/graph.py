@@ -1,0 +1,178 @@
+"""The graph of a run: every stage, what it reads, and the fingerprint that says whether it must be done again."""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stedm.config import DiffusionConfig, RunConfig
+from stedm.stages.prepare import input_digest, prepare
+from stedm.stages.run_folder import TEACHER_ARM, RunFolder
+
+FORMAT = 2
+"""Raise when a stage's results change for the same config: old run folders are then redone."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One unit of work: what it does, where, and everything its result depends on.
+
+    keys: config sections, or dotted keys, that it reads. needs: names of the stages whose results it reads.
+    """
+
+    name: str
+    action: Callable[[], None]
+    folder: Path
+    keys: tuple[str, ...]
+    needs: tuple[str, ...]
+    marker: str = "fingerprint.json"
+    extra: str = ""
+    keeps_folder: bool = False
+    """Shares its folder with an earlier stage: cleaning up must not remove it."""
+
+
+def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
+    """Every stage of a run, in order."""
+    teacher = _segmenter_name(TEACHER_ARM, config.seed)
+    names = [(arm, seed) for arm in config.segmentation.arms for seed in config.segmentation.seeds]
+    with_control = config.diffusion.annotated_only_control
+    return [
+        Stage(
+            "prepare",
+            lambda: prepare(run.data, config),
+            run.data,
+            ("cohort", "split", "prepare"),
+            (),
+            extra=input_digest(config),
+        ),
+        Stage(
+            "autoencoder",
+            _later("autoencoder.train_autoencoder", run, config),
+            run.autoencoder,
+            ("seed", "autoencoder", "diffusion.joint_stain"),
+            ("prepare",),
+        ),
+        _segmenter_stage(run, config, TEACHER_ARM, config.seed),
+        *_generator_stages(run, config, teacher),
+        *(_segmenter_stage(run, config, *name) for name in names if name != (TEACHER_ARM, config.seed)),
+        *([_control_stage(run, config)] if with_control else []),
+        Stage(
+            "evaluate",
+            _later("evaluate.evaluate", run, config),
+            run.evaluation,
+            ("evaluate", "seed", "segmentation.arms", "segmentation.seeds"),
+            ("filter", *(_segmenter_name(*name) for name in names)),
+        ),
+        Stage(
+            "report",
+            _later("report.report", run.root),
+            run.report,
+            (),
+            ("evaluate", *(("control",) if with_control else ())),
+        ),
+    ]
+
+
+def _generator_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[Stage]:
+    """The generator, the synthetic set and the filter."""
+    pseudo = (teacher,) if config.diffusion.pseudo_confidence is not None else ()
+    keys = _generator_keys("annotated_only_control")
+    return [
+        Stage(
+            "diffusion",
+            _later("diffusion.train_diffusion", run, config),
+            run.diffusion,
+            keys,
+            ("autoencoder", *pseudo),
+        ),
+        Stage(
+            "generate", _later("generate.generate", run, config), run.synthetic, ("seed", "generate"), ("diffusion",)
+        ),
+        Stage(
+            "filter",
+            _later("filter.filter_synthetic", run, config),
+            run.synthetic,
+            ("filter", "seed"),
+            ("generate", teacher),
+            marker="filter.json",
+            keeps_folder=True,
+        ),
+    ]
+
+
+def _control_stage(run: RunFolder, config: RunConfig) -> Stage:
+    """The same generator on annotated images alone: no share of others, no pseudo-layouts."""
+    return Stage(
+        "control",
+        _later("diffusion.train_control", run, config),
+        run.control,
+        _generator_keys("annotated_only_control", "unlabelled_share", "pseudo_confidence"),
+        ("autoencoder",),
+    )
+
+
+def _generator_keys(*without: str) -> tuple[str, ...]:
+    """Every key of the `diffusion` section but those named, and what else a generator reads."""
+    names = [field.name for field in dataclasses.fields(DiffusionConfig) if field.name not in without]
+    return ("seed", "prepare.patch_px", *(f"diffusion.{name}" for name in names))
+
+
+def _later(name: str, *arguments: Any, **options: Any) -> Callable[[], None]:
+    """A call of stedm.stages.<module>.<function> that imports it then: errors in a config or a table come at once."""
+
+    def action() -> None:
+        module, _, function = name.partition(".")
+        getattr(importlib.import_module(f"stedm.stages.{module}"), function)(*arguments, **options)
+
+    return action
+
+
+def _segmenter_name(arm: str, seed: int) -> str:
+    return f"segmentation {arm} seed {seed}"
+
+
+def _segmenter_stage(run: RunFolder, config: RunConfig, arm: str, seed: int) -> Stage:
+    ingredients = arm.split("+")
+    keys = ["encoder", "encoder_weights", "steps", "batch_size", "learning_rate"]
+    keys += ["stain_strength"] if "stain" in ingredients else []
+    keys += ["synthetic_share"] if "synthetic" in ingredients else []
+    return Stage(
+        _segmenter_name(arm, seed),
+        _later("segmentation.train_segmenter", run, config, arm=arm, seed=seed),
+        run.segmenter(arm, seed),
+        tuple(f"segmentation.{key}" for key in keys),
+        ("prepare", "filter") if "synthetic" in ingredients else ("prepare",),
+        extra=f"{arm} {seed}",
+    )
+
+
+def needed(stages: list[Stage], until: str) -> list[Stage]:
+    """The stages called `until...` and everything they depend on, in order."""
+    wanted = {stage.name for stage in stages if stage.name.startswith(until)}
+    for stage in reversed(stages):
+        if stage.name in wanted:
+            wanted.update(stage.needs)
+    return [stage for stage in stages if stage.name in wanted]
+
+
+def fingerprint_of(stage: Stage, config: RunConfig, fingerprints: dict[str, str]) -> str:
+    """SHA-256 over the config values a stage reads and the fingerprints of the stages it reads."""
+    content = {
+        "format": FORMAT,
+        "stage": stage.name,
+        "config": {key: _lookup(config, key) for key in stage.keys},
+        "needs": {name: fingerprints[name] for name in stage.needs},
+        "extra": stage.extra,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _lookup(config: RunConfig, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]

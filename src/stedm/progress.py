@@ -1,0 +1,82 @@
+"""Progress: a bar for each long piece of work; worker processes publish theirs in a file, and the parent shows it."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from stedm.files import write_text
+
+WORKER = "STEDM_WORKER"
+"""Environment variable: set in worker processes, which must not draw on the terminal."""
+PUBLISHED = "training/progress.json"
+
+
+class Bar:
+    """One progress bar with a note, time spent and time left; drawn here, or published in `folder` by a worker."""
+
+    def __init__(self, description: str, *, total: int, folder: Path, completed: int = 0) -> None:
+        self.folder, self.total, self.first, self.started = folder, total, completed, time.monotonic()
+        self.published = float("-inf")
+        self.in_worker = WORKER in os.environ
+        self.progress = _bars(disable=self.in_worker)
+        self.task = self.progress.add_task(description, total=total, completed=completed, note="")
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self, completed: int, *, unit: str, note: str = "") -> None:
+        """Show `completed` of the total; the rate is worked out here."""
+        now = time.monotonic()
+        rate = (completed - self.first) / max(now - self.started, 1e-9)
+        note = f"{note}  {rate:.1f} {unit}/s".strip()
+        self.progress.update(self.task, completed=completed, note=note)
+        if self.in_worker and now - self.published > 1:
+            self.published = now
+            write_text(self.folder / PUBLISHED, json.dumps([completed, self.total, note]))
+
+
+class Board:
+    """The bars of all running workers."""
+
+    def __enter__(self) -> Self:
+        self.progress = _bars(disable=False)
+        self.tasks = {"": self.progress.add_task("", total=None, note="")}
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def show(self, running: dict[str, Path], *, waiting: int) -> None:
+        """running: stage name -> its folder."""
+        for name in set(self.tasks) - set(running) - {""}:
+            self.progress.remove_task(self.tasks.pop(name))
+        for name, folder in running.items():
+            if name not in self.tasks:
+                self.tasks[name] = self.progress.add_task(name, total=None, note="")
+            try:
+                completed, total, note = json.loads((folder / PUBLISHED).read_text())
+                self.progress.update(self.tasks[name], completed=completed, total=total, note=note)
+            except (OSError, ValueError):
+                continue  # not published yet, or just finished
+        self.progress.update(self.tasks[""], description=f"{waiting} more stages")
+
+
+def _bars(*, disable: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=disable)
