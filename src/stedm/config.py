@@ -85,7 +85,7 @@ class AutoencoderConfig:
     """Local folder or hub id of a diffusers AutoencoderKL to use instead of training one."""
     space_to_depth: int = 2
     """Pixels folded into channels before the first convolution, so that nothing runs at full resolution."""
-    latent_channels: int = 8
+    latent_channels: int = 6
     """Channels of the latent."""
     channels: Optional[list[int]] = None
     """Channels per resolution level; each level after the first halves the resolution."""
@@ -107,8 +107,8 @@ class DiffusionConfig:
     """Share of unannotated images per batch, 0 to 1; 0 trains on annotated images only, as the original does."""
     style_set: Literal["self", "nearby", "slide", "patient"] = "patient"
     """Where the style images of a training image come from."""
-    style_images: int = 4
-    """Images per style set."""
+    style_images: Optional[int] = None
+    """Images per style set in training."""
     nearby_um: float = 500.0
     """Radius of `nearby` style sets, microns."""
     style_encoder: str = "conv"
@@ -141,7 +141,7 @@ class DiffusionConfig:
     """Optimiser steps."""
     batch_size: Optional[int] = None
     """Images per step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Peak learning rate."""
     ema_decay: float = 0.995
     """Decay of the exponential moving average that is sampled and saved."""
@@ -157,12 +157,14 @@ class GenerateConfig:
     """Warped annotated label maps, random fields matched to them, or half of each."""
     styles: Literal["unannotated", "annotated", "none"] = "unannotated"
     """Patients whose styles are drawn; `none` samples without a style."""
+    style_images: int = 4
+    """Images per style set in sampling; `linear` aggregation takes as many as in training, whatever stands here."""
     solver: Literal["euler", "heun", "multistep"] = "multistep"
     """ODE solver."""
-    nfe: int = 12
+    nfe: int = 10
     """Network function evaluations per image and guidance branch."""
     guidance: Literal["nested", "composed"] = "nested"
-    """How the two guidance scales combine (DESIGN: nested or composed)."""
+    """How the two guidance scales combine (see diffusion/sampling.py)."""
     layout_guidance: float = 1.5
     """Layout guidance scale; 1 means none."""
     style_guidance: float = 1.5

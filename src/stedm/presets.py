@@ -9,28 +9,28 @@ from stedm.errors import UserError
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "smoke": {
         "autoencoder": {"channels": [16, 16], "steps": 8, "batch_size": 4},
-        "diffusion": {"channels": 16, "multipliers": [1, 2], "steps": 8, "batch_size": 8},
+        "diffusion": {"style_images": 2, "channels": 16, "multipliers": [1, 2], "steps": 8, "batch_size": 8},
         "generate": {"images": 48},
         "filter": {"min_agreement": 0.0},
         "segmentation": {"encoder": "tu-test_resnet", "steps": 8, "batch_size": 8},
     },
     "tiny": {
         "autoencoder": {"channels": [32, 64], "steps": 250, "batch_size": 32},
-        "diffusion": {"channels": 48, "multipliers": [1, 2], "steps": 900, "batch_size": 32},
+        "diffusion": {"style_images": 2, "channels": 64, "multipliers": [1, 1], "steps": 1400, "batch_size": 16},
         "generate": {"images": 512},
         "filter": {"min_agreement": 0.5},
         "segmentation": {"encoder": "tu-resnet10t", "steps": 250, "batch_size": 16},
     },
     "small": {
         "autoencoder": {"channels": [32, 64], "steps": 800, "batch_size": 64},
-        "diffusion": {"channels": 64, "multipliers": [1, 2, 2], "steps": 4000, "batch_size": 32},
+        "diffusion": {"style_images": 4, "channels": 64, "multipliers": [1, 2, 2], "steps": 4000, "batch_size": 32},
         "generate": {"images": 2048},
         "filter": {"min_agreement": 0.5},
         "segmentation": {"encoder": "resnet18", "steps": 800, "batch_size": 16},
     },
     "base": {
         "autoencoder": {"channels": [96, 192, 384], "steps": 20_000, "batch_size": 32},
-        "diffusion": {"channels": 128, "multipliers": [1, 2, 3, 4], "steps": 100_000, "batch_size": 64},
+        "diffusion": {"style_images": 8, "channels": 128, "multipliers": [1, 2, 3, 4], "steps": 100_000, "batch_size": 64},
         "generate": {"images": 20_000},
         "filter": {"min_agreement": 0.5},
         "segmentation": {"encoder": "resnet34", "steps": 5000, "batch_size": 32},

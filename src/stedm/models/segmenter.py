@@ -14,6 +14,9 @@ from stedm.errors import UserError
 from stedm.models.model_folder import FolderModel
 
 
+FLIPS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
+
+
 class Segmenter(FolderModel):
     """Images -> class scores.
 
@@ -75,8 +78,10 @@ class Segmenter(FolderModel):
         return self.net(images)
 
     @torch.no_grad()
-    def probabilities(self, images: NDArray[np.uint8], *, batch_size: int = 64) -> NDArray[np.float32]:
-        """Images (n, H, W, 3) uint8 -> class probabilities (n, N, H, W), averaged over the four flips."""
+    def probabilities(
+        self, images: NDArray[np.uint8], *, views: int = 1, batch_size: int = 64
+    ) -> NDArray[np.float32]:
+        """Images (n, H, W, 3) uint8 -> class probabilities (n, N, H, W), averaged over the first `views` of 4 flips."""
         self.eval()
         device = next(self.parameters()).device
         parts = []
@@ -84,10 +89,10 @@ class Segmenter(FolderModel):
             x = torch.from_numpy(images[start : start + batch_size]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             x = x.contiguous(memory_format=torch.channels_last)
             total = torch.zeros(len(x), len(self.classes), *x.shape[-2:], device=device)
-            for dims in ([], [2], [3], [2, 3]):
+            for dims in FLIPS[:views]:
                 with autocast(device):
                     logits = self(x.flip(dims))
-                total += logits.float().softmax(1).flip(dims) / 4
+                total += logits.float().softmax(1).flip(dims) / min(views, len(FLIPS))
             parts.append(total.cpu().numpy())
         return np.concatenate(parts)
 

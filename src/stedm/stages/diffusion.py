@@ -107,7 +107,7 @@ def _layouts(run: RunFolder, config: RunConfig, patches: pd.DataFrame, images: n
     layouts[annotated] = run.label_maps(patches[annotated])
     if config.diffusion.pseudo_confidence is not None and not annotated.all():
         teacher = Segmenter.from_pretrained(run.segmenter(TEACHER_ARM, config.seed)).to(best_device())
-        probabilities = teacher.probabilities(images[~annotated])  # (m, N, H, W)
+        probabilities = teacher.probabilities(images[~annotated], views=4)  # (m, N, H, W)
         sure = probabilities.max(1) >= config.diffusion.pseudo_confidence
         layouts[~annotated] = np.where(sure, probabilities.argmax(1), IGNORE).astype(np.uint8)
     return layouts

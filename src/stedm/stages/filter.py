@@ -24,7 +24,7 @@ def filter_synthetic(run: RunFolder, config: RunConfig) -> None:
     teacher = Segmenter.from_pretrained(run.segmenter(TEACHER_ARM, config.seed)).to(best_device())
     classes = len(run.classes())
     limits = loss_limits(
-        teacher.probabilities(run.images(annotated)), run.label_maps(annotated), config.filter.tolerance
+        teacher.probabilities(run.images(annotated), views=4), run.label_maps(annotated), config.filter.tolerance
     )
     limits = np.maximum(limits, config.filter.max_loss)
     synthetic = SyntheticSet(run.synthetic)
@@ -35,7 +35,7 @@ def filter_synthetic(run: RunFolder, config: RunConfig) -> None:
         part = manifest.iloc[start : start + 256]
         images = synthetic.images(np.arange(start, start + len(part)))
         layouts = _layouts(run, part)
-        probabilities = teacher.probabilities(images)  # (n, N, H, W)
+        probabilities = teacher.probabilities(images, views=4)  # (n, N, H, W)
         masks = ignore_unlikely(layouts, probabilities, limits)
         for name, mask in zip(part["mask"], masks, strict=True):
             with atomic_path(run.synthetic / name) as temporary:

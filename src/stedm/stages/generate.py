@@ -14,7 +14,7 @@ from stedm.device import best_device
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.files import atomic_path, write_json
 from stedm.progress import Bar
-from stedm.stages.grids import sampling_options
+from stedm.stages.grids import sampling_options, style_set_size
 from stedm.stages.run_folder import RunFolder, train_patches
 
 
@@ -64,7 +64,7 @@ def make_plan(patches: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
     for k, patient in enumerate(turns[: options.images]):
         kind = options.layouts if options.layouts != "mixed" else ("real", "prior")[k % 2]
         ids = by_patient[patient]["patch_id"].to_numpy()
-        lent = [] if options.styles == "none" else rng.permutation(ids)[: config.diffusion.style_images]
+        lent = [] if options.styles == "none" else rng.permutation(ids)[: style_set_size(config)]
         rows.append(
             {
                 "id": f"s{k:06d}",

@@ -30,10 +30,16 @@ def save_style_grid(run: RunFolder, config: RunConfig, model: StyleDiffusion, pa
     rows = [_header(drawn)]
     for name in chosen:
         of_patient = styles[styles["patient"] == name]
-        style_set = run.images(of_patient.iloc[rng.permutation(len(of_patient))[: config.diffusion.style_images]])
+        style_set = run.images(of_patient.iloc[rng.permutation(len(of_patient))[: style_set_size(config)]])
         images = model(drawn, style_set, seeds=range(COLUMNS), **sampling_options(config))
         rows.append(_row(style_set, images))
     _save(np.concatenate(rows), path)
+
+
+def style_set_size(config: RunConfig) -> int:
+    """Images per style set in sampling."""
+    fixed = config.diffusion.aggregation == "linear"
+    return config.diffusion.style_images if fixed else config.generate.style_images
 
 
 def sampling_options(config: RunConfig) -> dict[str, object]:
