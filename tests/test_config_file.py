@@ -174,3 +174,11 @@ def test_every_key_has_help_and_a_type_in_words() -> None:
 def test_loading_does_not_change_the_defaults() -> None:
     load_config(overrides=["segmentation.seeds=[7]", "cohort.phantom.families=[he]"])
     assert RunConfig().segmentation.seeds == [0, 1, 2] and RunConfig().cohort.phantom.families == ["he", "ihc"]
+
+
+def test_a_mistake_is_blamed_on_the_file_or_on_the_flag_that_made_it(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 3\n")
+    with pytest.raises(UserError, match="command line: `seed`"):
+        load_config(path, ["seed=many"])
+    with pytest.raises(UserError, match=r"my\.yaml: `seed`"):
+        load_config(write(tmp_path, "seed: many\n"), ["seed=3"])

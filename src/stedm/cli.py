@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _main(words)
-    except UserError as error:
+    except (UserError, argparse.ArgumentError) as error:
         print(f"stedm: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -107,13 +107,12 @@ def _parser(name: str, command: Command) -> argparse.ArgumentParser:
         epilog=f"example:\n  {command.example}\n\nevery key of the config is a flag, --KEY VALUE:\n{_keys()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        exit_on_error=False,
     )
     parser.add_argument("--config", help="YAML config; without it the defaults, or the run folder's own config.yaml")
     parser.add_argument("--out", default=command.out, help=f"run folder (default: {command.out})")
     parser.add_argument("--size", help="smoke, tiny, small or base: the one dial")
-    parser.add_argument(
-        "--jobs", type=int, help="stages at the same time (default: CPU cores, at most 4; 1 on a GPU)"
-    )
+    parser.add_argument("--jobs", type=int, help="stages at the same time (default: CPU cores, at most 4; 1 on a GPU)")
     parser.add_argument("--print_config", action="store_true", help="print the resolved config and stop")
     return parser
 
@@ -125,7 +124,10 @@ def _default_jobs() -> int:
 
 
 def _keys() -> str:
-    return "\n".join(f"  {key}: {kind}\n      {text}" for key, kind, text, _ in keys_with_help())
+    return "\n".join(
+        f"  {key}: {kind} (default: {'null' if value is None else value})\n      {text}"
+        for key, kind, text, value in keys_with_help()
+    )
 
 
 def _overview() -> str:

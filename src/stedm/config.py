@@ -131,7 +131,7 @@ class DiffusionConfig:
     """Strength of the random stain change applied to an annotated image AND its style set; 0 turns it off."""
     pseudo_confidence: Optional[float] = 0.9
     """Pixels of unannotated images on which a real-trained segmenter is at least this sure become layout; null: off."""
-    annotated_only_control: bool = False
+    annotated_only_control: Optional[bool] = None
     """Also train the same generator with `unlabelled_share: 0`, and show its style grid beside ours in the report."""
     channels: Optional[int] = None
     """Channels of the U-Net's finest level."""

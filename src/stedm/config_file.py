@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import types
-import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -23,7 +22,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     folder. Raises UserError naming file and key, with the nearest valid key when it is unknown.
     """
     values = _read(Path(path)) if path else {}
-    origin = str(path or "command line")
+    _build(RunConfig, values, str(path), "")  # so that a mistake in the file is not blamed on a flag, nor the reverse
     table = values.get("cohort", {}).get("table") if isinstance(values.get("cohort"), dict) else None
     if isinstance(table, str) and path:
         values["cohort"]["table"] = str((Path(path).resolve().parent / table).resolve())
@@ -32,7 +31,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         if not separator:
             raise UserError(f"--{override}: expected section.key=value")
         _set(values, key.lstrip("-"), _yaml(text, f"--{key}"))
-    return resolve(_build(RunConfig, values, origin, ""))
+    return resolve(_build(RunConfig, values, "command line", ""))
 
 
 def dump_config(config: RunConfig) -> str:
@@ -47,7 +46,9 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 def keys_with_help(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, str, Any]]:
     """Every key of the config: (dotted key, type, help text, default), in order."""
-    docs = _attribute_docs(cls)
+    from docstring_parser import parse_from_object
+
+    docs = {attribute.arg_name: attribute.description or "" for attribute in parse_from_object(cls).params}
     for field in dataclasses.fields(cls):
         key = f"{prefix}{field.name}"
         if dataclasses.is_dataclass(field.type):
@@ -167,18 +168,3 @@ def _type_name(kind: Any) -> str:
     return {int: "whole number", float: "number", str: "text", bool: "true or false"}.get(
         kind, getattr(kind, "__name__", str(kind))
     )
-
-
-def _attribute_docs(cls: type) -> dict[str, str]:
-    """The strings below a dataclass's fields."""
-    import ast
-    import inspect
-    import itertools
-    import textwrap
-
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-    docs: dict[str, str] = {}
-    for above, below in itertools.pairwise(body):
-        if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            docs[typing.cast(ast.Name, above.target).id] = str(below.value.value)
-    return docs

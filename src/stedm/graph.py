@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stedm.config import DiffusionConfig, RunConfig
+from stedm.config import DiffusionConfig, GenerateConfig, RunConfig
 from stedm.stages.prepare import input_digest, prepare
 from stedm.stages.run_folder import TEACHER_ARM, RunFolder
 
@@ -90,7 +90,11 @@ def _generator_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[S
             ("autoencoder", *pseudo),
         ),
         Stage(
-            "generate", _later("generate.generate", run, config), run.synthetic, ("seed", "generate"), ("diffusion",)
+            "generate",
+            _later("generate.generate", run, config),
+            run.synthetic,
+            ("seed", *_keys("generate", GenerateConfig, without=("batch_size",))),
+            ("diffusion",),
         ),
         Stage(
             "filter",
@@ -116,9 +120,14 @@ def _control_stage(run: RunFolder, config: RunConfig) -> Stage:
 
 
 def _generator_keys(*without: str) -> tuple[str, ...]:
-    """Every key of the `diffusion` section but those named, and what else a generator reads."""
-    names = [field.name for field in dataclasses.fields(DiffusionConfig) if field.name not in without]
-    return ("seed", "prepare.patch_px", *(f"diffusion.{name}" for name in names))
+    """What a generator's training reads."""
+    return ("seed", "prepare.patch_px", *_keys("diffusion", DiffusionConfig, without=without))
+
+
+def _keys(section: str, cls: type, *, without: tuple[str, ...]) -> tuple[str, ...]:
+    """Every dotted key of a section but those named."""
+    names = [field.name for field in dataclasses.fields(cls) if field.name not in without]
+    return tuple(f"{section}.{name}" for name in names)
 
 
 def _later(name: str, *arguments: Any, **options: Any) -> Callable[[], None]:

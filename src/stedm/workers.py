@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -45,8 +45,11 @@ class Workers:
             self._warm = [self._pool.submit(_import_networks) for _ in range(self.jobs)]
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.jobs > 1:
+            if kind is not None and issubclass(kind, KeyboardInterrupt):
+                for process in active_children():
+                    process.kill()
             self._pool.shutdown(cancel_futures=True)
 
     def run(
@@ -78,9 +81,13 @@ class Workers:
 
 
 def _start(threads: int, parent: int) -> None:
-    """Set up a worker: its threads, no progress bars of its own, and no life after its parent's."""
+    """Set up a worker: its threads, no progress bars of its own, and no life after its parent's.
+
+    A worker that outlived a killed parent would write into a folder where the next run already works.
+    """
     os.environ[WORKER] = "1"
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:

@@ -13,7 +13,6 @@ from stedm.device import autocast
 from stedm.errors import UserError
 from stedm.models.model_folder import FolderModel
 
-
 FLIPS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
 
 
@@ -78,9 +77,7 @@ class Segmenter(FolderModel):
         return self.net(images)
 
     @torch.no_grad()
-    def probabilities(
-        self, images: NDArray[np.uint8], *, views: int = 1, batch_size: int = 64
-    ) -> NDArray[np.float32]:
+    def probabilities(self, images: NDArray[np.uint8], *, views: int = 1, batch_size: int = 64) -> NDArray[np.float32]:
         """Images (n, H, W, 3) uint8 -> class probabilities (n, N, H, W), averaged over the first `views` of 4 flips."""
         self.eval()
         device = next(self.parameters()).device

@@ -22,6 +22,9 @@ from stedm.training.batches import DiffusionBatches, Variants
 from stedm.training.tasks import DiffusionTask
 from stedm.training.trainer import fit
 
+VARIANTS = 4096
+"""Cached latents, at most, of the annotated patches and of the unannotated ones."""
+
 
 def train_diffusion(run: RunFolder, config: RunConfig) -> None:
     """Train U-Net, style encoder and aggregation together; write `diffusion/` with the averaged weights."""
@@ -120,7 +123,9 @@ def _variants(
     """Encode each patch under several symmetries of the square, annotated ones under random stain changes too."""
     rng = np.random.default_rng([config.seed, 4])
     annotated = patches["annotated"].to_numpy(bool)
-    copies = np.where(annotated, 32 if config.diffusion.joint_stain > 0 else 8, 8)
+    most = (8, 32 if config.diffusion.joint_stain > 0 else 8)  # of an unannotated patch, of an annotated one
+    few = [int(np.clip(VARIANTS // max(1, (annotated == kind).sum()), 1, most[kind])) for kind in (0, 1)]
+    copies = np.where(annotated, few[1], few[0])
     patch = np.repeat(np.arange(len(images)), copies)
     code = rng.permuted(np.arange(len(patch)) % 8)
     stain = StainChange.draw(len(patch), config.diffusion.joint_stain, rng)

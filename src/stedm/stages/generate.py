@@ -12,6 +12,7 @@ from stedm.config import RunConfig
 from stedm.data.layouts import PriorLayouts, RealLayouts
 from stedm.device import best_device
 from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.errors import UserError
 from stedm.files import atomic_path, write_json
 from stedm.progress import Bar
 from stedm.stages.grids import sampling_options, style_set_size
@@ -56,7 +57,8 @@ def make_plan(patches: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
     lenders = train_patches(patches, annotated=options.styles == "annotated")
     if options.styles != "annotated":  # images without a mask of an annotated patient have a style that is known
         lenders = lenders[~lenders["patient"].isin(annotated["patient"])]
-    lenders = lenders if len(lenders) else annotated
+    if len(lenders) == 0:
+        raise UserError(f"generate.styles: no {options.styles} training patient to take a style from")
     by_patient = dict(list(lenders.groupby("patient")))
     rng = np.random.default_rng([config.seed, 5])
     turns = np.concatenate([rng.permutation(sorted(by_patient)) for _ in range(-(-options.images // len(by_patient)))])
@@ -118,7 +120,7 @@ def _draw(
         maps[fill],
         styles=None if styles is None else styles[torch.from_numpy(fill)],
         seeds=rows["seed"].to_numpy()[fill].tolist(),
-        **sampling_options(config),
+        **sampling_options(config.generate),
     )
     for name, image, label_map in zip(rows["id"], images, maps, strict=False):
         for kind, pixels in (("masks", label_map), ("images", image)):

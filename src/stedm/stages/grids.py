@@ -1,12 +1,13 @@
 """Pictures: the same layouts in several styles, the style set beside each row."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from stedm.config import RunConfig
+from stedm.config import GenerateConfig, RunConfig
 from stedm.data.layouts import RealLayouts
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.files import atomic_path
@@ -17,7 +18,10 @@ ROWS, COLUMNS, SHOWN = 6, 6, 3
 
 
 def save_style_grid(run: RunFolder, config: RunConfig, model: StyleDiffusion, path: Path) -> None:
-    """Rows: patients whose annotation was never used, three images of the style set at the left. Columns: layouts."""
+    """Rows: patients whose annotation was never used, three images of the style set at the left. Columns: layouts.
+
+    Drawn with the default solver and guidance: the picture belongs to the model, not to the run's `generate` section.
+    """
     patches = run.patches()
     annotated = train_patches(patches, annotated=True)
     styles = train_patches(patches, annotated=False)
@@ -31,7 +35,7 @@ def save_style_grid(run: RunFolder, config: RunConfig, model: StyleDiffusion, pa
     for name in chosen:
         of_patient = styles[styles["patient"] == name]
         style_set = run.images(of_patient.iloc[rng.permutation(len(of_patient))[: style_set_size(config)]])
-        images = model(drawn, style_set, seeds=range(COLUMNS), **sampling_options(config))
+        images = model(drawn, style_set, seeds=range(COLUMNS), **sampling_options(GenerateConfig()))
         rows.append(_row(style_set, images))
     _save(np.concatenate(rows), path)
 
@@ -42,9 +46,8 @@ def style_set_size(config: RunConfig) -> int:
     return config.diffusion.style_images if fixed else config.generate.style_images
 
 
-def sampling_options(config: RunConfig) -> dict[str, object]:
+def sampling_options(options: GenerateConfig) -> dict[str, Any]:
     """The `generate` section as arguments of StyleDiffusion."""
-    options = config.generate
     return {
         "nfe": options.nfe,
         "solver": options.solver,

@@ -41,6 +41,8 @@ def prepare(out: Path, config: RunConfig) -> None:
     cohort_config = config.cohort if config.cohort.table else _phantom(out, config.cohort, reuse=unchanged)
     cohort = read_cohort(cohort_config)
     splits = split_patients(cohort, config.split)
+    if config.generate.styles == "unannotated" and not splits["train_unannotated"]:
+        raise UserError("every training patient is annotated; set generate.styles: annotated, or a split.label_budget")
     with _progress() as progress:
         labels = resolve_labels(cohort_config, cohort)
         _check_pixels(cohort, str(cohort_config.table), progress)

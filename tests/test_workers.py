@@ -1,0 +1,72 @@
+"""Worker processes: order, errors and published progress."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import stedm.workers
+from stedm.errors import UserError
+from stedm.progress import PUBLISHED, WORKER, Bar
+from stedm.workers import Workers
+
+
+@dataclass(frozen=True)
+class Job:
+    name: str
+    needs: tuple[str, ...]
+    folder: Path
+
+
+def note(path: Path, name: str, fail: bool) -> float:
+    """Append start and end to a shared log."""
+    if fail:
+        raise UserError(f"{name}: no")
+    with open(path, "a") as log:
+        log.write(f"start {name}\n")
+    time.sleep(0.1)
+    with open(path, "a") as log:
+        log.write(f"end {name}\n")
+    return 0.1
+
+
+def nothing() -> None:
+    """Instead of importing the networks."""
+
+
+@pytest.fixture(autouse=True)
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stedm.workers, "_import_networks", nothing)
+
+
+def test_a_job_starts_when_all_it_needs_has_ended_and_independent_ones_overlap(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    jobs = [Job("c", ("a", "b"), tmp_path), Job("a", (), tmp_path), Job("b", ("elsewhere",), tmp_path)]
+    done = []
+    with Workers(note, jobs=2) as workers:
+        workers.run(jobs, {job.name: (log, job.name, False) for job in jobs}, done=lambda job, _: done.append(job.name))
+    lines = log.read_text().split("\n")
+    assert lines.index("start c") > max(lines.index("end a"), lines.index("end b"))
+    assert max(lines.index("start a"), lines.index("start b")) < min(lines.index("end a"), lines.index("end b"))
+    assert sorted(done) == ["a", "b", "c"] and done[-1] == "c"
+
+
+def test_after_an_error_nothing_new_starts_and_the_error_is_raised(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    jobs = [Job("bad", (), tmp_path), Job("good", (), tmp_path), Job("after", ("good",), tmp_path)]
+    arguments = {job.name: (log, job.name, job.name == "bad") for job in jobs}
+    with pytest.raises(UserError, match="bad: no"), Workers(note, jobs=2) as workers:
+        workers.run(jobs, arguments, done=lambda *_: None)
+    assert "start after" not in log.read_text()
+
+
+def test_a_worker_publishes_its_progress_instead_of_drawing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(os.environ, WORKER, "1")
+    with Bar("work", total=10, folder=tmp_path) as bar:
+        bar.update(4, unit="steps", note="loss 1")
+    assert (tmp_path / PUBLISHED).read_text().startswith('[4, 10, "loss 1')
+    assert capfd.readouterr() == ("", "")
