@@ -20,13 +20,16 @@ class Job:
     folder: Path
 
 
-def note(path: Path, name: str, fail: bool) -> float:
-    """Append start and end to a shared log."""
+def note(path: Path, name: str, fail: bool, partner: str = "") -> float:
+    """Append start and end to a shared log; between them wait until `partner` has started, a minute at most."""
     if fail:
         raise UserError(f"{name}: no")
     with open(path, "a") as log:
         log.write(f"start {name}\n")
-    time.sleep(0.1)
+    for _ in range(600):
+        if not partner or f"start {partner}\n" in path.read_text():
+            break
+        time.sleep(0.1)
     with open(path, "a") as log:
         log.write(f"end {name}\n")
     return 0.1
@@ -46,7 +49,8 @@ def test_a_job_starts_when_all_it_needs_has_ended_and_independent_ones_overlap(t
     jobs = [Job("c", ("a", "b"), tmp_path), Job("a", (), tmp_path), Job("b", ("elsewhere",), tmp_path)]
     done = []
     with Workers(note, jobs=2) as workers:
-        workers.run(jobs, {job.name: (log, job.name, False) for job in jobs}, done=lambda job, _: done.append(job.name))
+        arguments = {"a": (log, "a", False, "b"), "b": (log, "b", False, "a"), "c": (log, "c", False)}
+        workers.run(jobs, arguments, done=lambda job, _: done.append(job.name))
     lines = log.read_text().split("\n")
     assert lines.index("start c") > max(lines.index("end a"), lines.index("end b"))
     assert max(lines.index("start a"), lines.index("start b")) < min(lines.index("end a"), lines.index("end b"))
