@@ -77,7 +77,7 @@ def diffusion_task(
 def autoencoder_task(steps: int = STEPS) -> AutoencoderTask:
     torch.manual_seed(0)
     stage = FirstStage.new([16, 16], latent_channels=4, space_to_depth=2)
-    return AutoencoderTask(stage, kl_weight=1e-4, learning_rate=2e-3, steps=steps, seed=0)
+    return AutoencoderTask(stage, kl_weight=1e-4, latent_noise=0.5, learning_rate=2e-3, steps=steps, seed=0)
 
 
 def segmentation_task(steps: int = STEPS) -> SegmentationTask:

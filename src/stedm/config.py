@@ -97,6 +97,8 @@ class AutoencoderConfig:
     """Peak learning rate."""
     kl_weight: float = 1e-4
     """Weight of the KL term, relative to the L1 reconstruction."""
+    latent_noise: float = 0.5
+    """Most noise the decoder meets in training, in standard deviations of the latent; drawn latents are never exact."""
 
 
 @dataclass
@@ -197,6 +199,8 @@ class SegmentationConfig:
     """Encoder of the segmentation-models-pytorch U-Net; `tu-NAME` takes any timm backbone."""
     encoder_weights: Optional[str] = None
     """Local folder or hub id of encoder weights; random initialisation when not given."""
+    space_to_depth: Optional[int] = None
+    """Pixels folded into channels before the network, which is then 4 x cheaper for 2; 1 with `encoder_weights`."""
     steps: Optional[int] = None
     """Optimiser steps, the same for every arm."""
     batch_size: Optional[int] = None

@@ -109,12 +109,12 @@ def _generator_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[S
 
 
 def _control_stage(run: RunFolder, config: RunConfig) -> Stage:
-    """The same generator on annotated images alone: no share of others, no pseudo-layouts."""
+    """The same generator on annotated images alone (its steps follow from the share of the others)."""
     return Stage(
         "control",
         _later("diffusion.train_control", run, config),
         run.control,
-        _generator_keys("annotated_only_control", "unlabelled_share", "pseudo_confidence"),
+        _generator_keys("annotated_only_control", "pseudo_confidence"),
         ("autoencoder",),
     )
 
@@ -146,7 +146,7 @@ def _segmenter_name(arm: str, seed: int) -> str:
 
 def _segmenter_stage(run: RunFolder, config: RunConfig, arm: str, seed: int) -> Stage:
     ingredients = arm.split("+")
-    keys = ["encoder", "encoder_weights", "steps", "batch_size", "learning_rate"]
+    keys = ["encoder", "encoder_weights", "space_to_depth", "steps", "batch_size", "learning_rate"]
     keys += ["stain_strength"] if "stain" in ingredients else []
     keys += ["synthetic_share"] if "synthetic" in ingredients else []
     return Stage(

@@ -19,21 +19,21 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "generate": {"images": 48},
         "filter": {"min_agreement": 0.0},
-        "segmentation": {"encoder": "tu-test_resnet", "steps": 8, "batch_size": 8},
+        "segmentation": {"encoder": "tu-test_resnet", "space_to_depth": 2, "steps": 8, "batch_size": 8},
     },
     "tiny": {
-        "autoencoder": {"channels": [32, 64], "steps": 250, "batch_size": 32},
+        "autoencoder": {"channels": [32, 64], "steps": 200, "batch_size": 32},
         "diffusion": {
             "annotated_only_control": True,
             "style_images": 2,
-            "channels": 64,
-            "multipliers": [1, 1],
-            "steps": 1300,
-            "batch_size": 16,
+            "channels": 32,
+            "multipliers": [1, 2],
+            "steps": 1500,
+            "batch_size": 8,
         },
         "generate": {"images": 512},
         "filter": {"min_agreement": 0.5},
-        "segmentation": {"encoder": "tu-resnet10t", "steps": 250, "batch_size": 16},
+        "segmentation": {"encoder": "tu-resnet10t", "space_to_depth": 2, "steps": 240, "batch_size": 16},
     },
     "small": {
         "autoencoder": {"channels": [32, 64], "steps": 800, "batch_size": 64},
@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "generate": {"images": 2048},
         "filter": {"min_agreement": 0.5},
-        "segmentation": {"encoder": "resnet18", "steps": 800, "batch_size": 16},
+        "segmentation": {"encoder": "resnet18", "space_to_depth": 1, "steps": 800, "batch_size": 16},
     },
     "base": {
         "autoencoder": {"channels": [96, 192, 384], "steps": 20_000, "batch_size": 32},
@@ -61,7 +61,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "generate": {"images": 20_000},
         "filter": {"min_agreement": 0.5},
-        "segmentation": {"encoder": "resnet34", "steps": 5000, "batch_size": 32},
+        "segmentation": {"encoder": "resnet34", "space_to_depth": 1, "steps": 5000, "batch_size": 32},
     },
 }
 
@@ -71,6 +71,8 @@ def resolve(config: RunConfig) -> RunConfig:
     changes: dict[str, Any] = {}
     for section, preset in PRESETS[config.size].items():
         options = getattr(config, section)
+        if getattr(options, "encoder_weights", None):
+            preset = preset | {"space_to_depth": 1}  # such weights expect unfolded pixels
         missing = {key: value for key, value in preset.items() if getattr(options, key) is None}
         changes[section] = dataclasses.replace(options, **missing)
     resolved = dataclasses.replace(config, **changes)
@@ -83,6 +85,7 @@ def _check(config: RunConfig) -> None:
     _check_lists(config)
     _check_shares(config)
     _check_counts(config)
+    _check_folds(config)
     _check_patch_px(config)
 
 
@@ -135,6 +138,14 @@ def _check_counts(config: RunConfig) -> None:
         learning_rate = getattr(config, section).learning_rate
         if not 0 < learning_rate < float("inf"):
             raise UserError(f"{section}.learning_rate: {learning_rate} is not above 0; 1e-3 is a good start")
+
+
+def _check_folds(config: RunConfig) -> None:
+    options = config.segmentation
+    if options.space_to_depth not in (1, 2, 4):
+        raise UserError(f"segmentation.space_to_depth: {options.space_to_depth} is not 1, 2 or 4; change it to one")
+    if options.encoder_weights and options.space_to_depth != 1:
+        raise UserError("segmentation.encoder_weights expect unfolded pixels; set segmentation.space_to_depth: 1")
 
 
 def _check_patch_px(config: RunConfig) -> None:

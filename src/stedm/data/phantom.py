@@ -33,11 +33,11 @@ _EPITHELIA = {
 }
 # Kind: (matrix H, matrix E, fibre contrast, fibre width, fibre length, waviness, fibroblasts, lymphocytes)
 _STROMATA = {
-    "collagen": (0.02, 0.85, 0.30, 1.3, 10.0, 6.0, 0.35, 0.05),
-    "loose": (0.12, 0.38, 0.50, 0.9, 5.0, 8.0, 0.40, 0.15),
-    "desmoplastic": (0.15, 0.50, 0.25, 1.5, 8.0, 4.0, 0.90, 0.15),
-    "inflamed": (0.08, 0.35, 0.35, 1.0, 5.0, 6.0, 0.35, 0.90),
-    "muscle": (0.03, 0.75, 0.20, 2.4, 20.0, 3.0, 0.60, 0.05),
+    "collagen": (0.02, 0.85, 0.30, 1.3, 10.0, 6.0, 0.17, 0.02),
+    "loose": (0.12, 0.38, 0.50, 0.9, 5.0, 8.0, 0.20, 0.06),
+    "desmoplastic": (0.15, 0.50, 0.25, 1.5, 8.0, 4.0, 0.45, 0.06),
+    "inflamed": (0.08, 0.35, 0.35, 1.0, 5.0, 6.0, 0.17, 0.36),
+    "muscle": (0.03, 0.75, 0.20, 2.4, 20.0, 3.0, 0.30, 0.02),
 }
 _STAINS = {  # optical density per RGB channel: haematoxylin; eosin or IHC's faint background; DAB
     "he": ((0.62, 0.71, 0.33), (0.10, 0.93, 0.35), (0.0, 0.0, 0.0)),
@@ -130,7 +130,7 @@ def draw_style(
         **_scanner(rng),
         **tissue,
         nucleus_px=rng.uniform(5.5, 9.0),
-        crowding=rng.uniform(0.95, 1.4),
+        crowding=rng.uniform(0.82, 1.09),
         pleomorphism=rng.uniform(0.08, 0.3),
         chromatin=(rng.uniform(0.6, 1.2), rng.random()),
         cleft=max(0.0, rng.uniform(-1.5, 0.9)),

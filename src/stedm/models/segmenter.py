@@ -8,6 +8,7 @@ import segmentation_models_pytorch as smp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from stedm.device import autocast
 from stedm.errors import UserError
@@ -20,7 +21,9 @@ class Segmenter(FolderModel):
     """Images -> class scores.
 
     classes: class names in label order. encoder: any smp encoder, or `tu-NAME` for a timm backbone; the `mit_b*`
-    encoders are refused (non-commercial licence). mpp: microns per pixel of the training patches.
+    encoders are refused (non-commercial licence). space_to_depth: fold size s; the network sees (3 s^2, H/s, W/s) and
+    its scores are unfolded again, so that nothing runs at full resolution; 1 for encoders with pretrained weights.
+    mpp: microns per pixel of the training patches.
     """
 
     def __init__(
@@ -29,6 +32,7 @@ class Segmenter(FolderModel):
         classes: list[str],
         encoder: str = "resnet18",
         decoder_channels: list[int] | None = None,
+        space_to_depth: int = 1,
         mpp: float | None = None,
     ) -> None:
         super().__init__()
@@ -39,16 +43,18 @@ class Segmenter(FolderModel):
             "classes": list(classes),
             "encoder": encoder,
             "decoder_channels": decoder,
+            "space_to_depth": space_to_depth,
             "mpp": mpp,
         }
-        self.classes, self.mpp = list(classes), mpp
+        self.classes, self.mpp, self.space_to_depth = list(classes), mpp, space_to_depth
         try:
             self.net = smp.Unet(
                 encoder,
                 encoder_depth=len(decoder),
                 encoder_weights=None,
                 decoder_channels=tuple(decoder),
-                classes=len(classes),
+                in_channels=3 * space_to_depth**2,
+                classes=len(classes) * space_to_depth**2,
             )
         except Exception as error:
             raise UserError(
@@ -73,8 +79,9 @@ class Segmenter(FolderModel):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1], H and W multiples of 16 -> logits (B, N, H, W)."""
-        return self.net(images)
+        """Images (B, 3, H, W) in [-1, 1], H and W multiples of 16 s -> logits (B, N, H, W)."""
+        folded = F.pixel_unshuffle(images, self.space_to_depth).contiguous(memory_format=torch.channels_last)
+        return F.pixel_shuffle(self.net(folded), self.space_to_depth)
 
     @torch.no_grad()
     def probabilities(self, images: NDArray[np.uint8], *, views: int = 1, batch_size: int = 64) -> NDArray[np.float32]:

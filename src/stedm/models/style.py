@@ -19,7 +19,7 @@ class ConvStyleEncoder(nn.Module):
     strength and pattern are style; where things are is not. No normalisation layers, which would remove the colour.
     """
 
-    def __init__(self, dim: int, channels: tuple[int, ...] = (48, 96, 128)) -> None:
+    def __init__(self, dim: int, channels: tuple[int, ...] = (32, 64, 128)) -> None:
         super().__init__()
         inputs = (12, *channels[:-1])  # 2 x 2 pixels folded into channels: nothing runs at full resolution
         self.stages = nn.ModuleList(

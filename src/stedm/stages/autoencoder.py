@@ -35,6 +35,7 @@ def train_autoencoder(run: RunFolder, config: RunConfig) -> None:
         task = AutoencoderTask(
             first_stage,
             kl_weight=options.kl_weight,
+            latent_noise=options.latent_noise,
             learning_rate=options.learning_rate,
             steps=options.steps,
             seed=config.seed,

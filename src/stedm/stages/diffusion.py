@@ -32,8 +32,13 @@ def train_diffusion(run: RunFolder, config: RunConfig) -> None:
 
 
 def train_control(run: RunFolder, config: RunConfig) -> None:
-    """The same generator trained on annotated patients only, to show what the unannotated ones are worth."""
-    alone = dataclasses.replace(config.diffusion, unlabelled_share=0.0)
+    """The same generator on annotated patients only, to show what the unannotated ones are worth.
+
+    It sees as many annotated images as ours does, in full batches, and so takes fewer steps.
+    """
+    share = config.diffusion.unlabelled_share
+    steps = max(1, round(config.diffusion.steps * (1 - share)))
+    alone = dataclasses.replace(config.diffusion, unlabelled_share=0.0, steps=steps)
     _train(run, dataclasses.replace(config, diffusion=alone), run.control, "control (annotated only)")
 
 

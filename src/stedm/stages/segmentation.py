@@ -1,5 +1,7 @@
 """Stage `train segmentation`: one segmenter per arm and seed, the best by validation patients."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -13,7 +15,8 @@ from stedm.training.batches import SegmentationBatches
 from stedm.training.tasks import SegmentationTask
 from stedm.training.trainer import BestByValidation, fit
 
-SMALL_DECODER = [64, 48, 32, 16]
+DECODER = [64, 48, 32, 16]
+"""Channels of the decoder's levels; a fold of the pixels takes the place of the last ones."""
 
 
 def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -> None:
@@ -25,7 +28,8 @@ def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -
     segmenter = Segmenter(
         classes=run.classes(),
         encoder=options.encoder,
-        decoder_channels=SMALL_DECODER,
+        decoder_channels=DECODER[: len(DECODER) - int(math.log2(options.space_to_depth))],
+        space_to_depth=options.space_to_depth,
         mpp=float(patches["mpp"].iloc[0]),
     )
     if options.encoder_weights:

@@ -9,7 +9,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from stedm.device import best_device, lightning_precision
@@ -155,7 +156,7 @@ def fit(
     last = folder / "training" / "last.ckpt"
     callbacks: list[L.Callback] = [_Progress(description, folder / "metrics.csv", max(1, task.steps // 100))]
     if ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=ema_decay))
+        callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(ema_decay)))
     if best is not None:
         best.stretch = stretch
         callbacks.append(best)
