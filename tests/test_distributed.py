@@ -1,4 +1,4 @@
-"""Two processes: every kind of style set, aggregation and injection trains, and both processes hold the same weights."""
+"""Two processes: every style set, aggregation and injection trains, and both processes hold the same weights."""
 
 from pathlib import Path
 

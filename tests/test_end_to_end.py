@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +152,18 @@ def test_synthetic_set_is_in_unannotated_styles_with_its_provenance(finished: Pa
         image = np.asarray(Image.open(finished / "synthetic" / row.image))
         mask = np.asarray(Image.open(finished / "synthetic" / row.mask))
         assert image.shape == (64, 64, 3) and mask.shape == (64, 64) and set(np.unique(mask)) <= {0, 1, 2, 255}
+
+
+def test_styles_none_draws_without_a_style(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    log = run_once(out, **{"generate.styles": "none"})
+    assert re.search(r"^diffusion +unchanged", log, re.MULTILINE)
+    manifest = pd.read_parquet(out / "synthetic" / "manifest.parquet")
+    assert set(manifest["style_patient"]) == {""} and set(manifest["style_patches"]) == {"[]"}
+    drawn, styled = ((folder / "synthetic/images/s000000.png").read_bytes() for folder in (out, finished))
+    assert drawn != styled
+    assert read_json(out / "evaluation" / "generation.json")["style_distance_matched"] is None
 
 
 def test_report_is_one_file_that_needs_no_network(finished: Path) -> None:

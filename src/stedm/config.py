@@ -163,7 +163,7 @@ class GenerateConfig:
     """Images per style set in sampling; `linear` aggregation takes as many as in training, whatever stands here."""
     solver: Literal["euler", "heun", "multistep"] = "multistep"
     """ODE solver."""
-    nfe: int = 10
+    nfe: int = 8
     """Network function evaluations per image and guidance branch."""
     guidance: Literal["nested", "composed"] = "nested"
     """How the two guidance scales combine (see diffusion/sampling.py)."""

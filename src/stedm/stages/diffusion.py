@@ -22,7 +22,7 @@ from stedm.training.batches import DiffusionBatches, Variants
 from stedm.training.tasks import DiffusionTask
 from stedm.training.trainer import fit
 
-VARIANTS = 4096
+VARIANTS = 2048
 """Cached latents, at most, of the annotated patches and of the unannotated ones."""
 
 

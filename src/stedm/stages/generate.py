@@ -112,8 +112,8 @@ def _draw(
     """Draw one batch of plan rows and write image and mask of each, the image last."""
     maps = np.stack([layouts.of(row) for _, row in rows.iterrows()])
     by_id = patches.set_index("patch_id")
-    sets = [run.images(by_id.loc[json.loads(names)]) for names in rows["style_patches"]]
-    styles = model.style_vectors(sets) if len(sets[0]) else None
+    lent = [json.loads(names) for names in rows["style_patches"]]
+    styles = model.style_vectors([run.images(by_id.loc[names]) for names in lent]) if all(lent) else None
     # A last, smaller batch is filled up: on some processors a result depends on the batch size in its last bit.
     fill = np.arange(config.generate.batch_size) % len(rows)
     images = model(

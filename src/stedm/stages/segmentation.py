@@ -16,7 +16,7 @@ from stedm.training.tasks import SegmentationTask
 from stedm.training.trainer import BestByValidation, fit
 
 DECODER = [64, 48, 32, 16]
-"""Channels of the decoder's levels; a fold of the pixels takes the place of the last ones."""
+"""Channels of the decoder's levels, coarse to fine; a fold of the pixels leaves out the coarsest."""
 
 
 def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -> None:
@@ -28,7 +28,7 @@ def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -
     segmenter = Segmenter(
         classes=run.classes(),
         encoder=options.encoder,
-        decoder_channels=DECODER[: len(DECODER) - int(math.log2(options.space_to_depth))],
+        decoder_channels=DECODER[int(math.log2(options.space_to_depth)) :],
         space_to_depth=options.space_to_depth,
         mpp=float(patches["mpp"].iloc[0]),
     )
