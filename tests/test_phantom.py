@@ -111,14 +111,19 @@ def test_empty_glass_is_the_brightest_and_membranes_follow_the_score() -> None:
     assert darkness == sorted(darkness)
 
 
-def test_epithelium_is_darker_than_stroma_in_some_patients_and_lighter_in_others() -> None:
+def test_brightness_alone_does_not_tell_epithelium_from_stroma() -> None:
     layout = draw_layout(128, np.random.default_rng(1))
-    lighter = []
+    lighter, epithelium, stroma = [], [], []
     for seed in range(16):
-        rng = np.random.default_rng(seed)
-        image = render(layout, draw_style("he", rng), rng)
-        lighter.append(np.median(image[layout == 2]) > np.median(image[layout == 1]))
-    assert 3 <= sum(lighter) <= 13
+        for family in ("he", "ihc"):
+            rng = np.random.default_rng(seed)
+            image = render(layout, draw_style(family, rng), rng)
+            between_nuclei = [np.percentile(image[layout == value], 85) for value in (1, 2)]
+            lighter.append(between_nuclei[1] > between_nuclei[0])
+            stroma.append(np.median(image[layout == 1]))
+            epithelium.append(np.median(image[layout == 2]))
+    assert 4 <= sum(lighter) <= 28  # within a patient, cytoplasm is the lighter one in some and the darker in others
+    assert sum(epithelium > np.quantile(stroma, 0.2)) >= 3  # across patients, no threshold fits all
 
 
 def test_no_family_is_the_users_mistake(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_unchanged_stages_are_skipped(run: Recorder) -> None:
         ("diffusion.joint_stain=0.5", {"autoencoder", "diffusion", "control", *AFTER_DIFFUSION}),
         ("diffusion.steps=9", {"diffusion", "control", *AFTER_DIFFUSION}),
         ("diffusion.aggregation=mean", {"diffusion", "control", *AFTER_DIFFUSION}),
-        ("diffusion.unlabelled_share=0.4", {"diffusion", *AFTER_DIFFUSION}),
+        ("diffusion.unlabelled_share=0.4", {"diffusion", "control", *AFTER_DIFFUSION}),
         ("diffusion.pseudo_confidence=0.8", {"diffusion", *AFTER_DIFFUSION}),
         ("generate.nfe=5", AFTER_DIFFUSION),
         ("generate.images=12", AFTER_DIFFUSION),
