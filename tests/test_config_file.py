@@ -182,3 +182,12 @@ def test_a_mistake_is_blamed_on_the_file_or_on_the_flag_that_made_it(tmp_path: P
         load_config(path, ["seed=many"])
     with pytest.raises(UserError, match=r"my\.yaml: `seed`"):
         load_config(write(tmp_path, "seed: many\n"), ["seed=3"])
+
+
+def test_encoder_weights_meet_unfolded_pixels() -> None:
+    assert load_config(overrides=["size=tiny"]).segmentation.space_to_depth == 2
+    assert load_config(overrides=["size=tiny", "segmentation.encoder_weights=folder"]).segmentation.space_to_depth == 1
+    with pytest.raises(UserError, match="space_to_depth: 1"):
+        load_config(overrides=["segmentation.encoder_weights=folder", "segmentation.space_to_depth=2"])
+    with pytest.raises(UserError, match="3 is not 1, 2 or 4"):
+        load_config(overrides=["segmentation.space_to_depth=3"])

@@ -568,8 +568,11 @@ def test_folder_without_an_autoencoder_is_the_users_mistake(tmp_path: Path) -> N
 # Segmenter
 
 
-def test_segmenter_predicts_the_most_probable_class_whatever_the_batch_size() -> None:
-    segmenter = Segmenter(classes=["a", "b", "c"], encoder=f"tu-{TIMM}").eval()
+@pytest.mark.parametrize(("fold", "decoder"), [(1, [64, 48, 32, 16]), (2, [48, 32, 16])])
+def test_segmenter_predicts_the_most_probable_class_whatever_the_batch_size(fold: int, decoder: list[int]) -> None:
+    segmenter = Segmenter(
+        classes=["a", "b", "c"], encoder=f"tu-{TIMM}", decoder_channels=decoder, space_to_depth=fold
+    ).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (5, PX, PX, 3), dtype=np.uint8)
     probabilities = segmenter.probabilities(pixels, batch_size=2)
     assert probabilities.shape == (5, 3, PX, PX)

@@ -134,7 +134,7 @@ class DiffusionConfig:
     pseudo_confidence: Optional[float] = 0.9
     """Pixels of unannotated images on which a real-trained segmenter is at least this sure become layout; null: off."""
     annotated_only_control: Optional[bool] = None
-    """Also train the same generator with `unlabelled_share: 0`, and show its style grid beside ours in the report."""
+    """Also train the generator on the annotated images alone, as many as ours sees; its grid is in the report."""
     channels: Optional[int] = None
     """Channels of the U-Net's finest level."""
     multipliers: Optional[list[int]] = None

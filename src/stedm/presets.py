@@ -71,7 +71,7 @@ def resolve(config: RunConfig) -> RunConfig:
     changes: dict[str, Any] = {}
     for section, preset in PRESETS[config.size].items():
         options = getattr(config, section)
-        if getattr(options, "encoder_weights", None):
+        if section == "segmentation" and options.encoder_weights:
             preset = preset | {"space_to_depth": 1}  # such weights expect unfolded pixels
         missing = {key: value for key, value in preset.items() if getattr(options, key) is None}
         changes[section] = dataclasses.replace(options, **missing)

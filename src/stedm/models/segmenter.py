@@ -79,7 +79,7 @@ class Segmenter(FolderModel):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1], H and W multiples of 16 s -> logits (B, N, H, W)."""
+        """Images (B, 3, H, W) in [-1, 1], H and W multiples of s 2^(decoder levels) -> logits (B, N, H, W)."""
         folded = F.pixel_unshuffle(images, self.space_to_depth).contiguous(memory_format=torch.channels_last)
         return F.pixel_shuffle(self.net(folded), self.space_to_depth)
 

@@ -29,6 +29,9 @@ from stedm.files import atomic_path, read_json, write_json
 _OVERVIEW_PX = 8
 """Overview pixels per patch width: enough to see which patches are bare glass."""
 
+FORMAT = 2
+"""Raise it when the same settings give other patches: the procedural cohort drawn differently, for one."""
+
 
 def prepare(out: Path, config: RunConfig) -> None:
     """Write the run's data folder `out`: cohort.parquet, patches.parquet, splits.json, classes.json, images/, masks/.
@@ -82,7 +85,8 @@ def input_digest(config: RunConfig) -> str:
 
 def _extraction_key(config: RunConfig) -> dict[str, str]:
     """What the patch files depend on."""
-    settings = json.dumps([dataclasses.asdict(config.cohort), dataclasses.asdict(config.prepare)], sort_keys=True)
+    content = [FORMAT, dataclasses.asdict(config.cohort), dataclasses.asdict(config.prepare)]
+    settings = json.dumps(content, sort_keys=True)
     return {"settings": hashlib.sha256(settings.encode()).hexdigest(), "inputs": input_digest(config)}
 
 

@@ -1,7 +1,5 @@
 """Stage `train segmentation`: one segmenter per arm and seed, the best by validation patients."""
 
-import math
-
 import numpy as np
 import torch
 
@@ -28,7 +26,7 @@ def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -
     segmenter = Segmenter(
         classes=run.classes(),
         encoder=options.encoder,
-        decoder_channels=DECODER[int(math.log2(options.space_to_depth)) :],
+        decoder_channels=DECODER[options.space_to_depth.bit_length() - 1 :],
         space_to_depth=options.space_to_depth,
         mpp=float(patches["mpp"].iloc[0]),
     )
