@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "style_images": 2,
             "channels": 32,
             "multipliers": [1, 2],
-            "steps": 1400,
+            "steps": 1200,
             "batch_size": 8,
         },
         "generate": {"images": 512},
