@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from stedm.errors import UserError
 from stedm.models.autoencoder import FirstStage
@@ -607,3 +608,19 @@ def test_segmenter_takes_encoder_weights_from_a_local_folder(tmp_path: Path, no_
 def test_impossible_encoder_is_the_users_mistake(encoder: str) -> None:
     with pytest.raises(UserError, match=r"segmentation\.encoder"):
         Segmenter(classes=["a", "b"], encoder=encoder)
+
+
+def test_linear_start_keeps_the_colour_of_images_that_are_nearly_all_texture() -> None:
+    """Plain principal components give all axes to the texture and lose the hue (seen on EBHI-Seg: all violet)."""
+    torch.manual_seed(0)
+    grey = torch.randn(16, 1, 32, 32).clamp(-1, 1) * 0.5  # strong, of one pixel's size, without hue
+    tint = 0.05 * torch.randn(16, 3, 1, 1)
+    images = (grey + tint).clamp(-1, 1)
+    first_stage = FirstStage.new([8, 8], latent_channels=6, space_to_depth=2)
+    first_stage.start_linear(images)
+    shortcut = first_stage.shortcut
+    assert shortcut is not None
+    mean = F.avg_pool2d(shortcut.decode(shortcut.encode(images)), first_stage.factor)
+    assert torch.allclose(mean, F.avg_pool2d(images, first_stage.factor), atol=1e-4)
+    latents = shortcut.encode(images)
+    assert torch.allclose(latents.std((0, 2, 3)), torch.ones(6), atol=0.01)

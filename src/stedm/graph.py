@@ -13,7 +13,7 @@ from stedm.config import DiffusionConfig, GenerateConfig, RunConfig
 from stedm.stages.prepare import input_digest, prepare
 from stedm.stages.run_folder import TEACHER_ARM, RunFolder
 
-FORMAT = 4
+FORMAT = 5
 """Raise when a stage's results change for the same config: old run folders are then redone."""
 
 

@@ -22,8 +22,9 @@ class FirstStage(FolderModel):
 
     kl: constructor arguments of the AutoencoderKL (JSON values).
     space_to_depth: fold size s in pixels; 1 for pretrained autoencoders.
-    shortcut: add a linear path around encoder and decoder, which starts as principal components (`start_linear`) and
-    carries the colour from the first step on; the convolutions learn what it leaves (after Chen 2024, DC-AE).
+    shortcut: add a linear path around encoder and decoder, which starts as mean colour and principal components
+    (`start_linear`) and carries the colour from the first step on; the convolutions learn what it leaves (after Chen
+    2024, DC-AE).
     """
 
     mean: Tensor
@@ -92,7 +93,7 @@ class FirstStage(FolderModel):
 
     @torch.no_grad()
     def start_linear(self, images: Tensor) -> None:
-        """Set the shortcut to the principal components of f x f pixel blocks of images (B, 3, H, W) in [-1, 1]."""
+        """Set the shortcut to mean colour and main textures of f x f pixel blocks; images (B, 3, H, W) in [-1, 1]."""
         if self.shortcut is None:
             raise ValueError("this first stage has no shortcut")
         self.shortcut.fit(images)
@@ -137,13 +138,22 @@ class LinearShortcut(nn.Module):
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
-        """Principal components, scaled so that the latents of `images` have unit variance."""
+        """The three axes of a block's mean colour, then principal components of what is left; unit variance each.
+
+        Colour has axes of its own because hue is little of the variance of a textured image and most of its style:
+        plain principal components of such images leave it out.
+        """
         blocks = F.pixel_unshuffle(images, self.factor).movedim(1, -1).flatten(0, 2)  # (n, 3 f^2)
         centre = blocks.mean(0)
-        values, vectors = torch.linalg.eigh(torch.cov((blocks - centre).T))  # ascending
-        channels = self.project.out_channels
-        scale = values[-channels:].clamp_min(1e-6).sqrt()  # (C,)
-        axes = vectors[:, -channels:]  # (3 f^2, C)
+        covariance = torch.cov((blocks - centre).T)  # (3 f^2, 3 f^2)
+        colours = torch.eye(3).repeat_interleave(self.factor**2, dim=0) / self.factor  # (3 f^2, 3), orthonormal
+        left = torch.eye(len(colours)) - colours @ colours.T  # projection on what has no mean colour
+        tints = torch.linalg.eigh(colours.T @ covariance @ colours)
+        textures = torch.linalg.eigh(left @ covariance @ left)
+        # Eigenvalues ascend, and the last axes are the strongest.
+        axes = torch.cat([textures.eigenvectors, colours @ tints.eigenvectors], 1)[:, -self.project.out_channels :]
+        values = torch.cat([textures.eigenvalues, tints.eigenvalues])[-self.project.out_channels :]
+        scale = values.clamp_min(1e-6).sqrt()  # (C,)
         self.project.weight.copy_((axes / scale).T[:, :, None, None])
         self.project.bias.copy_(-(centre @ (axes / scale)))  # type: ignore[union-attr]
         self.expand.weight.copy_((axes * scale)[:, :, None, None])
