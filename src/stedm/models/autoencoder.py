@@ -150,9 +150,9 @@ class LinearShortcut(nn.Module):
         left = torch.eye(len(colours)) - colours @ colours.T  # projection on what has no mean colour
         tints = torch.linalg.eigh(colours.T @ covariance @ colours)
         textures = torch.linalg.eigh(left @ covariance @ left)
-        # Eigenvalues ascend, and the last axes are the strongest.
-        axes = torch.cat([textures.eigenvectors, colours @ tints.eigenvectors], 1)[:, -self.project.out_channels :]
-        values = torch.cat([textures.eigenvalues, tints.eigenvalues])[-self.project.out_channels :]
+        kept = slice(-self.project.out_channels, None)  # eigenvalues ascend: the strongest textures, then the colours
+        axes = torch.cat([textures.eigenvectors, colours @ tints.eigenvectors], 1)[:, kept]  # (3 f^2, C)
+        values = torch.cat([textures.eigenvalues, tints.eigenvalues])[kept]  # (C,)
         scale = values.clamp_min(1e-6).sqrt()  # (C,)
         self.project.weight.copy_((axes / scale).T[:, :, None, None])
         self.project.bias.copy_(-(centre @ (axes / scale)))  # type: ignore[union-attr]
