@@ -1,5 +1,6 @@
 """The pipeline: image k depends on row k alone, folders are safe to load, conditions do what they say."""
 
+import dataclasses
 import json
 import pickle
 import socket
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from stedm.diffusion.pipeline import StyleDiffusion, to_images, to_network
+from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
 from stedm.models.autoencoder import FirstStage
 from stedm.models.style import StyleExtractor
@@ -211,4 +213,19 @@ def test_damaged_index_is_a_clear_error(model: StyleDiffusion, tmp_path: Path, t
 def test_index_names_classes_and_parts(model: StyleDiffusion, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
+    sampling = index.pop("sampling")
     assert index == {"class": "StyleDiffusion", "classes": CLASSES, "parts": ["autoencoder", "style_encoder", "unet"]}
+    assert sampling == dataclasses.asdict(Sampling())
+
+
+def test_sampling_settings_travel_with_the_model_and_can_be_replaced(model: StyleDiffusion, tmp_path: Path) -> None:
+    own = Sampling(solver="euler", nfe=3, layout_guidance=1.0, style_guidance=2.0)
+    parts = (model.first_stage, model.style_extractor, model.unet, model.classes)
+    StyleDiffusion(*parts, own).save_pretrained(tmp_path)
+    loaded = StyleDiffusion.from_pretrained(tmp_path)
+    assert loaded.sampling == own
+    replaced = loaded(LAYOUTS, STYLES, seeds=SEEDS, **dataclasses.asdict(model.sampling))
+    assert close(replaced, model(LAYOUTS, STYLES, seeds=SEEDS))
+    assert not close(loaded(LAYOUTS, STYLES, seeds=SEEDS), replaced)
+    with pytest.raises(TypeError, match="nef"):
+        loaded(LAYOUTS, STYLES, seeds=SEEDS, nef=3)

@@ -13,6 +13,7 @@ from PIL import Image
 import stedm.run
 from stedm.config import RunConfig
 from stedm.config_file import load_config
+from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
 from stedm.files import read_json
 from stedm.run import Stage, run_all, stages_of
@@ -256,7 +257,7 @@ def plan(**changes: Any) -> pd.DataFrame:
     )
     patches.loc[3, "annotated"] = False  # an annotated patient's image without a mask
     overrides = ["size=smoke", *(f"generate.{key}={value}" for key, value in changes.items())]
-    return make_plan(patches, load_config(overrides=overrides))
+    return make_plan(patches, load_config(overrides=overrides), Sampling())
 
 
 def test_unannotated_styles_are_never_those_of_annotated_validation_or_test_patients() -> None:

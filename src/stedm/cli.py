@@ -30,6 +30,11 @@ COMMANDS = {
         "the first stage", "stedm train autoencoder --config my.yaml --out runs/my", "autoencoder"
     ),
     "train diffusion": Command("the generator", "stedm train diffusion --config my.yaml --out runs/my", "diffusion"),
+    "train few-step": Command(
+        "the few-step generator",
+        "stedm train few-step --config my.yaml --generate.generator few-step --out runs/my",
+        "few-step",
+    ),
     "train segmentation": Command(
         "the arms", "stedm train segmentation --config my.yaml --out runs/my", "segmentation"
     ),

@@ -150,6 +150,24 @@ class DiffusionConfig:
 
 
 @dataclass
+class FewStepConfig:
+    """The few-step generator: trained on pairs (noise, image) that the full, guided generator draws."""
+
+    pairs: Optional[int] = None
+    """Pairs the full generator draws."""
+    teacher_nfe: int = 20
+    """Network function evaluations behind each pair."""
+    nfe: int = 4
+    """Network function evaluations of the few-step generator."""
+    steps: Optional[int] = None
+    """Optimiser steps."""
+    batch_size: Optional[int] = None
+    """Pairs per step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+
+
+@dataclass
 class GenerateConfig:
     """The synthetic set."""
 
@@ -161,15 +179,17 @@ class GenerateConfig:
     """Patients whose styles are drawn; `none` samples without a style."""
     style_images: int = 4
     """Images per style set in sampling; `linear` aggregation takes as many as in training, whatever stands here."""
-    solver: Literal["euler", "heun", "multistep"] = "multistep"
-    """ODE solver."""
-    nfe: int = 8
+    generator: Literal["full", "few-step"] = "full"
+    """`few-step`: also train one that needs no guidance and few evaluations (section `few_step`), and draw with it."""
+    solver: Optional[Literal["euler", "heun", "multistep"]] = None
+    """ODE solver; the generator's own when not given, as for the next four."""
+    nfe: Optional[int] = None
     """Network function evaluations per image and guidance branch."""
-    guidance: Literal["nested", "composed"] = "nested"
+    guidance: Optional[Literal["nested", "composed"]] = None
     """How the two guidance scales combine (see diffusion/sampling.py)."""
-    layout_guidance: float = 1.5
+    layout_guidance: Optional[float] = None
     """Layout guidance scale; 1 means none."""
-    style_guidance: float = 1.5
+    style_guidance: Optional[float] = None
     """Style guidance scale; 1 means none."""
     batch_size: int = 64
     """Images per sampling batch; changes the speed, never the images."""
@@ -239,6 +259,8 @@ class RunConfig:
     """First stage."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     """Generator."""
+    few_step: FewStepConfig = field(default_factory=FewStepConfig)
+    """Few-step generator."""
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     """Synthetic set."""
     filter: FilterConfig = field(default_factory=FilterConfig)

@@ -80,6 +80,7 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
 def _generator_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[Stage]:
     """The generator, the synthetic set and the filter."""
     pseudo = (teacher,) if config.diffusion.pseudo_confidence is not None else ()
+    few = config.generate.generator == "few-step"
     keys = _generator_keys("annotated_only_control")
     return [
         Stage(
@@ -89,12 +90,13 @@ def _generator_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[S
             keys,
             ("autoencoder", *pseudo),
         ),
+        *([_few_step_stage(run, config)] if few else []),
         Stage(
             "generate",
             _later("generate.generate", run, config),
             run.synthetic,
             ("seed", *_keys("generate", GenerateConfig, without=("batch_size",))),
-            ("diffusion",),
+            ("few-step",) if few else ("diffusion",),
         ),
         Stage(
             "filter",
@@ -138,6 +140,18 @@ def _later(name: str, *arguments: Any, **options: Any) -> Callable[[], None]:
         getattr(importlib.import_module(f"stedm.stages.{module}"), function)(*arguments, **options)
 
     return action
+
+
+def _few_step_stage(run: RunFolder, config: RunConfig) -> Stage:
+    """The generator of few steps; its pairs are drawn as the synthetic set is."""
+    drawing = _keys("generate", GenerateConfig, without=("batch_size", "images"))
+    return Stage(
+        "few-step",
+        _later("few_step.train_few_step", run, config),
+        run.few_step,
+        ("seed", "few_step", "diffusion.ema_decay", *drawing),
+        ("diffusion",),
+    )
 
 
 def _segmenter_name(arm: str, seed: int) -> str:

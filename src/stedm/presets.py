@@ -17,6 +17,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "steps": 8,
             "batch_size": 8,
         },
+        "few_step": {"pairs": 16, "steps": 4, "batch_size": 4},
         "generate": {"images": 48},
         "filter": {"min_agreement": 0.0},
         "segmentation": {"encoder": "tu-test_resnet", "space_to_depth": 2, "steps": 8, "batch_size": 8},
@@ -31,6 +32,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "steps": 1200,
             "batch_size": 8,
         },
+        "few_step": {"pairs": 2048, "steps": 800, "batch_size": 16},
         "generate": {"images": 512},
         "filter": {"min_agreement": 0.5},
         "segmentation": {"encoder": "tu-resnet10t", "space_to_depth": 2, "steps": 240, "batch_size": 16},
@@ -45,6 +47,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "steps": 4000,
             "batch_size": 32,
         },
+        "few_step": {"pairs": 8192, "steps": 3000, "batch_size": 32},
         "generate": {"images": 2048},
         "filter": {"min_agreement": 0.5},
         "segmentation": {"encoder": "resnet18", "space_to_depth": 1, "steps": 800, "batch_size": 16},
@@ -59,6 +62,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "steps": 100_000,
             "batch_size": 64,
         },
+        "few_step": {"pairs": 50_000, "steps": 50_000, "batch_size": 64},
         "generate": {"images": 20_000},
         "filter": {"min_agreement": 0.5},
         "segmentation": {"encoder": "resnet34", "space_to_depth": 1, "steps": 5000, "batch_size": 32},
@@ -116,7 +120,12 @@ def _check_shares(config: RunConfig) -> None:
 
 def _check_counts(config: RunConfig) -> None:
     at_least_one = {
-        "generate.nfe": config.generate.nfe,
+        "generate.nfe": 1 if config.generate.nfe is None else config.generate.nfe,
+        "few_step.nfe": config.few_step.nfe,
+        "few_step.teacher_nfe": config.few_step.teacher_nfe,
+        "few_step.pairs": config.few_step.pairs,
+        "few_step.steps": config.few_step.steps,
+        "few_step.batch_size": config.few_step.batch_size,
         "generate.images": config.generate.images,
         "generate.batch_size": config.generate.batch_size,
         "diffusion.style_images": config.diffusion.style_images,
@@ -134,7 +143,7 @@ def _check_counts(config: RunConfig) -> None:
     for key, number in at_least_one.items():
         if number < 1:
             raise UserError(f"{key}: {number} is too few; give 1 or more")
-    for section in ("autoencoder", "diffusion", "segmentation"):
+    for section in ("autoencoder", "diffusion", "few_step", "segmentation"):
         learning_rate = getattr(config, section).learning_rate
         if not 0 < learning_rate < float("inf"):
             raise UserError(f"{section}.learning_rate: {learning_rate} is not above 0; 1e-3 is a good start")

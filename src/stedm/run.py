@@ -34,7 +34,10 @@ def run_all(
     run = RunFolder(folder)
     stages = stages_of(config, run)
     if until is not None:
-        last = max(k for k, stage in enumerate(stages) if stage.name.startswith(until))
+        wanted = [k for k, stage in enumerate(stages) if stage.name.startswith(until)]
+        if not wanted:
+            raise UserError(f"{until} is no stage of this config; set generate.generator: {until}")
+        last = max(wanted)
         stages = needed(stages[: last + 1], until)
     fresh = not run.root.exists()
     try:

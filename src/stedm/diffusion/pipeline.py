@@ -1,8 +1,9 @@
 """StyleDiffusion: the three networks together, and how an image is made."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stedm.device import autocast
-from stedm.diffusion.sampling import SOLVERS, Branch, guidance_weights, guided, noise_from_seeds
+from stedm.diffusion.sampling import SOLVERS, Branch, Sampling, guidance_weights, guided, noise_from_seeds
 from stedm.errors import UserError
 from stedm.files import atomic_folder, read_json, write_json
 from stedm.models.autoencoder import FirstStage
@@ -32,15 +33,16 @@ def to_images(x: Tensor) -> Images:
     return pixels.movedim(-3, -1).cpu().numpy()
 
 
-def _read_classes(path: Path) -> list[str]:
-    """Class names of a model index; a clear error when it is missing or damaged."""
+def read_index(folder: str | Path) -> tuple[list[str], Sampling]:
+    """Class names and sampling settings of a generator's folder; a clear error when its index is missing or damaged."""
+    path = Path(folder) / INDEX
     if not path.is_file():
         raise UserError(f"{path}: not found; name the `diffusion` folder of a run")
     try:
-        classes = [str(name) for name in read_json(path)["classes"]]
-    except (ValueError, KeyError, TypeError) as error:
+        index = read_json(path)
+        return [str(name) for name in index["classes"]], Sampling(**index.get("sampling", {}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); copy the model folder again") from None
-    return classes
 
 
 class StyleDiffusion(nn.Module):
@@ -51,22 +53,28 @@ class StyleDiffusion(nn.Module):
     """
 
     def __init__(
-        self, first_stage: FirstStage, style_extractor: StyleExtractor, unet: UNet, classes: list[str]
+        self,
+        first_stage: FirstStage,
+        style_extractor: StyleExtractor,
+        unet: UNet,
+        classes: list[str],
+        sampling: Sampling | None = None,
     ) -> None:
         super().__init__()
         self.first_stage, self.style_extractor, self.unet = first_stage, style_extractor, unet
-        self.classes = list(classes)
+        self.classes, self.sampling = list(classes), sampling or Sampling()
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Load a `diffusion/` folder written by `save_pretrained`: local files only, nothing executed."""
         folder = Path(folder)
-        classes = _read_classes(folder / INDEX)
+        classes, sampling = read_index(folder)
         model = cls(
             FirstStage.from_pretrained(folder / "autoencoder"),
             StyleExtractor.from_pretrained(folder / "style_encoder"),
             UNet.from_pretrained(folder / "unet"),
             classes,
+            sampling,
         )
         return model.eval()
 
@@ -77,7 +85,8 @@ class StyleDiffusion(nn.Module):
         for name, part in parts.items():
             with atomic_folder(folder / name) as temporary:
                 part.save_pretrained(temporary)
-        write_json(folder / INDEX, {"class": "StyleDiffusion", "classes": self.classes, "parts": list(parts)})
+        index = {"class": "StyleDiffusion", "classes": self.classes, "parts": list(parts)}
+        write_json(folder / INDEX, index | {"sampling": dataclasses.asdict(self.sampling)})
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +100,10 @@ class StyleDiffusion(nn.Module):
             vectors = [self.style_extractor(to_network(images)[None].to(self.device)) for images in style_images]
         return torch.cat(vectors).float()
 
+    def null_styles(self, n: int) -> Tensor:
+        """The learned null style as styles (n, ...)."""
+        return self.unet.null_style.detach().expand(n, *self.unet.null_style.shape)
+
     @torch.no_grad()
     def __call__(  # type: ignore[override]
         self,
@@ -99,42 +112,54 @@ class StyleDiffusion(nn.Module):
         *,
         seeds: Sequence[int],
         styles: Tensor | None = None,
-        nfe: int = 12,
-        layout_guidance: float = 1.5,
-        style_guidance: float = 1.5,
-        guidance: str = "nested",
-        solver: str = "multistep",
         size_px: int | None = None,
+        **sampling: Any,
     ) -> Images:
         """Draw len(seeds) images (B, H, W, 3) uint8; image k depends on row k alone.
 
         layouts: label maps (B, H, W) uint8, values >= number of classes (255) unknown; None draws without a layout.
         style_images: one style set (N, H, W, 3) for all images, or a set per image; None draws without a style.
-        styles: style vectors (B, d) from `style_vectors`, instead of style_images.
+        styles: styles (B, ...) from `style_vectors`, instead of style_images.
         size_px: image side when there are no layouts. Sides must be multiples of `unet.grid_multiple` pixels.
+        sampling: fields of `Sampling` (nfe, solver, guidance, ...) that replace the model's own.
         """
-        B = len(seeds)
         if style_images is not None:
             shared = isinstance(style_images, np.ndarray) and style_images.ndim == 4
             styles = self.style_vectors([style_images] if shared else style_images)  # type: ignore[list-item]
-            styles = styles.expand(B, -1) if shared else styles
+            styles = styles.expand(len(seeds), *styles.shape[1:]) if shared else styles
+        z = self.draw_latents(layouts, styles, seeds=seeds, size_px=size_px, **sampling)
+        with autocast(self.device):
+            return to_images(self.first_stage.decode(z))
+
+    @torch.no_grad()
+    def draw_latents(
+        self,
+        layouts: Images | None,
+        styles: Tensor | None,
+        *,
+        seeds: Sequence[int],
+        size_px: int | None = None,
+        **sampling: Any,
+    ) -> Tensor:
+        """The latents (B, C, h, w) behind `__call__`, which says what the arguments are."""
+        options = dataclasses.replace(self.sampling, **sampling)
+        B = len(seeds)
         height, width = layouts.shape[1:] if layouts is not None else (size_px, size_px)
         self._check(B, layouts=layouts, styles=styles, height=height, width=width)
         weights = guidance_weights(
-            guidance,
-            layout_guidance=layout_guidance,
-            style_guidance=style_guidance,
+            options.guidance,
+            layout_guidance=options.layout_guidance,
+            style_guidance=options.style_guidance,
             has_layout=layouts is not None,
             has_style=styles is not None,
         )
         layout = torch.full((B, height, width), 255) if layouts is None else torch.from_numpy(np.array(layouts))  # type: ignore[arg-type]
-        style = torch.zeros(B, self.unet.config["style_dim"]) if styles is None else styles
+        style = self.null_styles(B) if styles is None else styles
         velocity = guided(self._velocities(layout.to(self.device), style.to(self.device)), weights)
         factor = self.first_stage.factor
         shape = (self.first_stage.latent_channels, height // factor, width // factor)  # type: ignore[operator]
         with autocast(self.device):
-            z = SOLVERS[solver](velocity, noise_from_seeds(seeds, shape).to(self.device), nfe)  # (B, C, h, w)
-            return to_images(self.first_stage.decode(z))
+            return SOLVERS[options.solver](velocity, noise_from_seeds(seeds, shape).to(self.device), options.nfe)
 
     def _velocities(self, layout: Tensor, style: Tensor):  # type: ignore[no-untyped-def]
         """The network asked in several ways at once: (z_t, t, K branches) -> (K, B, C, h, w)."""

@@ -1,6 +1,7 @@
 """Solvers as pure functions of a velocity, guidance as a linear combination of branches, one seed per image."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -9,6 +10,30 @@ from torch import Tensor
 from stedm.diffusion.flow import Velocity
 
 Solver = Callable[[Velocity, Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model is sampled; its own settings travel in the model folder."""
+
+    solver: str = "multistep"
+    """`euler`, `heun` or `multistep`."""
+    nfe: int = 8
+    """Network function evaluations per image and guidance branch."""
+    guidance: str = "nested"
+    """`nested` or `composed`, see `guidance_weights`."""
+    layout_guidance: float = 1.5
+    """Layout guidance scale; 1 means none."""
+    style_guidance: float = 1.5
+    """Style guidance scale; 1 means none."""
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver {self.solver!r}: use {', '.join(SOLVERS)}")
+        if self.nfe < 1:
+            raise ValueError(f"nfe {self.nfe}: use 1 or more")
+
+
 Branch = tuple[bool, bool]
 """(layout given, style given): one of the four ways the network can be asked."""
 

@@ -6,6 +6,7 @@ import pandas as pd
 from stedm.config import RunConfig
 from stedm.data.synthetic import SyntheticSet
 from stedm.device import best_device
+from stedm.diffusion.pipeline import read_index
 from stedm.evaluation.generation import kid_of_images, matched_and_shuffled
 from stedm.evaluation.memorisation import nearest_others, nearest_real_ratio
 from stedm.evaluation.segmentation import confusion, patient_scores
@@ -79,7 +80,7 @@ def _generation(run: RunFolder, config: RunConfig, patches: pd.DataFrame) -> dic
     throughput = read_json(run.synthetic / "throughput.json")
     between = nearest_others(real)[0]
     return {
-        "nfe": config.generate.nfe,
+        "nfe": config.generate.nfe or read_index(run.generator(config))[1].nfe,
         "images": len(manifest),
         "images_per_second": throughput["images"] / throughput["seconds"],
         "device": f"{throughput['device']} ({throughput['cores']} threads)",

@@ -1,5 +1,6 @@
 """Stage `generate`: write the plan, a table of independent rows; then draw the rows that are not there yet."""
 
+import dataclasses
 import json
 import time
 
@@ -7,26 +8,28 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from torch import Tensor
 
 from stedm.config import RunConfig
 from stedm.data.layouts import PriorLayouts, RealLayouts
 from stedm.device import best_device
 from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
 from stedm.files import atomic_path, write_json
 from stedm.progress import Bar
-from stedm.stages.grids import sampling_options, style_set_size
+from stedm.stages.grids import sampling_of, style_set_size
 from stedm.stages.run_folder import RunFolder, train_patches
 
 
 def generate(run: RunFolder, config: RunConfig) -> None:
     """Write `synthetic/`: plan.parquet, images/, masks/, manifest.parquet."""
     patches = run.patches()
-    plan = make_plan(patches, config)
+    model = StyleDiffusion.from_pretrained(run.generator(config)).to(best_device())
+    plan = make_plan(patches, config, sampling_of(model, config))
     with atomic_path(run.synthetic / "plan.parquet") as temporary:
         plan.to_parquet(temporary)
-    model = StyleDiffusion.from_pretrained(run.diffusion).to(best_device())
-    layouts = _Layouts(run, patches)
+    layouts = PlanLayouts(run, patches)
     todo = plan[[not (run.synthetic / "images" / f"{name}.png").exists() for name in plan["id"]]]
     started, size = time.perf_counter(), config.generate.batch_size
     already = len(plan) - len(todo)
@@ -46,7 +49,7 @@ def generate(run: RunFolder, config: RunConfig) -> None:
         manifest.to_parquet(temporary)
 
 
-def make_plan(patches: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
+def make_plan(patches: pd.DataFrame, config: RunConfig, sampling: Sampling) -> pd.DataFrame:
     """One row per synthetic image: layout source and seed, style patient and patches, image seed, guidance.
 
     Style patients take turns, so that each is drawn equally often; styles come from training patients only, and with
@@ -76,14 +79,14 @@ def make_plan(patches: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
                 "style_patient": "" if options.styles == "none" else str(patient),
                 "style_patches": json.dumps(list(map(str, lent))),
                 "seed": int(rng.integers(2**31)),
-                "layout_guidance": options.layout_guidance,
-                "style_guidance": options.style_guidance,
+                "layout_guidance": sampling.layout_guidance,
+                "style_guidance": sampling.style_guidance,
             }
         )
     return pd.DataFrame(rows)
 
 
-class _Layouts:
+class PlanLayouts:
     """The layout of a plan row, a pure function of the row."""
 
     def __init__(self, run: RunFolder, patches: pd.DataFrame) -> None:
@@ -101,26 +104,31 @@ class _Layouts:
         return self.real.warp(self.position[row["layout_source"]], rng)
 
 
+def styles_of(run: RunFolder, model: StyleDiffusion, patches: pd.DataFrame, rows: pd.DataFrame) -> Tensor | None:
+    """Styles (B, ...) of plan rows; None when they are drawn without one."""
+    by_id = patches.set_index("patch_id")
+    lent = [json.loads(names) for names in rows["style_patches"]]
+    return model.style_vectors([run.images(by_id.loc[names]) for names in lent]) if all(lent) else None
+
+
 def _draw(
     run: RunFolder,
     config: RunConfig,
     model: StyleDiffusion,
-    layouts: _Layouts,
+    layouts: PlanLayouts,
     patches: pd.DataFrame,
     rows: pd.DataFrame,
 ) -> None:
     """Draw one batch of plan rows and write image and mask of each, the image last."""
     maps = np.stack([layouts.of(row) for _, row in rows.iterrows()])
-    by_id = patches.set_index("patch_id")
-    lent = [json.loads(names) for names in rows["style_patches"]]
-    styles = model.style_vectors([run.images(by_id.loc[names]) for names in lent]) if all(lent) else None
+    styles = styles_of(run, model, patches, rows)
     # A last, smaller batch is filled up: on some processors a result depends on the batch size in its last bit.
     fill = np.arange(config.generate.batch_size) % len(rows)
     images = model(
         maps[fill],
         styles=None if styles is None else styles[torch.from_numpy(fill)],
         seeds=rows["seed"].to_numpy()[fill].tolist(),
-        **sampling_options(config.generate),
+        **dataclasses.asdict(sampling_of(model, config)),
     )
     for name, image, label_map in zip(rows["id"], images, maps, strict=False):
         for kind, pixels in (("masks", label_map), ("images", image)):

@@ -1,15 +1,16 @@
 """Pictures: the same layouts in several styles, the style set beside each row."""
 
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from stedm.config import GenerateConfig, RunConfig
+from stedm.config import RunConfig
 from stedm.data.layouts import RealLayouts
 from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.diffusion.sampling import Sampling
 from stedm.files import atomic_path
 from stedm.stages.report_pictures import colour_layout
 from stedm.stages.run_folder import RunFolder, train_patches
@@ -20,7 +21,7 @@ ROWS, COLUMNS, SHOWN = 6, 6, 3
 def save_style_grid(run: RunFolder, config: RunConfig, model: StyleDiffusion, path: Path) -> None:
     """Rows: patients whose annotation was never used, three images of the style set at the left. Columns: layouts.
 
-    Drawn with the default solver and guidance: the picture belongs to the model, not to the run's `generate` section.
+    Drawn with the model's own solver and guidance: the picture belongs to it, not to the run's `generate` section.
     """
     patches = run.patches()
     annotated = train_patches(patches, annotated=True)
@@ -35,7 +36,7 @@ def save_style_grid(run: RunFolder, config: RunConfig, model: StyleDiffusion, pa
     for name in chosen:
         of_patient = styles[styles["patient"] == name]
         style_set = run.images(of_patient.iloc[rng.permutation(len(of_patient))[: style_set_size(config)]])
-        images = model(drawn, style_set, seeds=range(COLUMNS), **sampling_options(GenerateConfig()))
+        images = model(drawn, style_set, seeds=range(COLUMNS))
         rows.append(_row(style_set, images))
     _save(np.concatenate(rows), path)
 
@@ -46,15 +47,11 @@ def style_set_size(config: RunConfig) -> int:
     return config.diffusion.style_images if fixed else config.generate.style_images
 
 
-def sampling_options(options: GenerateConfig) -> dict[str, Any]:
-    """The `generate` section as arguments of StyleDiffusion."""
-    return {
-        "nfe": options.nfe,
-        "solver": options.solver,
-        "guidance": options.guidance,
-        "layout_guidance": options.layout_guidance,
-        "style_guidance": options.style_guidance,
-    }
+def sampling_of(model: StyleDiffusion, config: RunConfig) -> Sampling:
+    """The model's own sampling settings, changed by what the `generate` section gives."""
+    names = [field.name for field in dataclasses.fields(Sampling)]
+    given = {name: getattr(config.generate, name) for name in names}
+    return dataclasses.replace(model.sampling, **{name: value for name, value in given.items() if value is not None})
 
 
 def _row(style_set: np.ndarray, images: np.ndarray) -> np.ndarray:

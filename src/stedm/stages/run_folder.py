@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from stedm.config import RunConfig
 from stedm.data.patches import LabelMaps, PatchImages
 from stedm.errors import UserError
 from stedm.files import read_json
@@ -22,10 +23,15 @@ class RunFolder:
         self.autoencoder = self.root / "autoencoder"
         self.diffusion = self.root / "diffusion"
         self.control = self.root / "control"
+        self.few_step = self.root / "few_step"
         self.synthetic = self.root / "synthetic"
         self.segmentation = self.root / "segmentation"
         self.evaluation = self.root / "evaluation"
         self.report = self.root / "report"
+
+    def generator(self, config: RunConfig) -> Path:
+        """Folder of the generator that draws the synthetic set."""
+        return self.few_step if config.generate.generator == "few-step" else self.diffusion
 
     def segmenter(self, arm: str, seed: int) -> Path:
         """Folder of one trained segmenter."""

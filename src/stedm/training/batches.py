@@ -9,6 +9,7 @@ from torch import Tensor
 from stedm.config import IGNORE
 from stedm.data.style_sets import StyleSets
 from stedm.diffusion.pipeline import to_network
+from stedm.diffusion.sampling import noise_from_seeds
 from stedm.training.augment import StainChange, dihedral, hide_part, random_affine, stain_and_focus
 from stedm.training.tasks import Batch
 
@@ -123,6 +124,27 @@ def _crop(x: Tensor, rng: np.random.Generator) -> Tensor:
     theta = np.stack([np.stack([side, zero, shift[0]], 1), np.stack([zero, side, shift[1]], 1)], 1)
     grid = torch.nn.functional.affine_grid(torch.from_numpy(theta).float(), [B * N, 3, H, W], align_corners=False)
     return torch.nn.functional.grid_sample(x.flatten(0, 1), grid, align_corners=False).unflatten(0, (B, N))
+
+
+class PairBatches:
+    """Pairs under the symmetries of the square, which a pair keeps when noise, latent and layout turn together."""
+
+    def __init__(self, pairs: dict[str, Tensor], *, batch_size: int, seed: int) -> None:
+        """pairs: seeds (M,), z (M, C, h, w), layout (M, H, W) uint8, style (M, ...), empty when drawn without one."""
+        self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
+
+    def __call__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.seed, step, 4])
+        rows = torch.from_numpy(rng.integers(len(self.pairs["z"]), size=self.batch_size))
+        code = int(rng.integers(8))
+        z = self.pairs["z"][rows].float()
+        e = noise_from_seeds(self.pairs["seeds"][rows].tolist(), z.shape[1:])
+        return {
+            "z": dihedral(z, code),
+            "e": dihedral(e, code),
+            "layout": dihedral(self.pairs["layout"][rows], code),
+            "style": self.pairs["style"][rows],
+        }
 
 
 class SegmentationBatches:

@@ -99,6 +99,30 @@ class DiffusionTask(Task):
         return flow_matching_loss(velocity, z, t=t, e=torch.randn_like(z))
 
 
+class FewStepTask(Task):
+    """Train a velocity network on pairs (noise e, latent z) of a guided one, both conditions given, t uniform."""
+
+    def __init__(self, unet: UNet, **options) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(**options)
+        self.unet = unet
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        z, style = batch["z"], batch["style"]  # (B, C, h, w), (B, ...)
+        given = torch.ones(len(z), dtype=torch.bool, device=z.device)
+
+        def velocity(z_t: Tensor, t: Tensor) -> Tensor:
+            return self.unet(
+                z_t.contiguous(memory_format=torch.channels_last),
+                t,
+                layout=batch["layout"],
+                layout_given=given,
+                style=style,
+                style_given=given,
+            )
+
+        return flow_matching_loss(velocity, z, t=torch.rand(len(z)).to(z), e=batch["e"])
+
+
 class SegmentationTask(Task):
     """Train the segmenter on images (B, 3, H, W) and label maps (B, H, W); AdamW, for Muon gained nothing here."""
 

@@ -1,0 +1,94 @@
+"""Stage `train few-step`: a generator that needs no guidance and few evaluations, taught by the full one.
+
+The full, guided generator draws pairs (noise e, latent z); a copy of its network learns the straight path between the
+two (reflow; Liu 2023, Flow Straight and Fast, section 2.2). Guidance is in the pairs, so one branch is enough, and on
+paths that are almost straight a few Euler steps are.
+"""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from stedm.config import RunConfig
+from stedm.device import best_device
+from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.diffusion.sampling import Sampling
+from stedm.files import atomic_path
+from stedm.progress import Bar
+from stedm.stages.generate import PlanLayouts, make_plan, styles_of
+from stedm.stages.grids import sampling_of, save_style_grid
+from stedm.stages.run_folder import RunFolder
+from stedm.training.batches import PairBatches
+from stedm.training.tasks import FewStepTask
+from stedm.training.trainer import fit
+
+PAIRS = "training/pairs.pt"
+DRAWN_AT_ONCE = 64
+
+
+def train_few_step(run: RunFolder, config: RunConfig) -> None:
+    """Draw the pairs, train the few-step generator, write `few_step/`."""
+    options = config.few_step
+    teacher = StyleDiffusion.from_pretrained(run.diffusion).to(best_device())
+    pairs = _pairs(run, config, teacher)
+    unet = copy.deepcopy(teacher.unet).cpu().train()
+    task = FewStepTask(unet, learning_rate=options.learning_rate, steps=options.steps, seed=config.seed)
+    batches = PairBatches(pairs, batch_size=options.batch_size, seed=config.seed)
+    fit(task, batches, folder=run.few_step, description="few-step generator", ema_decay=config.diffusion.ema_decay)
+    own = Sampling(solver="euler", nfe=options.nfe, layout_guidance=1.0, style_guidance=1.0)
+    student = StyleDiffusion(teacher.first_stage, teacher.style_extractor, unet, teacher.classes, own).eval()
+    student.save_pretrained(run.few_step)
+    save_style_grid(run, config, student.to(best_device()), run.few_step / "samples" / "style_by_layout.png")
+
+
+def _pairs(run: RunFolder, config: RunConfig, teacher: StyleDiffusion) -> dict[str, Tensor]:
+    """seeds (M,), z (M, C, h, w) half precision, layout (M, H, W) uint8, style (M, ...); kept to resume with."""
+    path = run.few_step / PAIRS
+    if path.exists():
+        kept: dict[str, Tensor] = torch.load(path, weights_only=True)
+        return kept
+    patches = run.patches()
+    sampling = dataclasses.replace(sampling_of(teacher, config), nfe=config.few_step.teacher_nfe)
+    plan = make_plan(patches, _plan_config(config), sampling)
+    layouts = PlanLayouts(run, patches)
+    parts = []
+    with Bar("drawing pairs", total=len(plan), folder=run.few_step) as bar:
+        for start in range(0, len(plan), DRAWN_AT_ONCE):
+            rows = plan.iloc[start : start + DRAWN_AT_ONCE]
+            parts.append(_draw_pairs(run, teacher, layouts, patches, rows, sampling))
+            bar.update(start + len(rows), unit="pairs")
+    pairs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    with atomic_path(path) as temporary:
+        torch.save(pairs, temporary)
+    return pairs
+
+
+def _plan_config(config: RunConfig) -> RunConfig:
+    """The synthetic set's plan with other rows: other seed, as many images as pairs."""
+    pairs = copy.deepcopy(config)
+    pairs.generate.images = config.few_step.pairs
+    pairs.seed = config.seed + 1
+    return pairs
+
+
+def _draw_pairs(
+    run: RunFolder,
+    teacher: StyleDiffusion,
+    layouts: PlanLayouts,
+    patches: pd.DataFrame,
+    rows: pd.DataFrame,
+    sampling: Sampling,
+) -> dict[str, Tensor]:
+    maps = np.stack([layouts.of(row) for _, row in rows.iterrows()])
+    styles = styles_of(run, teacher, patches, rows)
+    z = teacher.draw_latents(maps, styles, seeds=rows["seed"].tolist(), **dataclasses.asdict(sampling))
+    return {
+        "seeds": torch.tensor(rows["seed"].tolist()),
+        "z": z.half().cpu(),
+        "layout": torch.from_numpy(maps),
+        "style": (teacher.null_styles(len(rows)) if styles is None else styles).cpu(),
+    }
