@@ -18,8 +18,8 @@ from stedm.models.autoencoder import FirstStage
 from stedm.models.layers import AdaptiveGroupNorm, groups_for, time_features
 from stedm.models.model_folder import CONFIG, WEIGHTS, FolderModel
 from stedm.models.segmenter import Segmenter
-from stedm.models.style import Aggregation, ConvStyleEncoder, StyleExtractor
-from stedm.models.unet import LayoutEmbedding, UNet
+from stedm.models.style import Aggregation, ConvStyleEncoder, RegionPooling, StyleExtractor
+from stedm.models.unet import LayoutEmbedding, UNet, one_hot_layout
 
 TIMM = "test_resnet"
 AGGREGATIONS = ("mean", "max", "linear", "attention")
@@ -47,7 +47,7 @@ def unet_inputs(model: UNet, seed: int = 0) -> dict[str, Tensor]:
         "t": torch.rand(B, generator=generator),
         "layout": layout,
         "layout_given": torch.tensor([True, True, False, False]),
-        "style": torch.randn(B, model.config["style_dim"], generator=generator),
+        "style": torch.randn(B, model.config["style_vectors"], model.config["style_dim"], generator=generator),
         "style_given": torch.tensor([True, False, True, False]),
     }
 
@@ -201,13 +201,25 @@ class TestDeepUNetOfTwentyClasses(TestUNet):
     output_shape = (B, 4, 16, 16)
 
 
+class TestUNetWithAStyleForEachClass(TestUNet):
+    def make(self) -> UNet:
+        return unet(style_vectors=CLASSES + 1)
+
+
+class TestBottleneckUNetWithAStyleForEachClass(TestUNet):
+    def make(self) -> UNet:
+        return unet(style_vectors=CLASSES + 1, injection="bottleneck")
+
+
 class StyleContract(ModelContract):
-    output_shape = (B, 8)
+    output_shape = (B, 4, 8)
+    regions = 4
     aggregation = "attention"
     encoder = "conv"
 
     def make(self) -> StyleExtractor:
-        return StyleExtractor(dim=8, set_size=N, encoder=self.encoder, aggregation=self.aggregation)
+        options = {"encoder": self.encoder, "aggregation": self.aggregation, "regions": self.regions}
+        return StyleExtractor(dim=8, set_size=N, **options)
 
     def run(self, model: StyleExtractor, seed: int = 0) -> Tensor:
         return model(images(B, N, 3, PX, PX, seed=seed))
@@ -215,6 +227,11 @@ class StyleContract(ModelContract):
 
 class TestAttentionStyle(StyleContract):
     pass
+
+
+class TestOneVectorStyle(StyleContract):
+    output_shape = (B, 1, 8)
+    regions = 1
 
 
 class TestMeanStyle(StyleContract):
@@ -231,6 +248,10 @@ class TestLinearStyle(StyleContract):
 
 class TestTimmStyle(StyleContract):
     encoder = TIMM
+
+
+class TestTimmTransformerStyle(StyleContract):
+    encoder = "test_vit"
 
 
 class TestFirstStage(ModelContract):
@@ -265,7 +286,8 @@ def test_layout_enters_at_full_information() -> None:
     for value in (1, 4, 255):
         other = one.clone()
         other[0, 6, 9] = value
-        changed = (embedding(one, given) != embedding(other, given)).any(1)[0]
+        features = [embedding(one_hot_layout(layout, given, 5), given) for layout in (one, other)]
+        changed = (features[0] != features[1]).any(1)[0]
         assert changed.nonzero().tolist() == [[1, 2]]
 
 
@@ -274,17 +296,21 @@ def test_layout_takes_any_number_of_classes_plus_unknown(num_classes: int) -> No
     embedding = LayoutEmbedding(num_classes, factor=2, channels=4)
     given = torch.ones(1, dtype=torch.bool)
     values = [*range(num_classes), 255]
-    features = [embedding(torch.full((1, 4, 4), value, dtype=torch.uint8), given) for value in values]
+    maps = [torch.full((1, 4, 4), value, dtype=torch.uint8) for value in [*values, num_classes]]
+    *features, last = [embedding(one_hot_layout(layout, given, num_classes), given) for layout in maps]
     assert all(not torch.allclose(a, b) for k, a in enumerate(features) for b in features[:k])
-    assert torch.equal(features[-1], embedding(torch.full((1, 4, 4), num_classes), given))
+    assert torch.equal(features[-1], last)
 
 
 def test_null_layout_is_learned_and_not_the_unknown_layout() -> None:
     embedding = LayoutEmbedding(3, factor=2, channels=4)
     layouts = torch.randint(0, 3, (2, 8, 8))
-    features = embedding(layouts, torch.tensor([False, False]))
+    nothing, everything = torch.tensor([False, False]), torch.tensor([True, True])
+    features = embedding(one_hot_layout(layouts, nothing, 3), nothing)
     assert torch.equal(features, embedding.null.view(1, 4, 1, 1).expand(2, 4, 4, 4))
-    assert not torch.allclose(features, embedding(torch.full_like(layouts, 255), torch.tensor([True, True])))
+    assert not torch.allclose(
+        features, embedding(one_hot_layout(torch.full_like(layouts, 255), everything, 3), everything)
+    )
     assert embedding.null.requires_grad
 
 
@@ -326,7 +352,7 @@ def test_style_and_layout_matter_exactly_when_they_are_given(injection: str) -> 
 
 def test_style_reaches_every_residual_block() -> None:
     model = unet(injection="all")
-    style = torch.randn(B, 8, requires_grad=True)
+    style = torch.randn(B, 1, 8, requires_grad=True)
     received: dict[str, bool] = {}
 
     def listen(name: str) -> Any:
@@ -340,6 +366,60 @@ def test_style_reaches_every_residual_block() -> None:
         module.register_forward_pre_hook(listen(name))
     model(**unet_inputs(model) | {"style": style})
     assert set(received) == set(norms) and all(received.values())
+
+
+def test_a_class_is_styled_by_its_own_vector_and_unknown_pixels_by_the_last() -> None:
+    """Another style for one class changes the modulation where that class is and nowhere else."""
+    block = AdaptiveGroupNorm(16, 4)
+    layout = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    layout[:, :, 4:], layout[:, 6:] = 1, 255
+    onehot = one_hot_layout(layout, torch.ones(1, dtype=torch.bool), 2)
+    x, condition = torch.randn(1, 16, 8, 8), torch.randn(1, 3, 4)
+    before = block(x, condition, onehot)
+    for value, region in enumerate((0, 1, 255)):
+        other = condition.clone()
+        other[:, value] += 1
+        assert torch.equal((block(x, other, onehot) != before).any(1), layout == region)
+
+
+def test_without_a_layout_every_pixel_is_unknown() -> None:
+    layout = torch.zeros(2, 4, 4, dtype=torch.uint8)
+    onehot = one_hot_layout(layout, torch.tensor([True, False]), 3)
+    assert onehot.argmax(1).flatten(1).unique(dim=1).tolist() == [[0], [3]]
+
+
+def test_a_number_of_style_vectors_that_fits_no_class_is_refused() -> None:
+    with pytest.raises(ValueError, match="style_vectors"):
+        unet(style_vectors=CLASSES)
+
+
+def test_a_region_query_describes_what_it_looks_at() -> None:
+    """Two tissues side by side: a query that prefers one of them sees its colour, however little of it there is."""
+    pool = RegionPooling(1, 8, 2)
+    with torch.no_grad():
+        pool.key.weight.zero_(), pool.key.bias.zero_(), pool.query.zero_()
+        pool.key.weight[0, 0] = 1.0
+        pool.query[0, 0], pool.query[1, 0] = 400.0, -400.0
+        dark, bright = torch.full((1, 3, 1), -0.5), torch.full((1, 61, 1), 0.5)
+        mixed, few = torch.cat([dark, bright], 1), torch.cat([dark[:, :1], bright], 1)
+        one, other = pool(mixed, mixed.square()), pool(few, few.square())
+        alone = pool(bright, bright.square())
+    torch.testing.assert_close(one[:, 0], other[:, 0], atol=2e-2, rtol=0)
+    torch.testing.assert_close(one[:, 0], alone[:, 0], atol=2e-2, rtol=0)
+    assert (one[:, 1] - alone[:, 1]).abs().max() > 0.1
+
+
+def test_a_frozen_backbone_does_not_move_and_its_pooling_learns(tmp_path: Path) -> None:
+    save_backbone(tmp_path / "weights")
+    extractor = StyleExtractor(dim=8, set_size=N, encoder=TIMM, weights=str(tmp_path / "weights"), trainable=False)
+    extractor.train()
+    before = {name: tensor.clone() for name, tensor in extractor.encoder.backbone.state_dict().items()}
+    extractor(images(2, N, 3, PX, PX)).square().sum().backward()
+    assert all(torch.equal(before[name], tensor) for name, tensor in extractor.encoder.backbone.state_dict().items())
+    assert not any(p.requires_grad for p in extractor.encoder.backbone.parameters())
+    assert all(p.grad is not None for p in extractor.encoder.pool.parameters())
+    extractor.save_pretrained(tmp_path / "model")
+    assert StyleExtractor.from_pretrained(tmp_path / "model").config["trainable"] is False
 
 
 def test_nulls_are_learned_parameters() -> None:
@@ -356,13 +436,13 @@ def test_unknown_injection_is_refused() -> None:
 
 def test_adaptive_group_norm_is_a_group_norm_scaled_and_shifted() -> None:
     block = AdaptiveGroupNorm(32, 4)
-    x, condition = torch.randn(2, 32, 4, 4), torch.randn(2, 4)
-    scale, shift = block.modulation(condition)[..., None, None].chunk(2, dim=1)
+    x, condition, shares = torch.randn(2, 32, 4, 4), torch.randn(2, 1, 4), torch.ones(2, 1, 4, 4)
+    scale, shift = block.modulation(condition)[:, 0, :, None, None].chunk(2, dim=1)
     expected = torch.nn.functional.group_norm(x, groups_for(32)) * (1 + scale) + shift
-    torch.testing.assert_close(block(x, condition), expected)
+    torch.testing.assert_close(block(x, condition, shares), expected)
     plain = torch.nn.functional.group_norm(x, groups_for(32))
     block.modulation.weight.data.zero_()
-    torch.testing.assert_close(block(x, condition), plain)
+    torch.testing.assert_close(block(x, condition, shares), plain)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 16, 24, 48, 100, 128])
@@ -440,7 +520,7 @@ def test_style_sets_do_not_mix_within_a_batch() -> None:
 
 
 def test_style_encoder_does_not_normalise_the_colour_away() -> None:
-    encoder = ConvStyleEncoder(8)
+    encoder = ConvStyleEncoder(8, 4)
     norms = (nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm)
     assert not [module for module in encoder.stages.modules() if isinstance(module, norms)]
     x = images(1, 3, PX, PX) * 0.3
@@ -452,7 +532,7 @@ def test_style_encoder_does_not_normalise_the_colour_away() -> None:
 
 
 def test_style_encoder_sees_texture_and_takes_any_size() -> None:
-    encoder = ConvStyleEncoder(8)
+    encoder = ConvStyleEncoder(8, 4)
     coarse = images(1, 3, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
     fine = coarse.flatten(2)[..., torch.randperm(PX * PX)].view(1, 3, PX, PX)  # the same colours, another texture
     with torch.no_grad():
@@ -462,7 +542,7 @@ def test_style_encoder_sees_texture_and_takes_any_size() -> None:
 
 
 def test_style_encoder_survives_an_image_of_one_colour() -> None:
-    encoder = ConvStyleEncoder(8)
+    encoder = ConvStyleEncoder(8, 4)
     flat = torch.full((2, 3, PX, PX), 0.9)
     encoder(flat).sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in encoder.parameters())

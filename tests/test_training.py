@@ -210,7 +210,7 @@ def test_averaged_weights_are_the_ones_kept_and_cover_the_style_network(tmp_path
         "unet.null_style",
         "unet.layout.null",
         "style_extractor.aggregation.query",
-        "style_extractor.encoder.head.0.weight",
+        "style_extractor.encoder.pool.head.0.weight",
     ):
         assert part in averaged and not torch.equal(averaged[part], dict(last.named_parameters())[part])
     for key, value in averaged.items():

@@ -117,6 +117,10 @@ class DiffusionConfig:
     """`conv` (small, from scratch) or the name of any timm backbone."""
     style_weights: Optional[str] = None
     """Local folder or hub id of the timm backbone's weights; random initialisation when not given."""
+    freeze_style_encoder: bool = False
+    """Keep the timm backbone's weights as they are; what pools its features is trained all the same."""
+    style_pooling: Literal["class", "image"] = "class"
+    """One style vector for each layout class, from where it is in the style images (no mask needed), or one for all."""
     aggregation: Literal["mean", "max", "linear", "attention"] = "attention"
     """How the vectors of a style set become one style vector."""
     injection: Literal["all", "bottleneck"] = "all"

@@ -95,13 +95,13 @@ class StyleDiffusion(nn.Module):
 
     @torch.no_grad()
     def style_vectors(self, style_images: Images | Sequence[Images]) -> Tensor:
-        """Style sets -> style vectors (B, d). One array (B, N, H, W, 3), or a sequence of B sets (N_b, H, W, 3)."""
+        """Style sets -> styles (B, K, d). One array (B, N, H, W, 3), or a sequence of B sets (N_b, H, W, 3)."""
         with autocast(self.device):
             vectors = [self.style_extractor(to_network(images)[None].to(self.device)) for images in style_images]
         return torch.cat(vectors).float()
 
     def null_styles(self, n: int) -> Tensor:
-        """The learned null style as styles (n, ...)."""
+        """The learned null style, n times: (n, K, d)."""
         return self.unet.null_style.detach().expand(n, *self.unet.null_style.shape)
 
     @torch.no_grad()
@@ -119,7 +119,7 @@ class StyleDiffusion(nn.Module):
 
         layouts: label maps (B, H, W) uint8, values >= number of classes (255) unknown; None draws without a layout.
         style_images: one style set (N, H, W, 3) for all images, or a set per image; None draws without a style.
-        styles: styles (B, ...) from `style_vectors`, instead of style_images.
+        styles: styles (B, K, d) from `style_vectors`, instead of style_images.
         size_px: image side when there are no layouts. Sides must be multiples of `unet.grid_multiple` pixels.
         sampling: fields of `Sampling` (nfe, solver, guidance, ...) that replace the model's own.
         """
@@ -172,7 +172,7 @@ class StyleDiffusion(nn.Module):
                 t.repeat(K),
                 layout=layout.repeat(K, 1, 1),
                 layout_given=given[:, 0],
-                style=style.repeat(K, 1),
+                style=style.repeat(K, 1, 1),
                 style_given=given[:, 1],
             )
             return v.float().unflatten(0, (K, B))  # (K, B, C, h, w)

@@ -19,8 +19,18 @@ def groups_for(channels: int) -> int:
     return math.gcd(channels, max(1, channels // 16))
 
 
+def blend(vectors: Tensor, shares: Tensor) -> Tensor:
+    """Lay vectors out where their regions are: vectors (B, K, C), shares (B, K, h, w) -> (B, C, h, w).
+
+    A single vector (K = 1) is everywhere: (B, C, 1, 1), whatever the shares.
+    """
+    if vectors.shape[1] == 1:
+        return vectors[:, 0, :, None, None]
+    return torch.einsum("bkc,bkhw->bchw", vectors, shares.to(vectors.dtype))
+
+
 class AdaptiveGroupNorm(nn.Module):
-    """Group norm whose scale and shift come from a conditioning vector; the identity map at initialisation."""
+    """Group norm whose scale and shift come from conditioning vectors, one a region; the identity at initialisation."""
 
     def __init__(self, channels: int, condition_dim: int) -> None:
         super().__init__()
@@ -29,8 +39,9 @@ class AdaptiveGroupNorm(nn.Module):
         nn.init.zeros_(self.modulation.bias)
         nn.init.normal_(self.modulation.weight, std=0.02)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        scale, shift = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)  # (B, C, 1, 1) each
+    def forward(self, x: Tensor, condition: Tensor, shares: Tensor) -> Tensor:
+        """x (B, C, h, w); condition (B, K, d); shares (B, K, h, w) of the regions in each cell -> (B, C, h, w)."""
+        scale, shift = blend(self.modulation(condition), shares).chunk(2, dim=1)  # (B, C, h, w) or (B, C, 1, 1) each
         return self.norm(x) * (1 + scale) + shift  # (B, C, h, w)
 
 
@@ -46,9 +57,10 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
         nn.init.zeros_(self.conv2.weight)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x, condition)))  # (B, C', h, w)
-        h = self.conv2(F.silu(self.norm2(h, condition)))  # (B, C', h, w)
+    def forward(self, x: Tensor, condition: Tensor, shares: Tensor) -> Tensor:
+        """x (B, C, h, w); condition (B, K, d); shares (B, K, h, w) -> (B, C', h, w)."""
+        h = self.conv1(F.silu(self.norm1(x, condition, shares)))  # (B, C', h, w)
+        h = self.conv2(F.silu(self.norm2(h, condition, shares)))  # (B, C', h, w)
         return self.skip(x) + h  # (B, C', h, w)
 
 

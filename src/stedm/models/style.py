@@ -1,7 +1,11 @@
-"""Style: each image of a style set -> vector (style encoder); set of vectors -> one style vector (aggregation)."""
+"""Style: each image of a style set -> K vectors (style encoder); set of images -> one style (aggregation).
 
+K = 1: one vector an image. K = N + 1: one for each layout class, and a last one for what is unknown.
+"""
+
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import timm
 import torch
@@ -11,54 +15,93 @@ from torch.nn import functional as F
 from stedm.errors import UserError
 from stedm.models.model_folder import FolderModel
 
+CELL_PX = 8
+"""Side of the cells whose moments the convolutional encoder looks at, pixels."""
 
-class ConvStyleEncoder(nn.Module):
-    """A small convolutional encoder from scratch: (B, 3, H, W) in [-1, 1] -> (B, dim).
 
-    Pools mean and standard deviation over pixels at every scale, the colours themselves included: colour, texture
-    strength and pattern are style; where things are is not. No normalisation layers, which would remove the colour.
+class RegionPooling(nn.Module):
+    """Local features of an image -> K vectors: (B, P, F) means and mean squares of P places -> (B, K, dim).
+
+    Each of K learned queries looks for its region, softly, and describes it by mean and standard deviation of the
+    features there: with one query a class, the style of a class comes from where the class is, and no mask of the style
+    images is needed. The queries learn where to look from the velocity loss alone. How well a query found its region
+    (log mean exp of its logits) is part of the description, so that the aggregation can pass over images without it.
     """
 
-    def __init__(self, dim: int, channels: tuple[int, ...] = (32, 64, 128)) -> None:
+    def __init__(self, num_features: int, dim: int, regions: int, key_dim: int = 64) -> None:
+        super().__init__()
+        self.key = nn.Linear(2 * num_features, key_dim)
+        self.query = nn.Parameter(0.1 * torch.randn(regions, key_dim))
+        self.head = nn.Sequential(
+            nn.Linear(2 * num_features + 1, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim), nn.LayerNorm(dim)
+        )
+        self.region = nn.Parameter(0.02 * torch.randn(regions, dim))
+
+    def forward(self, mean: Tensor, square: Tensor) -> Tensor:
+        logits = self.key(torch.cat([mean, _std(mean, square)], dim=2)) @ self.query.T / self.query.shape[1] ** 0.5
+        logits = logits.float().transpose(1, 2)  # (B, K, P)
+        found = logits.logsumexp(2, keepdim=True) - math.log(logits.shape[2])  # (B, K, 1)
+        weights = logits.softmax(2).to(mean.dtype)  # (B, K, P)
+        mean, square = weights @ mean, weights @ square  # (B, K, F) each
+        described = torch.cat([mean, _std(mean, square), found.to(mean.dtype)], dim=2)  # (B, K, 2 F + 1)
+        return self.head(described) + self.region  # (B, K, dim)
+
+
+def _std(mean: Tensor, square: Tensor) -> Tensor:
+    return ((square - mean.square()).clamp_min(0) + 1e-4).sqrt()
+
+
+class ConvStyleEncoder(nn.Module):
+    """A small convolutional encoder from scratch: (B, 3, H, W) in [-1, 1] -> (B, K, dim).
+
+    Looks at first and second moments of cells of 8 x 8 pixels at every scale, the colours themselves included: colour,
+    texture strength and pattern are style. No normalisation layers, which would remove the colour.
+    """
+
+    def __init__(self, dim: int, regions: int, channels: tuple[int, ...] = (32, 64, 128)) -> None:
         super().__init__()
         inputs = (12, *channels[:-1])  # 2 x 2 pixels folded into channels: nothing runs at full resolution
         self.stages = nn.ModuleList(
             nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in zip(inputs, channels, strict=True)
         )
-        self.head = nn.Sequential(
-            nn.Linear(2 * (3 + sum(channels)), 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim), nn.LayerNorm(dim)
-        )
+        self.pool = RegionPooling(3 + sum(channels), dim, regions)
 
     def forward(self, images: Tensor) -> Tensor:
-        moments = list(_moments(images))  # 2 x (B, 3)
+        H, W = images.shape[-2] // CELL_PX, images.shape[-1] // CELL_PX
+        images = images[..., : H * CELL_PX, : W * CELL_PX]
+        maps = [images]
         h = F.pixel_unshuffle(images, 2).contiguous(memory_format=torch.channels_last)  # (B, 12, H / 2, W / 2)
         for stage in self.stages:
             h = F.silu(stage(h))  # (B, C, H / 2^k, W / 2^k)
-            moments += _moments(h)
-        return self.head(torch.cat(moments, dim=1))  # (B, dim)
-
-
-def _moments(h: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over pixels: (B, C, h, w) -> twice (B, C)."""
-    mean = h.mean((2, 3))
-    variance = h.square().mean((2, 3)) - mean.square()
-    return mean, (variance.clamp_min(0) + 1e-4).sqrt()
+            maps.append(h)
+        mean = torch.cat([F.adaptive_avg_pool2d(m, (H, W)) for m in maps], dim=1)  # (B, F, H / 8, W / 8)
+        square = torch.cat([F.adaptive_avg_pool2d(m.square(), (H, W)) for m in maps], dim=1)
+        return self.pool(mean.flatten(2).transpose(1, 2), square.flatten(2).transpose(1, 2))  # (B, K, dim)
 
 
 class TimmStyleEncoder(nn.Module):
-    """Any timm backbone: (B, 3, H, W) in [-1, 1] -> (B, dim); resized and normalised as its weights expect.
+    """Any timm backbone: (B, 3, H, W) in [-1, 1] -> (B, K, dim); resized and normalised as its weights expect.
 
+    Its last feature map, or its patch tokens, are the places that `RegionPooling` looks at.
     preprocessing: input_px, mean and std of the weights, as kept in a model folder; the backbone's own if not given.
+    trainable: whether the backbone learns; the pooling always does.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, name: str, dim: int, *, weights: str | None = None, preprocessing: dict[str, Any] | None = None
+        self,
+        name: str,
+        dim: int,
+        regions: int,
+        *,
+        weights: str | None = None,
+        preprocessing: dict[str, Any] | None = None,
+        trainable: bool = True,
     ) -> None:
         super().__init__()
-        self.backbone = _timm_backbone(name, weights)
+        self.backbone, self.trainable = _timm_backbone(name, weights).requires_grad_(trainable), trainable
         data = timm.data.resolve_model_data_config(self.backbone)
         own = {"input_px": data["input_size"][-1], "mean": list(data["mean"]), "std": list(data["std"])}
         self.preprocessing: dict[str, Any] = preprocessing or own
@@ -68,13 +111,27 @@ class TimmStyleEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(self.preprocessing["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocessing["std"]).view(1, 3, 1, 1), persistent=False)
         num_features: int = self.backbone.num_features  # type: ignore[assignment]
-        self.head = nn.Sequential(nn.Linear(num_features, dim), nn.LayerNorm(dim))
+        self.pool = RegionPooling(num_features, dim, regions)
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen backbone keeps its running statistics too."""
+        super().train(mode)
+        self.backbone.train(mode and self.trainable)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         x = ((images + 1) / 2 - self.mean) / self.std  # (B, 3, H, W)
-        if x.shape[-1] != self.input_px:
+        if x.shape[-2:] != (self.input_px, self.input_px):
             x = F.interpolate(x, size=(self.input_px, self.input_px), mode="bilinear", antialias=True)
-        return self.head(self.backbone(x))  # (B, dim)
+        places = self._places(self.backbone.forward_features(x))  # type: ignore[operator]
+        return self.pool(places, places.square())  # (B, K, dim)
+
+    def _places(self, features: Tensor) -> Tensor:
+        """Feature map (B, F, h, w), or (B, h, w, F), or tokens (B, T, F) -> (B, P, F)."""
+        num_features = self.backbone.num_features
+        if features.ndim == 3:
+            return features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
+        return (features if features.shape[1] == num_features else features.movedim(-1, 1)).flatten(2).transpose(1, 2)
 
 
 def _timm_backbone(name: str, weights: str | None) -> nn.Module:
@@ -122,10 +179,11 @@ class Aggregation(nn.Module):
 
 
 class StyleExtractor(FolderModel):
-    """Style encoder and aggregation together: style sets (B, N, 3, H, W) in [-1, 1] -> style vectors (B, dim).
+    """Style encoder and aggregation together: style sets (B, N, 3, H, W) in [-1, 1] -> styles (B, K, dim).
 
-    encoder: `conv` or a timm name. weights: local folder or hub id of timm weights, used when training starts;
-    a saved StyleExtractor carries its weights itself and never looks there again. preprocessing: see TimmStyleEncoder.
+    regions: K. encoder: `conv` or a timm name. weights: local folder or hub id of timm weights, used when training
+    starts; a saved StyleExtractor carries its weights itself and never looks there again. preprocessing, trainable:
+    see TimmStyleEncoder.
     """
 
     def __init__(
@@ -133,27 +191,33 @@ class StyleExtractor(FolderModel):
         *,
         dim: int,
         set_size: int,
+        regions: int = 1,
         encoder: str = "conv",
         aggregation: str = "attention",
         weights: str | None = None,
         preprocessing: dict[str, Any] | None = None,
+        trainable: bool = True,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
             "dim": dim,
             "set_size": set_size,
+            "regions": regions,
             "encoder": encoder,
             "aggregation": aggregation,
         }
         if encoder == "conv":
-            self.encoder: nn.Module = ConvStyleEncoder(dim)
+            self.encoder: nn.Module = ConvStyleEncoder(dim, regions)
         else:
-            backbone = TimmStyleEncoder(encoder, dim, weights=weights, preprocessing=preprocessing)
-            self.config |= {"encoder": backbone.name, "preprocessing": backbone.preprocessing}
+            backbone = TimmStyleEncoder(
+                encoder, dim, regions, weights=weights, preprocessing=preprocessing, trainable=trainable
+            )
+            self.config |= {"encoder": backbone.name, "preprocessing": backbone.preprocessing, "trainable": trainable}
             self.encoder = backbone
         self.aggregation = Aggregation(aggregation, dim, set_size)
 
     def forward(self, style_images: Tensor) -> Tensor:
         B, N = style_images.shape[:2]
-        vectors = self.encoder(style_images.flatten(0, 1))  # (B N, d)
-        return self.aggregation(vectors.unflatten(0, (B, N)))  # (B, d)
+        vectors = self.encoder(style_images.flatten(0, 1))  # (B N, K, d)
+        of_region = vectors.unflatten(0, (B, N)).transpose(1, 2).flatten(0, 1)  # (B K, N, d)
+        return self.aggregation(of_region).unflatten(0, (B, -1))  # (B, K, d)

@@ -1,31 +1,42 @@
-"""The velocity network v(z_t, t, layout, style): a U-Net on latents, layout at the input, style in every block."""
+"""The velocity network v(z_t, t, layout, style): a U-Net on latents, layout at the input, style in every block.
+
+Style comes as K vectors: one for all (K = 1), or one for each layout class and a last one for unknown pixels
+(K = N + 1), each of which modulates the cells of its class.
+"""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stedm.models.layers import AdaptiveGroupNorm, ResidualBlock, SelfAttention, time_features
+from stedm.models.layers import AdaptiveGroupNorm, ResidualBlock, SelfAttention, blend, time_features
 from stedm.models.model_folder import FolderModel
 
 
-class LayoutEmbedding(nn.Module):
-    """Label map -> feature map on the latent grid, at full information.
+def one_hot_layout(layout: Tensor, given: Tensor, num_classes: int) -> Tensor:
+    """Label maps (B, H, W), any integer type, 255 (or any value >= N) = unknown -> (B, N + 1, H, W), 0 or 1.
 
-    One-hot over N classes + unknown, folded space-to-depth onto the latent grid, then a 1x1 convolution. A sample whose
-    layout is not given gets the learned null layout instead.
+    given (B,) bool: where False, every pixel is unknown.
+    """
+    known = torch.where(given[:, None, None], layout.long().clamp(max=num_classes), num_classes)  # (B, H, W)
+    return F.one_hot(known, num_classes + 1).permute(0, 3, 1, 2).float()
+
+
+class LayoutEmbedding(nn.Module):
+    """One-hot layout -> feature map on the latent grid, at full information.
+
+    Folded space-to-depth onto the latent grid, then a 1x1 convolution. A sample whose layout is not given gets the
+    learned null layout instead.
     """
 
     def __init__(self, num_classes: int, factor: int, channels: int) -> None:
         super().__init__()
-        self.num_classes, self.factor = num_classes, factor
+        self.factor = factor
         self.project = nn.Conv2d((num_classes + 1) * factor**2, channels, 1)
         self.null = nn.Parameter(0.02 * torch.randn(channels))
 
-    def forward(self, layout: Tensor, given: Tensor) -> Tensor:
-        """layout (B, H, W), any integer type, 255 (or any value >= N) = unknown; given (B,) bool -> (B, C, h, w)."""
-        known = layout.long().clamp(max=self.num_classes)  # (B, H, W)
-        onehot = F.one_hot(known, self.num_classes + 1).permute(0, 3, 1, 2).to(self.project.weight.dtype)
-        folded = F.pixel_unshuffle(onehot, self.factor)  # (B, (N + 1) f^2, h, w)
+    def forward(self, onehot: Tensor, given: Tensor) -> Tensor:
+        """onehot (B, N + 1, H, W); given (B,) bool -> (B, C, h, w)."""
+        folded = F.pixel_unshuffle(onehot.to(self.project.weight.dtype), self.factor)  # (B, (N + 1) f^2, h, w)
         features = self.project(folded)  # (B, C, h, w)
         return torch.where(given[:, None, None, None], features, self.null.to(features.dtype)[None, :, None, None])
 
@@ -34,8 +45,9 @@ class UNet(FolderModel):
     """v(z_t, t, layout, style).
 
     latent_channels: channels C of z_t. num_classes: layout classes N. factor: pixels per latent cell.
-    channels, multipliers: width per level; every level after the first halves the grid. injection: `all` puts the style
-    into every residual block by adaptive group norm; `bottleneck` adds it once as a bias (Oettl 2024).
+    channels, multipliers: width per level; every level after the first halves the grid. style_vectors: K, 1 or
+    num_classes + 1. injection: `all` puts the style into every residual block by adaptive group norm; `bottleneck` adds
+    it once as a bias (Oettl 2024).
     """
 
     def __init__(
@@ -47,6 +59,7 @@ class UNet(FolderModel):
         channels: int,
         multipliers: list[int],
         style_dim: int,
+        style_vectors: int = 1,
         injection: str = "all",
     ) -> None:
         super().__init__()
@@ -57,15 +70,18 @@ class UNet(FolderModel):
             "channels": channels,
             "multipliers": list(multipliers),
             "style_dim": style_dim,
+            "style_vectors": style_vectors,
             "injection": injection,
         }
         if injection not in ("all", "bottleneck"):
             raise ValueError(f"injection {injection!r}: use all or bottleneck")
+        if style_vectors not in (1, num_classes + 1):
+            raise ValueError(f"style_vectors {style_vectors}: use 1 or one a class and one more, {num_classes + 1}")
         widths = [channels * m for m in multipliers]
         cond = 4 * channels
         self.levels = len(widths)
         self.layout = LayoutEmbedding(num_classes, factor, channels)
-        self.null_style = nn.Parameter(0.02 * torch.randn(style_dim))
+        self.null_style = nn.Parameter(0.02 * torch.randn(style_vectors, style_dim))
         self.time = nn.Sequential(nn.Linear(channels, cond), nn.SiLU(), nn.Linear(cond, cond))
         self.style = nn.Linear(style_dim, cond if injection == "all" else widths[-1])
         self.conv_in = nn.Conv2d(latent_channels + channels, widths[0], 3, padding=1)
@@ -111,23 +127,37 @@ class UNet(FolderModel):
     def forward(
         self, z_t: Tensor, t: Tensor, *, layout: Tensor, layout_given: Tensor, style: Tensor, style_given: Tensor
     ) -> Tensor:
-        """z_t (B, C, h, w); t (B,) in [0, 1]; layout (B, H, W); style (B, d); *_given (B,) bool -> v (B, C, h, w)."""
-        style = torch.where(style_given[:, None], style, self.null_style.to(style.dtype))  # (B, d)
-        s = self.style(style)  # (B, cond) or (B, widest)
-        c = self.time(time_features(t, self.config["channels"]))  # (B, cond)
+        """z_t (B, C, h, w); t (B,) in [0, 1]; layout (B, H, W); style (B, K, d); *_given (B,) bool -> v, as z_t."""
+        style = torch.where(style_given[:, None, None], style, self.null_style.to(style.dtype))  # (B, K, d)
+        s = self.style(style)  # (B, K, cond) or (B, K, widest)
+        c = self.time(time_features(t, self.config["channels"]))[:, None]  # (B, 1, cond)
         deep = self.config["injection"] == "all"
-        c = F.silu(c + s if deep else c)  # (B, cond)
-        h = self.conv_in(torch.cat([z_t, self.layout(layout, layout_given).to(z_t.dtype)], dim=1))  # (B, C0, h, w)
+        c = F.silu(c + s if deep else c)  # (B, K or 1, cond)
+        onehot = one_hot_layout(layout, layout_given, self.config["num_classes"])  # (B, N + 1, H, W)
+        shares = self._shares(onehot)  # a level: (B, N + 1, h, w)
+        h = self.conv_in(torch.cat([z_t, self.layout(onehot, layout_given).to(z_t.dtype)], dim=1))  # (B, C0, h, w)
         skips = [h]
-        for block in self.encoder.values():
-            h = block(h, c) if isinstance(block, ResidualBlock) else block(h)
+        for name, block in self.encoder.items():
+            h = block(h, c, shares[_level(name)]) if isinstance(block, ResidualBlock) else block(h)
             skips.append(h)
         first, attention, second = self.middle
-        h = attention(first(h, c))  # (B, C_last, h', w')
-        h = second(h if deep else h + s[:, :, None, None], c)  # (B, C_last, h', w')
-        for block in self.decoder.values():
+        h = attention(first(h, c, shares[-1]))  # (B, C_last, h', w')
+        h = second(h if deep else h + blend(s, shares[-1]), c, shares[-1])  # (B, C_last, h', w')
+        for name, block in self.decoder.items():
             if isinstance(block, ResidualBlock):
-                h = block(torch.cat([h, skips.pop()], dim=1), c)
+                h = block(torch.cat([h, skips.pop()], dim=1), c, shares[_level(name)])
             else:
                 h = block(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        return self.conv_out(F.silu(self.norm_out(h, c)))  # (B, C, h, w)
+        return self.conv_out(F.silu(self.norm_out(h, c, shares[0])))  # (B, C, h, w)
+
+    def _shares(self, onehot: Tensor) -> list[Tensor]:
+        """Share of each class in the cells of every level's grid."""
+        shares = [F.avg_pool2d(onehot, self.config["factor"])]
+        for _ in range(self.levels - 1):
+            shares.append(F.avg_pool2d(shares[-1], 2))
+        return shares
+
+
+def _level(name: str) -> int:
+    """`level2_block` -> 2."""
+    return int(name.removeprefix("level").partition("_")[0])

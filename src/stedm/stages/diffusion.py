@@ -79,12 +79,15 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str) ->
 def _untrained(first_stage: FirstStage, config: RunConfig, classes: list[str]) -> StyleDiffusion:
     options = config.diffusion
     torch.manual_seed(config.seed)
+    regions = len(classes) + 1 if options.style_pooling == "class" else 1
     extractor = StyleExtractor(
         dim=options.style_dim,
         set_size=options.style_images,
+        regions=regions,
         encoder=options.style_encoder,
         aggregation=options.aggregation,
         weights=options.style_weights,
+        trainable=not options.freeze_style_encoder,
     )
     unet = UNet(
         latent_channels=first_stage.latent_channels,
@@ -93,6 +96,7 @@ def _untrained(first_stage: FirstStage, config: RunConfig, classes: list[str]) -
         channels=options.channels,
         multipliers=options.multipliers,
         style_dim=options.style_dim,
+        style_vectors=regions,
         injection=options.injection,
     )
     return StyleDiffusion(first_stage, extractor, unet, classes)
