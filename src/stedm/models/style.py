@@ -58,7 +58,7 @@ class TimmStyleEncoder(nn.Module):
         self, name: str, dim: int, *, weights: str | None = None, preprocessing: dict[str, Any] | None = None
     ) -> None:
         super().__init__()
-        self.backbone = _timm_backbone(name, weights)
+        self.backbone = timm_backbone(name, weights)
         data = timm.data.resolve_model_data_config(self.backbone)
         own = {"input_px": data["input_size"][-1], "mean": list(data["mean"]), "std": list(data["std"])}
         self.preprocessing: dict[str, Any] = preprocessing or own
@@ -77,8 +77,11 @@ class TimmStyleEncoder(nn.Module):
         return self.head(self.backbone(x))  # (B, dim)
 
 
-def _timm_backbone(name: str, weights: str | None) -> nn.Module:
-    """Random weights by default; a local folder or a hub id only when the user names one."""
+def timm_backbone(name: str, weights: str | None, *, key: str = "diffusion.style_encoder") -> nn.Module:
+    """A backbone without its classifier: random weights by default; a local folder or a hub id when the user names one.
+
+    Raises UserError naming `key` when timm cannot make it.
+    """
     source = name
     if weights is not None:
         source = f"local-dir:{weights}" if Path(weights).is_dir() else f"hf-hub:{weights}"
@@ -86,8 +89,8 @@ def _timm_backbone(name: str, weights: str | None) -> nn.Module:
         return timm.create_model(source, pretrained=weights is not None, num_classes=0)
     except Exception as error:
         raise UserError(
-            f"diffusion.style_encoder: timm cannot make {source!r} ({str(error).splitlines()[0]}); "
-            "use `conv` or a name from timm.list_models()"
+            f"{key}: timm cannot make {source!r} ({str(error).splitlines()[0]}); name a model of timm.list_models(), "
+            "and its weights as a local folder or hub id"
         ) from error
 
 

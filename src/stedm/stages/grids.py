@@ -1,5 +1,6 @@
 """Pictures: the same layouts in several styles, the style set beside each row."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 from stedm.config import GenerateConfig, RunConfig
 from stedm.data.layouts import RealLayouts
 from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.evaluation.probe import StyleProbe
 from stedm.files import atomic_path
 from stedm.stages.report_pictures import colour_layout
 from stedm.stages.run_folder import RunFolder, train_patches
@@ -38,6 +40,12 @@ def save_style_grid(run: RunFolder, config: RunConfig, model: StyleDiffusion, pa
         images = model(drawn, style_set, seeds=range(COLUMNS), **sampling_options(GenerateConfig()))
         rows.append(_row(style_set, images))
     _save(np.concatenate(rows), path)
+
+
+def save_probe_grid(probes: Sequence[StyleProbe], path: Path) -> None:
+    """Rows: measured patients, images of the style set at the left. Columns: layouts, the same for all of them."""
+    rows = [_row(probe.style_images, probe.drawn[:COLUMNS]) for probe in probes[:ROWS]]
+    _save(np.concatenate([_header(probes[0].layouts[:COLUMNS]), *rows]), path)
 
 
 def style_set_size(config: RunConfig) -> int:
