@@ -236,7 +236,7 @@ class EvaluateConfig:
     images_per_style: int = 24
     """Images drawn for each of them."""
     kid_encoder: Optional[str] = None
-    """Features of the KID: fixed ones; a timm model's folder or hub id; `inception:PATH` of torch-fidelity's weights."""
+    """Features of the KID: fixed; a timm model's folder or hub id; `inception:PATH`, torch-fidelity's weights file."""
 
 
 @dataclass

@@ -92,9 +92,7 @@ def _check(config: RunConfig) -> None:
 def _check_lists(config: RunConfig) -> None:
     unknown = [arm for arm in config.segmentation.arms if arm not in (*ARMS, FULL_ARM)]
     if unknown:
-        raise UserError(
-            f"segmentation.arms: unknown arm {unknown[0]!r}; choose from {', '.join((*ARMS, FULL_ARM))}"
-        )
+        raise UserError(f"segmentation.arms: unknown arm {unknown[0]!r}; choose from {', '.join((*ARMS, FULL_ARM))}")
     for key in ("seeds", "arms"):
         values = getattr(config.segmentation, key)
         if len(set(values)) < len(values):

@@ -17,7 +17,9 @@ def split_patients(cohort: pd.DataFrame, config: SplitConfig) -> dict[str, list[
     those with masks, in proportion to the groups. Annotated patients are drawn from the training patients with masks
     (and `may_annotate`, if the table has it), group after group, or are `split.annotated`. Patients of validation and
     test without masks are left out: nothing could be measured on them. Unseen patients, whose images no stage trains
-    on, are those the table names and `unseen_patients` of the unannotated ones. Raises UserError saying what is lacking.
+    on, are those the table names and `unseen_patients` of the unannotated ones.
+
+    Raises UserError saying what is lacking.
     """
     patients = _patients(cohort)
     rng = np.random.default_rng(config.seed)

@@ -13,10 +13,15 @@ import torch
 from stedm.evaluation.features import class_regions
 from stedm.evaluation.segmentation import confusion, mean_over_classes, patient_scores
 
+_MOST = 4.0
+
 
 @dataclass(frozen=True)
 class Scale:
-    """Standardisation measured once on reference images, so that distances can be compared with each other."""
+    """Standardisation measured once on reference images, so that distances can be compared with each other.
+
+    Figures beyond 4 standard deviations count as 4: one exotic feature must not decide over all others.
+    """
 
     mean: np.ndarray
     std: np.ndarray
@@ -31,8 +36,8 @@ class Scale:
         return cls(mean, np.where(std > 1e-6, std, 1.0))
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Standardise (n, ..., d)."""
-        return (features - self.mean) / self.std
+        """Standardise (n, ..., d), -4 to 4."""
+        return np.clip((features - self.mean) / self.std, -_MOST, _MOST)
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

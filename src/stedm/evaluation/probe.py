@@ -1,4 +1,4 @@
-"""What a generator does with the styles of some patients: every figure of `generation.json` that is about conditions."""
+"""What a generator does with the styles of some patients: the figures of `generation.json` about its conditions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,6 @@ from stedm.evaluation.generation import (
     style_distances,
 )
 from stedm.evaluation.segmentation import mean_over_classes
-
 
 FIGURES = (
     *(f"style_distance_{kind}" for kind in ("matched", "shuffled", "real")),

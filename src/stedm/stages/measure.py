@@ -1,4 +1,4 @@
-"""The generator's figures, from drawn probes to what `evaluation/generation.json` holds. Needs data, generator, judge."""
+"""The generator's figures, from drawn probes to `evaluation/generation.json`. Needs data, generator and judge alone."""
 
 from pathlib import Path
 from typing import Any
