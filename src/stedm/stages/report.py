@@ -246,6 +246,7 @@ def _context(run: Path) -> dict[str, Any]:
         "memorised": _memorised(run, manifest, patches),
         "style_figure": generator.style_plot(generation),
         "style_table": generator.style_table(generation),
+        "kid_label": generator.kid_label(generation),
         "style_counts": generator.style_counts(generation),
         "never_seen": _pictures(run / "evaluation" / "samples", "never_seen.png"),
         "reconstructions": _pictures(run / "autoencoder" / "samples", "*.png", most=2)[-1:],

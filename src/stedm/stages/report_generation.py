@@ -1,4 +1,4 @@
-"""What the report shows of the generator: the table of seen and never-seen styles, with what real images would reach."""
+"""What the report shows of the generator: seen and never-seen styles side by side, with what real images reach."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,9 +43,15 @@ def style_table(generation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 def style_counts(generation: Mapping[str, Any] | None) -> dict[str, str]:
     """Group -> how many patients and images were measured, in words."""
     groups = {name: (generation or {}).get(name) or {} for name in ("seen", "unseen")}
-    return {
-        name: f"{len(g.get('patients') or [])} patients, {g.get('images') or 0} images" for name, g in groups.items()
-    }
+    numbers = {name: (len(group.get("patients") or []), group.get("images") or 0) for name, group in groups.items()}
+    return {name: f"{patients} patients, {images} images" for name, (patients, images) in numbers.items()}
+
+
+def kid_label(generation: Mapping[str, Any] | None) -> str:
+    """What the KID was measured on, in words."""
+    generation = generation or {}
+    counts = "{} drawn, {} real images".format(*generation["kid_images"]) if generation.get("kid_images") else ""
+    return f"KID ({', '.join(filter(None, [generation.get('kid_encoder') or 'stain+texture+random', counts]))})"
 
 
 def style_plot(generation: Mapping[str, Any] | None) -> str | None:
