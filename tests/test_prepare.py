@@ -13,6 +13,8 @@ from stedm.errors import UserError
 from stedm.files import read_json
 from stedm.stages import prepare as stage
 from stedm.stages.prepare import input_digest, prepare
+from stedm.stages.run_folder import RunFolder, train_patches
+from stedm.stages.segmentation import _full
 
 
 @pytest.fixture
@@ -159,6 +161,11 @@ def test_phantom_is_drawn_prepared_and_reused(tmp_path):
     unseen = patches[patches["split"] == "unseen"]
     assert unseen["has_mask"].all() and not unseen["annotated"].any()
     assert patches.loc[patches["annotated"], "fraction_epithelium"].notna().all()
+    run = RunFolder(tmp_path)
+    training = train_patches(patches)
+    images, label_maps = _full(run, patches)
+    assert len(images) == len(training) == len(label_maps) > training["annotated"].sum() > 0
+    assert np.array_equal(label_maps, run.hidden_label_maps(training)) and set(training["split"]) == {"train"}
     config.split.seed = 3
     prepare(tmp_path / "data", config)
     assert os.stat(table).st_mtime_ns == drawn

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -14,6 +15,7 @@ from stedm.evaluation.encoders import FIXED, kid_encoder
 from stedm.evaluation.features import kid_features
 from stedm.evaluation.probe import FIGURES, StyleProbe, group_figures, probe_scale, real_agreement
 from stedm.stages.measure import _memorisation
+from stedm.stages.probe import style_groups
 from stedm.stages.report_generation import style_table
 
 CLASSES = ["background", "stroma", "epithelium"]
@@ -133,6 +135,16 @@ def test_table_shows_both_groups_and_the_floor(perfect):
     kid = by_label["KID against the patients' real images"]
     assert (kid["unseen"], kid["seen"], kid["real"]) == (found["kid"], None, found["kid_real"])
     assert style_table({"kid": 1.0}) == style_table(None) == []
+
+
+def test_validation_patients_stand_in_for_unseen_ones_and_test_patients_never_do():
+    patches = pd.DataFrame(
+        [("a", "train", True), ("b", "train", False), ("c", "val", True), ("d", "test", True), ("e", "unseen", False)],
+        columns=["patient", "split", "annotated"],
+    )
+    without = patches[patches["split"] != "unseen"]
+    measured = [{k: list(rows["patient"]) for k, rows in style_groups(t).items()} for t in (patches, without)]
+    assert measured == [{"seen": ["b"], "unseen": ["e"]}, {"seen": ["b"], "unseen": ["c"]}]
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
