@@ -21,14 +21,18 @@ from PIL import Image
 from stedm import Segmenter, StyleDiffusion
 from stedm.cli import main
 from stedm.config import ARMS
+from stedm.evaluation.probe import FIGURES
 from stedm.files import read_json
+from stedm.stages.run_folder import RunFolder, train_patches
 
 OPTIONS = {
     "size": "smoke",
     "cohort.phantom.train_patients": 4,
     "cohort.phantom.val_patients": 1,
     "cohort.phantom.test_patients": 3,
+    "cohort.phantom.unseen_patients": 2,
     "cohort.phantom.slide_px": 64,
+    "cohort.phantom.slides_per_patient": 4,
     "split.label_budget": 2,
     "segmentation.seeds": "[0, 1]",
     "segmentation.arms": "[real, real+stain, real+stain+synthetic]",
@@ -36,6 +40,7 @@ OPTIONS = {
     "generate.batch_size": 4,
     "generate.nfe": 3,
     "evaluate.bootstrap": 200,
+    "evaluate.images_per_style": 6,
 }
 
 
@@ -133,6 +138,23 @@ def test_generation_has_the_keys_relied_on(finished: Path) -> None:
         "nearest_real_ratio",
     } <= set(generation)
     assert (generation["nfe"], generation["images"]) == (3, 12) and generation["images_per_second"] > 0
+    assert None not in generation.values() and set(FIGURES) < set(generation)
+    splits = read_json(finished / "data" / "splits.json")
+    assert generation["unseen"]["patients"] == splits["unseen"] == ["unseen000", "unseen001"]
+    assert generation["seen"]["patients"] == splits["train_unannotated"] and generation["unseen_are"] == "unseen"
+    assert generation["unseen"]["images"] == 2 * 6 and (finished / "evaluation/samples/never_seen.png").is_file()
+    assert all(generation[name] == generation["unseen"][name] for name in FIGURES)
+
+
+def test_never_seen_patients_lend_nothing_to_training(finished: Path) -> None:
+    patches = pd.read_parquet(finished / "data" / "patches.parquet")
+    unseen = patches[patches["split"] == "unseen"]
+    assert len(unseen) and unseen["has_mask"].all() and not unseen["annotated"].any()
+    assert not set(train_patches(patches)["patch_id"]) & set(unseen["patch_id"])
+    manifest = pd.read_parquet(finished / "synthetic" / "manifest.parquet")
+    assert not set(manifest["style_patient"]) & set(unseen["patient"])
+    with pytest.raises(ValueError, match="not to be read"):
+        RunFolder(finished).label_maps(unseen)
 
 
 def test_scores_are_those_of_test_patients(finished: Path) -> None:
@@ -163,7 +185,8 @@ def test_styles_none_draws_without_a_style(finished: Path, tmp_path: Path) -> No
     assert set(manifest["style_patient"]) == {""} and set(manifest["style_patches"]) == {"[]"}
     drawn, styled = ((folder / "synthetic/images/s000000.png").read_bytes() for folder in (out, finished))
     assert drawn != styled
-    assert read_json(out / "evaluation" / "generation.json")["style_distance_matched"] is None
+    styled_figures, figures = (read_json(folder / "evaluation/generation.json") for folder in (finished, out))
+    assert figures["layout_agreement"] != styled_figures["layout_agreement"]
 
 
 def test_report_is_one_file_that_needs_no_network(finished: Path) -> None:

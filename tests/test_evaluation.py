@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from stedm.config import IGNORE
-from stedm.evaluation.memorisation import nearest_distances, nearest_others, nearest_real_ratio
+from stedm.evaluation.memorisation import copy_distance, nearest_distances, nearest_others, nearest_real_ratio
 from stedm.evaluation.segmentation import confusion, dice, iou, mean_over_classes, patient_scores
 
 LABELS = arrays(np.uint8, (6, 5), elements=st.sampled_from([0, 1, 2, IGNORE]))
@@ -99,3 +99,15 @@ def test_ratio_is_near_one_for_fresh_images_and_zero_for_copies(real_images):
     assert nearest_real_ratio(nearest_distances(fresh, real_images)[0], own) == pytest.approx(1, abs=0.1)
     assert nearest_real_ratio(nearest_distances(real_images, real_images)[0], own) == pytest.approx(0, abs=1e-4)
     assert np.isfinite(nearest_real_ratio(np.array([0.1]), np.zeros(3)))
+
+
+def test_neighbours_are_sought_in_other_patients_and_copies_lie_below_their_distance(real_images):
+    twins = np.concatenate([real_images, real_images])
+    patients = [f"p{k}" for k in range(40)] * 2  # each image twice, in one patient
+    assert np.allclose(nearest_others(twins)[0], 0, atol=1e-5)
+    assert np.allclose(nearest_others(twins, patients)[0][:40], nearest_others(real_images)[0])
+    limit = copy_distance(twins, patients)
+    fresh = np.random.default_rng(1).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+    noisy = (real_images // 2 * 2 + 1)[:, ::-1]
+    assert (nearest_distances(np.ascontiguousarray(noisy), twins)[0] < limit).all()
+    assert (nearest_distances(fresh, twins)[0] < limit).mean() <= 0.1

@@ -3,17 +3,25 @@
 import numpy as np
 import pytest
 
-from stedm.evaluation.generation import (
-    Scale,
-    energy_distance,
-    kid,
-    kid_of_images,
-    layout_agreement,
-    matched_and_shuffled,
+from stedm.data.phantom import draw_layout, draw_style, render
+from stedm.evaluation.features import (
+    class_features,
+    class_regions,
+    kid_features,
     optical_density_statistics,
-    style_distance,
     style_features,
     texture_statistics,
+)
+from stedm.evaluation.generation import (
+    Scale,
+    colour_errors,
+    energy_distance,
+    kid,
+    layout_agreement,
+    matched_and_shuffled,
+    region_colours,
+    spread,
+    style_distance,
 )
 
 
@@ -60,16 +68,106 @@ def test_small_images_are_refused():
         style_features(np.zeros((2, 16, 64, 3), np.uint8))
 
 
+def _whole(images: np.ndarray) -> np.ndarray:
+    """Class features of images that are all one class."""
+    return class_features(images, np.zeros(images.shape[:3], np.uint8), 1)
+
+
 def test_style_distance_separates_colour_and_texture():
-    images = {name: _set(name, seed) for seed, name in enumerate(STYLES)}
-    scale = Scale.fit(style_features(np.concatenate(list(images.values()))))
-    again = style_distance(_set("violet", 99), images["violet"], scale=scale)
-    assert style_distance(images["violet"], images["violet"], scale=scale) == 0
-    assert again < 0.5
+    features = {name: _whole(_set(name, seed)) for seed, name in enumerate(STYLES)}
+    scale = Scale.fit(np.concatenate(list(features.values())))
+    standard = {name: scale(rows) for name, rows in features.items()}
+    assert abs(style_distance(scale(_whole(_set("violet", 99))), standard["violet"])) < 0.5
     for other in ("brown", "violet-fine"):
-        distance = style_distance(images["violet"], images[other], scale=scale)
+        distance = style_distance(standard["violet"], standard[other])
         assert distance > 2
-        assert distance == pytest.approx(style_distance(images[other], images["violet"], scale=scale))
+        assert distance == pytest.approx(style_distance(standard[other], standard["violet"]))
+
+
+@pytest.mark.parametrize("statistics", [optical_density_statistics, texture_statistics])
+def test_full_region_is_the_whole_image(statistics):
+    images = _set("violet", 0)
+    assert np.allclose(statistics(images, np.ones(images.shape[:3], bool)), statistics(images))
+
+
+@pytest.mark.parametrize("statistics", [optical_density_statistics, texture_statistics])
+def test_pixels_outside_a_region_have_no_part_in_it(statistics):
+    images, region = _set("violet", 0), np.zeros((12, 32, 32), bool)
+    region[:, 5:26, 3:20] = True
+    changed = np.where(region[..., None], images, np.random.default_rng(1).integers(0, 256, images.shape, np.uint8))
+    assert (changed != images).any()
+    assert np.array_equal(statistics(images, region), statistics(changed, region))
+
+
+def test_stain_of_a_region_is_that_of_its_pixels():
+    image = _set("violet", 0, 1)
+    region = np.zeros((1, 32, 32), bool)
+    region[:, :, :11] = True
+    density = np.log(256) - np.log1p(image[region].astype(float))
+    found = optical_density_statistics(image, region)[0]
+    assert np.allclose(found[:3], density.mean(0), atol=1e-5) and np.allclose(found[3:6], density.std(0), atol=1e-5)
+    assert np.allclose(found[15:18], np.quantile(density, 0.5, axis=0, method="inverted_cdf"), atol=1e-5)
+    assert found[21] == pytest.approx(np.corrcoef(density[:, 0], density[:, 1])[0, 1], abs=1e-4)
+
+
+def test_small_regions_do_not_count():
+    label_maps = np.zeros((2, 40, 40), np.uint8)
+    label_maps[0, :2, :39], label_maps[1, :2] = 1, 1  # 4.9 % and 5 %
+    assert class_regions(label_maps, 3).tolist() == [[True, False, False], [True, True, False]]
+    features = class_features(np.zeros((2, 40, 40, 3), np.uint8), label_maps, 3)
+    assert np.isfinite(features[:, 0]).all() and np.isnan(features[0, 1]).all() and np.isfinite(features[1, 1]).all()
+
+
+def _phantom(number: int, *, seed: int, count: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Images and label maps of one phantom patient."""
+    style = draw_style(("he", "ihc")[number % 2], np.random.default_rng([7, number]), score=3)
+    rngs = [np.random.default_rng([seed, k]) for k in range(count)]
+    maps = [draw_layout(64, rng) for rng in rngs]
+    return np.stack([render(m, style, rng) for m, rng in zip(maps, rngs, strict=True)]), np.stack(maps)
+
+
+def test_phantom_patients_are_near_themselves_and_far_from_others():
+    halves = {(n, half): class_features(*_phantom(n, seed=10 * n + half), 3) for n in range(4) for half in (0, 1)}
+    scale = Scale.fit(np.concatenate(list(halves.values())))
+    real = {str(n): scale(halves[n, 0]) for n in range(4)}
+    matched, shuffled = matched_and_shuffled(
+        {str(n): scale(halves[n, 1]) for n in range(4)}, real, rng=np.random.default_rng(0)
+    )
+    assert matched.shape == shuffled.shape == (4, 3)
+    assert (np.nanmean(matched, 1) < 0.25 * np.nanmean(shuffled, 1)).all()
+
+
+def test_composition_is_not_style():
+    """Much gland or little gland, of one patient: near by regions, far by whole images."""
+    rng, shares = np.random.default_rng(0), ((2, 12), (20, 30))
+    images = rng.integers(150, 170, (24, 32, 32, 3), dtype=np.uint8)
+    maps = np.zeros((24, 32, 32), np.uint8)
+    for k in range(24):
+        low, high = shares[k // 12]
+        maps[k, :, : rng.integers(low, high)] = 1
+    images[maps == 1] -= np.array([90, 40, 100], np.uint8)
+    by_region, whole = class_features(images, maps, 2), _whole(images)
+    near, far = (
+        style_distance(scaled[:12], scaled[12:])
+        for scaled in (Scale.fit(by_region)(by_region), Scale.fit(whole)(whole))
+    )
+    assert near < 0.2 * far
+
+
+def test_colour_errors_are_differences_of_means_and_deviations():
+    images, maps = _phantom(0, seed=1)
+    own = region_colours(images, maps, 3)
+    assert np.array_equal(colour_errors(own, own), [0, 0])
+    darker = region_colours((images * 0.5).astype(np.uint8), maps, 3)
+    mean, std = colour_errors(own, darker)
+    assert mean == pytest.approx(np.nanmean(own[0]) / 2, abs=0.005) and 0 < std < mean
+    assert np.nanmax(own) <= 1 and np.isnan(region_colours(images, np.full_like(maps, 255), 3)).all()
+
+
+def test_spread_is_zero_for_copies():
+    features = _whole(_set("violet", 0))
+    assert spread(np.repeat(features[:1], 4, axis=0)) == 0 < spread(features)
+    assert np.isnan(spread(features[:1]))
 
 
 def test_energy_distance_is_unbiased_for_small_samples():
@@ -84,30 +182,40 @@ def test_energy_distance_is_unbiased_for_small_samples():
         energy_distance(np.zeros((1, 3)), np.zeros((4, 3)))
 
 
-def test_constant_features_do_not_blow_up():
+def test_constant_missing_and_exotic_features_do_not_blow_up():
     scale = Scale.fit(np.ones((5, 2)))
     assert np.allclose(scale(np.ones((3, 2))), 0)
+    rows = np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]])
+    scale = Scale.fit(rows)
+    assert scale.mean.tolist() == [2, 0] and scale.std.tolist() == [1, 1]
+    assert scale(np.array([[1e9, np.nan]]))[0, 0] == 4
+
+
+def _compared(drawn: dict[str, np.ndarray]) -> tuple[float, float]:
+    real = {name: _whole(_set(name, seed)) for seed, name in enumerate(STYLES)}
+    scale = Scale.fit(np.concatenate(list(real.values())))
+    figures = matched_and_shuffled(
+        {name: scale(_whole(images)) for name, images in drawn.items()},
+        {name: scale(rows) for name, rows in real.items()},
+        rng=np.random.default_rng(0),
+    )
+    return tuple(float(values.mean()) for values in figures)
 
 
 def test_matched_styles_are_nearer_than_shuffled_ones():
-    real = {name: _set(name, seed) for seed, name in enumerate(STYLES)}
-    drawn = {name: _set(name, 50 + seed) for seed, name in enumerate(STYLES)}
-    matched, shuffled = matched_and_shuffled(drawn, real, rng=np.random.default_rng(0))
+    matched, shuffled = _compared({name: _set(name, 50 + seed) for seed, name in enumerate(STYLES)})
     assert matched < 0.1 * shuffled
 
 
 def test_an_ignored_style_condition_shows():
-    real = {name: _set(name, seed) for seed, name in enumerate(STYLES)}
-    drawn = {name: np.concatenate([_set(other, 50 + seed, 4) for other in STYLES]) for seed, name in enumerate(STYLES)}
-    matched, shuffled = matched_and_shuffled(drawn, real, rng=np.random.default_rng(0))
+    mixed = {name: np.concatenate([_set(other, 50 + k, 4) for other in STYLES]) for k, name in enumerate(STYLES)}
+    matched, shuffled = _compared(mixed)
     assert matched == pytest.approx(shuffled, rel=0.1)
 
 
-def test_patients_with_one_image_are_left_out():
-    real = {name: _set(name, seed) for seed, name in enumerate(STYLES)}
-    drawn = {"violet": _set("violet", 9), "brown": _set("brown", 8, 1)}
-    with pytest.raises(ValueError, match="two patients"):
-        matched_and_shuffled(drawn, real, rng=np.random.default_rng(0))
+def test_patients_with_one_image_have_no_distance():
+    matched, shuffled = _compared({"violet": _set("violet", 9), "brown": _set("brown", 8, 1)})
+    assert np.isnan([matched, shuffled]).all()
 
 
 def test_kid_is_unbiased_at_zero_and_grows_with_the_difference():
@@ -127,13 +235,15 @@ def test_kid_matches_the_definition():
     assert kid(x, y) == pytest.approx(own(x) + own(y) - 2 * cross)
 
 
-def test_kid_of_images_tells_styles_apart():
-    real = _set("violet", 0, 40)
-    assert kid_of_images(_set("violet", 1, 40), real) < 0.1 * kid_of_images(_set("violet-fine", 1, 40), real)
+def test_kid_features_tell_styles_apart():
+    real = kid_features(_set("violet", 0, 40))
+    scale = Scale.fit(real)
+    near, far = (kid(scale(kid_features(_set(name, 1, 40))), scale(real)) for name in ("violet", "violet-fine"))
+    assert near < 0.1 * far
 
 
-def test_layout_agreement_leaves_out_unknown_layouts():
-    right, half = np.diag([10, 10]), np.array([[10, 0], [10, 0]])
-    assert layout_agreement(np.stack([right, half, np.zeros((2, 2), int)])) == pytest.approx((1 + 0.25) / 2)
-    with pytest.raises(ValueError, match="known pixel"):
-        layout_agreement(np.zeros((2, 2, 2), int))
+def test_layout_agreement_pools_a_patient_and_leaves_out_unknown_pixels():
+    layouts = np.array([[[0, 0, 1, 1]], [[0, 0, 255, 255]], [[255] * 4]])
+    readings = np.array([[[0, 0, 1, 1]], [[0, 1, 0, 0]], [[0, 0, 1, 1]]])
+    found = layout_agreement(["a", "a", "b"], readings, layouts, num_classes=2)
+    assert found[0] == pytest.approx((3 / 4 + 2 / 3) / 2) and np.isnan(found[1])

@@ -16,7 +16,9 @@ COLUMNS = ["image", "patient", "slide", "mask", "mpp", "split", "group"]
 
 
 def small(**changes: object) -> PhantomConfig:
-    return PhantomConfig(**{"train_patients": 4, "val_patients": 1, "test_patients": 2, "slide_px": 96} | changes)
+    return PhantomConfig(
+        **{"train_patients": 4, "val_patients": 1, "test_patients": 2, "unseen_patients": 0, "slide_px": 96} | changes
+    )
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -60,6 +62,13 @@ def test_patient_does_not_depend_on_how_many_others_there_are(cohort: Path, tmp_
     fewer = digests(write_cohort(tmp_path / "fewer", small(train_patients=2, test_patients=1)).parent)
     more = digests(cohort.parent)
     assert all(more[name] == digest for name, digest in fewer.items() if name.endswith(".png"))
+
+
+def test_unseen_patients_leave_the_others_as_they_are(cohort: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(write_cohort(tmp_path / "more", small(unseen_patients=2)))
+    assert sorted(table.loc[table["split"] == "unseen", "patient"].unique()) == ["unseen000", "unseen001"]
+    more = digests(tmp_path / "more")
+    assert all(more[name] == digest for name, digest in digests(cohort.parent).items() if name.endswith(".png"))
 
 
 def test_rewriting_replaces_the_whole_folder(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from stedm.errors import UserError
 from stedm.files import read_json
 from stedm.stages import prepare as stage
 from stedm.stages.prepare import input_digest, prepare
+from stedm.stages.run_folder import RunFolder, train_patches
+from stedm.stages.segmentation import _full
 
 
 @pytest.fixture
@@ -147,14 +149,23 @@ def test_input_digest_follows_table_and_files(tmp_path, config):
 
 
 def test_phantom_is_drawn_prepared_and_reused(tmp_path):
-    phantom = PhantomConfig(train_patients=3, val_patients=1, test_patients=1, slides_per_patient=1, slide_px=96)
+    phantom = PhantomConfig(
+        train_patients=3, val_patients=1, test_patients=1, unseen_patients=1, slides_per_patient=1, slide_px=96
+    )
     config = RunConfig(cohort=CohortConfig(phantom=phantom), split=SplitConfig(label_budget=1))
     prepare(tmp_path / "data", config)
     table = tmp_path / "data" / "phantom" / "cohort.csv"
     drawn = os.stat(table).st_mtime_ns
     patches = read(tmp_path / "data")
-    assert set(patches["split"]) == {"train", "val", "test"} and patches["patient"].nunique() == 5
+    assert set(patches["split"]) == {"train", "val", "test", "unseen"} and patches["patient"].nunique() == 6
+    unseen = patches[patches["split"] == "unseen"]
+    assert unseen["has_mask"].all() and not unseen["annotated"].any()
     assert patches.loc[patches["annotated"], "fraction_epithelium"].notna().all()
+    run = RunFolder(tmp_path)
+    training = train_patches(patches)
+    images, label_maps = _full(run, patches)
+    assert len(images) == len(training) == len(label_maps) > training["annotated"].sum() > 0
+    assert np.array_equal(label_maps, run.hidden_label_maps(training)) and set(training["split"]) == {"train"}
     config.split.seed = 3
     prepare(tmp_path / "data", config)
     assert os.stat(table).st_mtime_ns == drawn

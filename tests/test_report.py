@@ -230,6 +230,21 @@ def test_run_without_groups_filter_or_synthesis(copied_run):
     assert "One seed" in page
 
 
+def test_seen_and_never_seen_styles_stand_side_by_side(copied_run):
+    assert "it never saw" not in _page(copied_run)
+    path = copied_run / "evaluation" / "generation.json"
+    generation = files.read_json(path) | {"kid_images": [48, 30], "kid_encoder": "a folder", "unseen_are": "unseen"}
+    generation |= {"style_distance_real": 0.123, "seen": {"patients": ["a"], "images": 24, "style_ratio": 0.31}}
+    group = {"patients": ["b", "c"], "images": 48, "style_ratio": 0.42, "style_ratio_by_class": {"gland": 0.57}}
+    files.write_json(path, generation | {"unseen": group | {"style_distance_matched": 0.9}})
+    _image(copied_run / "evaluation" / "samples" / "never_seen.png", np.random.default_rng(0), size=(64, 128))
+    report(copied_run)
+    page = _page(copied_run)
+    for shown in ("it never saw", "0.31", "0.42", "matched / shuffled, gland", "0.57", "0.12", "2 patients, 48 images"):
+        assert shown in page
+    assert "KID (a folder, 48 drawn, 30 real images)" in page and "were never seen" in page
+
+
 def test_given_first_stage_has_no_curve(copied_run):
     (copied_run / "autoencoder" / "metrics.csv").write_text("step,loss\n")
     report(copied_run)
@@ -280,6 +295,10 @@ def test_answer_follows_the_interval_against_the_strongest_baseline(delta, half_
 HEALTHY = {
     "style_distance_matched": 1.0,
     "style_distance_shuffled": 4.0,
+    "style_sensitivity": 0.75,
+    "layout_sensitivity": 0.5,
+    "memorised_rate": 0.02,
+    "memorised_rate_real": 0.01,
     "nearest_real_ratio": 1.0,
     "layout_agreement": 0.8,
 }
@@ -295,7 +314,9 @@ def test_nothing_is_warned_of_when_all_is_well():
     [
         ({"n_test_patients": 9}, {}, 0.9, "Only 9 test patients"),
         ({"seeds": [0]}, {}, 0.9, "One seed"),
-        ({}, {"style_distance_matched": 3.2}, 0.9, "all but ignored"),
+        ({}, {"style_sensitivity": 0.05}, 0.9, "style condition is all but ignored"),
+        ({}, {"layout_sensitivity": 0.05}, 0.9, "layout condition is all but ignored"),
+        ({}, {"memorised_rate": 0.04}, 0.9, "some may be copies"),
         ({}, {"nearest_real_ratio": 0.4}, 0.9, "copies"),
         ({}, {"layout_agreement": 0.3}, 0.9, "poorly obeyed"),
         ({}, {}, 0.4, "kept 40 %"),

@@ -25,13 +25,14 @@ SEGMENTERS = {
     for arm in ("real", "real+stain", "real+synthetic", "real+stain+synthetic")
     for seed in (0, 1)
 }
+JUDGE = "segmentation full seed 0"
 SYNTHETIC = {name for name in SEGMENTERS if "synthetic" in name}
-STAIN = {name for name in SEGMENTERS if "stain" in name}
+STAIN = {name for name in SEGMENTERS if "stain" in name} | {JUDGE}
 TEACHER = "segmentation real+stain seed 0"
 END = {"evaluate", "report"}
 AFTER_GENERATION = {"filter", *SYNTHETIC, *END}
 AFTER_DIFFUSION = {"generate", *AFTER_GENERATION}
-ALL = {"prepare", "autoencoder", "diffusion", "control", *SEGMENTERS, *AFTER_DIFFUSION}
+ALL = {"prepare", "autoencoder", "diffusion", "control", JUDGE, *SEGMENTERS, *AFTER_DIFFUSION}
 
 
 class Recorder:
@@ -98,7 +99,7 @@ def test_unchanged_stages_are_skipped(run: Recorder) -> None:
         ("filter.tolerance=2", AFTER_GENERATION),
         ("segmentation.synthetic_share=0.4", {*SYNTHETIC, *END}),
         ("segmentation.stain_strength=0.4", {*STAIN, "diffusion", *AFTER_DIFFUSION}),
-        ("segmentation.steps=9", {*SEGMENTERS, "diffusion", *AFTER_DIFFUSION}),
+        ("segmentation.steps=9", {*SEGMENTERS, JUDGE, "diffusion", *AFTER_DIFFUSION}),
         ("segmentation.seeds=[0]", END),
         (
             "segmentation.seeds=[0, 1, 2]",
@@ -106,7 +107,9 @@ def test_unchanged_stages_are_skipped(run: Recorder) -> None:
         ),
         ("segmentation.arms=[real, real+stain]", END),
         ("evaluate.bootstrap=10", END),
-        ("seed=1", ALL - {"prepare"} - SEGMENTERS | SYNTHETIC),
+        ("evaluate.images_per_style=5", END),
+        ("segmentation.arms=[real, full]", {"segmentation full seed 1", *END}),
+        ("seed=1", ALL - {"prepare", JUDGE} - SEGMENTERS | SYNTHETIC | {"segmentation full seed 1"}),
     ],
 )
 def test_changed_key_reruns_what_depends_on_it_and_nothing_else(

@@ -1,5 +1,7 @@
 """Roles of patients: disjoint, complete, reproducible, only patients with masks measured."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -37,6 +39,28 @@ def test_roles_partition_the_patients(seed, unmasked, budget):
     masked = set(table.loc[table["mask"] != "", "patient"])
     assert masked.issuperset(roles["train_annotated"] + roles["val"] + roles["test"])
     assert roles == split_patients(table.sample(frac=1, random_state=seed), config)
+
+
+def test_unseen_patients_are_set_aside_from_the_unannotated_ones_and_move_nobody_else():
+    table, config = cohort(40, unmasked=4), SplitConfig(label_budget=3, val_patients=3, test_patients=5)
+    before, after = (split_patients(table, dataclasses.replace(config, unseen_patients=n)) for n in (0, 9))
+    assert all(before[role] == after[role] for role in ("train_annotated", "val", "test")) and before["unseen"] == []
+    assert sorted(after["train_unannotated"] + after["unseen"]) == before["train_unannotated"]
+    masked = set(table.loc[table["mask"] != "", "patient"])
+    assert len(after["unseen"]) == 9 and masked.issuperset(after["unseen"])
+    group = table.groupby("patient")["group"].first()
+    counts = pd.Series([group[name] for name in after["unseen"]]).value_counts()
+    assert counts.max() - counts.min() <= 2
+    with pytest.raises(UserError, match="unseen_patients asks for 29 of 29"):
+        split_patients(table, dataclasses.replace(config, unseen_patients=29))
+
+
+def test_table_may_name_unseen_patients_with_or_without_masks():
+    table = cohort(7, split=["unseen", "train", "train", "val", "test", "unseen", "train"], unmasked=1)
+    roles = split_patients(table, SplitConfig(label_budget=1, unseen_patients=1))
+    assert {"p00", "p05"} < set(roles["unseen"]) and len(roles["unseen"]) == 3
+    with pytest.raises(UserError, match="is in unseen"):
+        split_patients(table, SplitConfig(annotated=["p05"]))
 
 
 def test_another_seed_draws_other_patients():

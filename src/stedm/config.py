@@ -7,6 +7,14 @@ Size = Literal["smoke", "tiny", "small", "base"]
 IGNORE = 255
 """Label value of pixels that are neither trained on nor counted."""
 ARMS = ("real", "real+stain", "real+synthetic", "real+stain+synthetic")
+"""The training recipes that are compared unless others are named; what a plus sign joins is added."""
+FULL_ARM = "full"
+"""Stain augmentation on every training patient with masks, whatever the label budget: the ceiling, and the judge."""
+
+
+def ingredients(arm: str) -> set[str]:
+    """What an arm trains with: `real`, `stain`, `synthetic`."""
+    return {"real", "stain"} if arm == FULL_ARM else set(arm.split("+"))
 
 
 @dataclass
@@ -19,6 +27,8 @@ class PhantomConfig:
     """Validation patients, all annotated."""
     test_patients: int = 24
     """Test patients, all annotated."""
+    unseen_patients: int = 8
+    """Patients that no stage trains on; they lend styles when the generator is measured."""
     slides_per_patient: int = 2
     """Slides (plain images) drawn for each patient."""
     slide_px: int = 192
@@ -61,6 +71,8 @@ class SplitConfig:
     """Validation patients drawn when the table has no `split` column."""
     test_patients: int = 24
     """Test patients drawn when the table has no `split` column."""
+    unseen_patients: int = 0
+    """Unannotated training patients set aside: trained on by no stage, they lend never-seen styles to `evaluate`."""
     seed: int = 0
     """Seed of the draw."""
 
@@ -216,7 +228,7 @@ class SegmentationConfig:
     """The segmentation network and its training recipes."""
 
     arms: list[str] = field(default_factory=lambda: list(ARMS))
-    """Training recipes to compare."""
+    """Training recipes to compare; `full` trains on every mask of the training patients, the ceiling."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """One training per arm and seed."""
     encoder: Optional[str] = None
@@ -239,10 +251,16 @@ class SegmentationConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Statistics over patients."""
+    """Statistics over patients, and what the generator is measured on."""
 
     bootstrap: int = 5000
     """Bootstrap resamples."""
+    style_patients: int = 8
+    """Style patients the generator is measured on, at most: as many unannotated but seen, and as many never seen."""
+    images_per_style: int = 24
+    """Images drawn for each of them."""
+    kid_encoder: Optional[str] = None
+    """Features of the KID: fixed; a timm model's folder or hub id; `inception:PATH`, torch-fidelity's weights file."""
 
 
 @dataclass

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stedm.config import DiffusionConfig, GenerateConfig, RunConfig
+from stedm.config import DiffusionConfig, GenerateConfig, RunConfig, ingredients
 from stedm.stages.prepare import input_digest, prepare
-from stedm.stages.run_folder import TEACHER_ARM, RunFolder
+from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder
 
-FORMAT = 5
+FORMAT = 6
 """Raise when a stage's results change for the same config: old run folders are then redone."""
 
 
@@ -39,6 +39,8 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
     """Every stage of a run, in order."""
     teacher = _segmenter_name(TEACHER_ARM, config.seed)
     names = [(arm, seed) for arm in config.segmentation.arms for seed in config.segmentation.seeds]
+    judge = (JUDGE_ARM, config.seed)
+    others = [name for name in (*names, *([] if judge in names else [judge])) if name != (TEACHER_ARM, config.seed)]
     with_control = config.diffusion.annotated_only_control
     return [
         Stage(
@@ -58,14 +60,14 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
         ),
         _segmenter_stage(run, config, TEACHER_ARM, config.seed),
         *_generator_stages(run, config, teacher),
-        *(_segmenter_stage(run, config, *name) for name in names if name != (TEACHER_ARM, config.seed)),
+        *(_segmenter_stage(run, config, *name) for name in others),
         *([_control_stage(run, config)] if with_control else []),
         Stage(
             "evaluate",
             _later("evaluate.evaluate", run, config),
             run.evaluation,
             ("evaluate", "seed", "segmentation.arms", "segmentation.seeds"),
-            ("filter", *(_segmenter_name(*name) for name in names)),
+            ("filter", *(_segmenter_name(*name) for name in dict.fromkeys((*names, judge)))),
         ),
         Stage(
             "report",
@@ -159,16 +161,16 @@ def _segmenter_name(arm: str, seed: int) -> str:
 
 
 def _segmenter_stage(run: RunFolder, config: RunConfig, arm: str, seed: int) -> Stage:
-    ingredients = arm.split("+")
+    parts = ingredients(arm)
     keys = ["encoder", "encoder_weights", "space_to_depth", "steps", "batch_size", "learning_rate"]
-    keys += ["stain_strength"] if "stain" in ingredients else []
-    keys += ["synthetic_share"] if "synthetic" in ingredients else []
+    keys += ["stain_strength"] if "stain" in parts else []
+    keys += ["synthetic_share"] if "synthetic" in parts else []
     return Stage(
         _segmenter_name(arm, seed),
         _later("segmentation.train_segmenter", run, config, arm=arm, seed=seed),
         run.segmenter(arm, seed),
         tuple(f"segmentation.{key}" for key in keys),
-        ("prepare", "filter") if "synthetic" in ingredients else ("prepare",),
+        ("prepare", "filter") if "synthetic" in parts else ("prepare",),
         extra=f"{arm} {seed}",
     )
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from stedm.config import ARMS, RunConfig
+from stedm.config import ARMS, FULL_ARM, RunConfig
 from stedm.errors import UserError
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -94,9 +94,9 @@ def _check(config: RunConfig) -> None:
 
 
 def _check_lists(config: RunConfig) -> None:
-    unknown = [arm for arm in config.segmentation.arms if arm not in ARMS]
+    unknown = [arm for arm in config.segmentation.arms if arm not in (*ARMS, FULL_ARM)]
     if unknown:
-        raise UserError(f"segmentation.arms: unknown arm {unknown[0]!r}; choose from {', '.join(ARMS)}")
+        raise UserError(f"segmentation.arms: unknown arm {unknown[0]!r}; choose from {', '.join((*ARMS, FULL_ARM))}")
     for key in ("seeds", "arms"):
         values = getattr(config.segmentation, key)
         if len(set(values)) < len(values):
@@ -134,6 +134,8 @@ def _check_counts(config: RunConfig) -> None:
         "diffusion.batch_size": config.diffusion.batch_size,
         "segmentation.batch_size": config.segmentation.batch_size,
         "evaluate.bootstrap": config.evaluate.bootstrap,
+        "evaluate.style_patients": config.evaluate.style_patients,
+        "evaluate.images_per_style": config.evaluate.images_per_style,
         "diffusion.steps": config.diffusion.steps,
         "autoencoder.steps": config.autoencoder.steps,
         "segmentation.steps": config.segmentation.steps,
@@ -143,6 +145,8 @@ def _check_counts(config: RunConfig) -> None:
     for key, number in at_least_one.items():
         if number < 1:
             raise UserError(f"{key}: {number} is too few; give 1 or more")
+    if config.split.unseen_patients < 0:
+        raise UserError(f"split.unseen_patients: {config.split.unseen_patients} is too few; give 0 or more")
     for section in ("autoencoder", "diffusion", "few_step", "segmentation"):
         learning_rate = getattr(config, section).learning_rate
         if not 0 < learning_rate < float("inf"):

@@ -13,7 +13,7 @@ from stedm.errors import UserError
 
 REQUIRED = ("image", "patient")
 COLUMNS = ("image", "patient", "slide", "mask", "mpp", "split", "group", "may_annotate")
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test", "unseen")
 _FIRST_ROW = 2  # rows are counted as a spreadsheet shows them: the header is row 1
 
 

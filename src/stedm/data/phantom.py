@@ -210,6 +210,7 @@ def _patients(config: PhantomConfig) -> Iterator[tuple[str, str, str, PatientSty
     step at different paces, so that within a few dozen patients each score comes with each kind.
     """
     counts = {"train": config.train_patients, "val": config.val_patients, "test": config.test_patients}
+    counts["unseen"] = config.unseen_patients
     kinds, stromata = list(_EPITHELIA), list(_STROMATA)
     for split_number, (split, count) in enumerate(counts.items()):
         for number in range(count):

@@ -1,4 +1,4 @@
-"""Patients' roles: annotated, unannotated, validation, test. Always whole patients, drawn by a seed."""
+"""Patients' roles: annotated, unannotated, validation, test, unseen. Always whole patients, drawn by a seed."""
 
 import numpy as np
 import pandas as pd
@@ -7,23 +7,26 @@ from stedm.config import SplitConfig
 from stedm.data.labels import nearest_name
 from stedm.errors import UserError
 
-ROLES = ("train_annotated", "train_unannotated", "val", "test")
+ROLES = ("train_annotated", "train_unannotated", "val", "test", "unseen")
 
 
 def split_patients(cohort: pd.DataFrame, config: SplitConfig) -> dict[str, list[str]]:
-    """Patients of each role, sorted: train_annotated, train_unannotated, val, test.
+    """Patients of each role, sorted: train_annotated, train_unannotated, val, test, unseen.
 
     The table's `split` column decides where it is filled in; otherwise validation and test patients are drawn from
     those with masks, in proportion to the groups. Annotated patients are drawn from the training patients with masks
     (and `may_annotate`, if the table has it), group after group, or are `split.annotated`. Patients of validation and
-    test without masks are left out: nothing could be measured on them. Raises UserError saying what is lacking.
+    test without masks are left out: nothing could be measured on them. Unseen patients, whose images no stage trains
+    on, are those the table names and `unseen_patients` of the unannotated ones.
+
+    Raises UserError saying what is lacking.
     """
     patients = _patients(cohort)
     rng = np.random.default_rng(config.seed)
     named = _named(patients, config)
     if (patients["split"] == "").all():
         patients["split"] = _drawn_split(patients, named, config, rng)
-    parts = {split: patients[patients["split"] == split] for split in ("train", "val", "test")}
+    parts = {split: patients[patients["split"] == split] for split in ("train", "val", "test", "unseen")}
     for split in ("val", "test"):
         parts[split] = parts[split][parts[split]["has_mask"]]
         if parts[split].empty:
@@ -31,8 +34,11 @@ def split_patients(cohort: pd.DataFrame, config: SplitConfig) -> dict[str, list[
                 f"no {split} patient with masks; give some in the column 'split' or set split.{split}_patients >= 1"
             )
     annotated = _annotated(parts["train"], named, config, rng)
-    unannotated = parts["train"].index.difference(annotated)
-    members = (annotated, list(unannotated), list(parts["val"].index), list(parts["test"].index))
+    others = parts["train"].drop(index=annotated)
+    unseen = _unseen(others, config, rng)
+    unannotated = others.index.difference(unseen)
+    held_out = (list(parts["val"].index), list(parts["test"].index), [*parts["unseen"].index, *unseen])
+    members = (annotated, list(unannotated), *held_out)
     return {role: sorted(names) for role, names in zip(ROLES, members, strict=True)}
 
 
@@ -59,7 +65,7 @@ def _named(patients: pd.DataFrame, config: SplitConfig) -> list[str]:
             raise UserError(f"split.annotated: no patient '{name}'; nearest: {nearest_name(name, patients.index)}")
         if not patients.loc[name, "has_mask"]:
             raise UserError(f"split.annotated: patient '{name}' has no mask; annotate it or name another")
-        if patients.loc[name, "split"] in ("val", "test"):
+        if patients.loc[name, "split"] in ("val", "test", "unseen"):
             raise UserError(f"split.annotated: patient '{name}' is in {patients.loc[name, 'split']}; name another")
     return names
 
@@ -70,6 +76,27 @@ def _ranks(patients: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     groups = sorted(set(patients["group"]))
     place = dict(zip(groups, rng.permutation(len(groups)).tolist(), strict=True))
     return shuffled.assign(rank=shuffled.groupby("group").cumcount(), place=shuffled["group"].map(place))
+
+
+def _in_proportion(patients: pd.DataFrame, rng: np.random.Generator) -> pd.Index:
+    """The patients in a random order of which every beginning holds the groups in proportion."""
+    ranked = _ranks(patients, rng)
+    relative = (ranked["rank"] + rng.random(len(ranked))) / ranked.groupby("group")["rank"].transform("size")
+    return ranked.index[np.argsort(relative.to_numpy(), kind="stable")]
+
+
+def _unseen(others: pd.DataFrame, config: SplitConfig, rng: np.random.Generator) -> list[str]:
+    """`unseen_patients` of the unannotated training patients, those with masks first; at least one is left over."""
+    if config.unseen_patients == 0:
+        return []
+    if config.unseen_patients >= len(others):
+        raise UserError(
+            f"split.unseen_patients asks for {config.unseen_patients} of {len(others)} unannotated training patient(s),"
+            " and one at least must be left to train on; lower it, or split.label_budget"
+        )
+    masked = others["has_mask"]
+    order = [*_in_proportion(others[masked], rng), *_in_proportion(others[~masked], rng)]
+    return order[: config.unseen_patients]
 
 
 def _drawn_split(
@@ -89,10 +116,7 @@ def _drawn_split(
             f" {config.test_patients} test + {kept} annotated; lower split.val_patients, split.test_patients or"
             " split.label_budget"
         )
-    ranked = _ranks(free, rng)
-    # Sorting by the relative rank lets every prefix hold the groups in proportion.
-    relative = (ranked["rank"] + rng.random(len(ranked))) / ranked.groupby("group")["rank"].transform("size")
-    drawn = ranked.index[np.argsort(relative.to_numpy(), kind="stable")][:held_out]
+    drawn = _in_proportion(free, rng)[:held_out]
     roles = rng.permutation(["val"] * config.val_patients + ["test"] * config.test_patients)
     return pd.Series("train", index=patients.index).where(
         ~patients.index.isin(drawn), pd.Series(roles, index=drawn).reindex(patients.index)

@@ -1,166 +1,62 @@
-"""How generated images compare with real ones: style, likeness of the sets, obedience to the layout.
+"""How generated images compare with real ones: style, colour, variety, likeness of the sets, obedience to the layout.
 
-Style is measured by what a pathologist would call stain and texture, not by a network trained on photographs: moments
-of optical density, band-pass energies, local orientation. Nothing is downloaded, and no library moves the figures.
+Styles are compared class region by class region (see `features.class_features`): arrays of features are (n, C, d), NaN
+where an image lacks the class.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import avg_pool2d, conv2d, interpolate, relu
 
-from stedm.evaluation.segmentation import iou, mean_over_classes
+from stedm.evaluation.features import class_regions
+from stedm.evaluation.segmentation import confusion, mean_over_classes, patient_scores
 
-_CHUNK_PIXELS = 2**20
-_MIN_PX = 32  # the coarsest of four octaves still has 4 x 4 pixels
-_PAIRS = ((0, 1), (0, 2), (1, 2))
-_LEVELS = 4
-
-
-def _optical_density(images: np.ndarray) -> Tensor:
-    """uint8 (n, H, W, 3) -> optical density float (n, 3, H, W), 0 (white) to log(256)."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, 1).float()
-    return math.log(256) - torch.log1p(pixels)
-
-
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Correlate (n, pixels) row by row; 0 where a row is constant."""
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    return (a * b).mean(1) / (a.square().mean(1) * b.square().mean(1)).sqrt().clamp_min(1e-6)
-
-
-def _channel_correlations(channels: Tensor) -> list[Tensor]:
-    flat = channels.flatten(2)
-    return [_correlation(flat[:, i], flat[:, j]) for i, j in _PAIRS]
-
-
-def _stain(density: Tensor) -> Tensor:
-    """Per-channel mean, standard deviation, skewness, quantiles, and channel correlations: (n, 3, H, W) -> (n, 24)."""
-    flat = density.flatten(2)  # (n, 3, H W)
-    centred = flat - flat.mean(2, keepdim=True)
-    std = centred.square().mean(2).sqrt()
-    skewness = centred.pow(3).mean(2) / (std.pow(3) + 1e-3)
-    quantiles = torch.quantile(flat, torch.tensor([0.1, 0.25, 0.5, 0.9]), dim=2)  # (4, n, 3)
-    return torch.cat([flat.mean(2), std, skewness, *quantiles, torch.stack(_channel_correlations(density), 1)], 1)
-
-
-def _coherence(grey: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and spread of the local structure tensor's coherence, 0 (no direction) to 1 (one direction)."""
-    dy, dx = torch.gradient(grey, dim=(2, 3))
-    xx, yy, xy = (avg_pool2d(product, 3, stride=1) for product in (dx * dx, dy * dy, dx * dy))
-    coherence = ((xx - yy).square() + 4 * xy.square()).sqrt() / (xx + yy + 1e-4)
-    return coherence.mean((1, 2, 3)), coherence.std((1, 2, 3))
-
-
-def _texture(density: Tensor) -> Tensor:
-    """Describe four octave bands, 9 figures each: (n, 3, H, W) -> (n, 36)."""
-    features = []
-    low = density
-    for _ in range(_LEVELS):
-        lower = avg_pool2d(low, 2, ceil_mode=True)
-        band = low - interpolate(lower, size=low.shape[2:], mode="bilinear", align_corners=False)
-        grey = band.mean(1)
-        energy = band.square().mean((2, 3))  # (n, 3)
-        peakedness = grey.pow(4).mean((1, 2)) / (grey.square().mean((1, 2)).square() + 1e-6)
-        features += [*torch.log(energy + 1e-4).unbind(1), torch.log1p(peakedness)]
-        features += [*_channel_correlations(band), *_coherence(low.mean(1, keepdim=True))]
-        low = lower
-    return torch.stack(features, 1)
-
-
-def _random_kernels() -> list[Tensor]:
-    """Fixed He-scaled kernels; NumPy's generator keeps its stream from version to version."""
-    rng = np.random.default_rng(20240322)
-    shapes = [(32, 3, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3)]
-    return [torch.from_numpy(rng.normal(0, math.sqrt(2 / (s[1] * 9)), s).astype(np.float32)) for s in shapes]
-
-
-def _random_features(density: Tensor) -> Tensor:
-    """Means and standard deviations of a fixed random network's last maps: (n, 3, H, W) -> (n, 128)."""
-    maps = density - 0.5
-    for kernel in _random_kernels():
-        maps = relu(conv2d(maps, kernel, stride=2, padding=1))
-    return torch.cat([maps.mean((2, 3)), maps.std((2, 3))], 1)
-
-
-@torch.no_grad()
-def _describe(images: np.ndarray, *extractors: Callable[[Tensor], Tensor]) -> np.ndarray:
-    height, width = images.shape[1:3]
-    if min(height, width) < _MIN_PX:
-        raise ValueError(f"images of {width} x {height} px are too small: {_MIN_PX} px at least")
-    chunk = max(1, _CHUNK_PIXELS // (height * width))
-    rows = []
-    for start in range(0, len(images), chunk):
-        density = _optical_density(images[start : start + chunk])
-        rows.append(torch.cat([extract(density) for extract in extractors], 1))
-    return torch.cat(rows).double().numpy()
-
-
-def optical_density_statistics(images: np.ndarray) -> np.ndarray:
-    """Describe the stain of each image: moments, quantiles and channel correlations of optical density.
-
-    Args:
-        images: uint8 (n, H, W, 3), 32 px or more.
-
-    Returns:
-        float (n, 24), always finite.
-    """
-    return _describe(images, _stain)
-
-
-def texture_statistics(images: np.ndarray) -> np.ndarray:
-    """Describe the texture of each image: energy, peakedness, channel correlation and orientation in four octaves.
-
-    Args:
-        images: uint8 (n, H, W, 3), 32 px or more.
-
-    Returns:
-        float (n, 36), always finite.
-    """
-    return _describe(images, _texture)
-
-
-def style_features(images: np.ndarray) -> np.ndarray:
-    """Stain and texture side by side: uint8 (n, H, W, 3) -> float (n, 60)."""
-    return _describe(images, _stain, _texture)
-
-
-def kid_features(images: np.ndarray) -> np.ndarray:
-    """Stain, texture and fixed random convolutional features: uint8 (n, H, W, 3) -> float (n, 188)."""
-    return _describe(images, _stain, _texture, _random_features)
+_MOST = 4.0
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Standardisation measured once on reference images, so that distances can be compared with each other."""
+    """Standardisation measured once on reference images, so that distances can be compared with each other.
+
+    Figures beyond 4 standard deviations count as 4: one exotic feature must not decide over all others.
+    """
 
     mean: np.ndarray
     std: np.ndarray
 
     @classmethod
     def fit(cls, features: np.ndarray) -> "Scale":
-        """Measure mean and standard deviation of each feature over (n, d); constant features get scale 1."""
-        std = features.std(axis=0)
-        return cls(features.mean(axis=0), np.where(std > 1e-6, std, 1.0))
+        """Measure mean and deviation over the images of (n, ..., d), NaN left out; constant features get scale 1."""
+        known = np.isfinite(features)
+        count = np.maximum(known.sum(axis=0), 1)
+        mean = np.where(known, features, 0).sum(axis=0) / count
+        std = np.sqrt(np.where(known, np.square(features - mean), 0).sum(axis=0) / count)
+        return cls(mean, np.where(std > 1e-6, std, 1.0))
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Standardise (n, d)."""
-        return (features - self.mean) / self.std
+        """Standardise (n, ..., d), -4 to 4."""
+        return np.clip((features - self.mean) / self.std, -_MOST, _MOST)
 
 
-def _mean_distance(a: np.ndarray, b: np.ndarray) -> float:
-    return float(torch.cdist(torch.from_numpy(a), torch.from_numpy(b)).mean())
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Euclidean distances (n, m), exactly 0 between equal rows."""
+    pairs = torch.cdist(torch.from_numpy(a), torch.from_numpy(b), compute_mode="donot_use_mm_for_euclid_dist")
+    return pairs.numpy()
+
+
+def _within(a: np.ndarray) -> float:
+    """Mean distance between different rows of (n, d), n >= 2."""
+    return float(_distances(a, a).sum() / (len(a) * (len(a) - 1)))
 
 
 def energy_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Estimate the energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| without bias, floored at 0.
+    """Estimate the energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| without bias.
 
-    Zero for samples of one distribution whatever their sizes, which the plain plug-in estimate is not: style sets are
-    small, and its bias would hide whether a style was met. Székely and Rizzo, 2013.
+    Zero on average for samples of one distribution whatever their sizes, and so sometimes a little below, which the
+    plain plug-in estimate is not: style sets are small, and its bias would hide whether a style was met. Székely and
+    Rizzo, 2013.
 
     Args:
         a: (n, d), n >= 2.
@@ -172,60 +68,94 @@ def energy_distance(a: np.ndarray, b: np.ndarray) -> float:
     n, m = len(a), len(b)
     if min(n, m) < 2:
         raise ValueError(f"sets of {n} and {m}: two images at least are needed on both sides")
-    within = _mean_distance(a, a) * n / (n - 1) + _mean_distance(b, b) * m / (m - 1)
-    return max(0.0, 2 * _mean_distance(a, b) - within)
+    return float(2 * _distances(a, b).mean() - _within(a) - _within(b))
 
 
-def style_distance(a_images: np.ndarray, b_images: np.ndarray, *, scale: Scale) -> float:
-    """Return the energy distance of two image sets' standardised style features: >= 0, 0 for identical sets.
+def _of_class(features: np.ndarray, k: int) -> np.ndarray:
+    """Features (n', d) of the images that have class k."""
+    rows: np.ndarray = features[np.isfinite(features[:, k, 0]), k]
+    return rows
+
+
+def style_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the energy distance of two sets' styles in each class.
 
     Args:
-        a_images: uint8 (n, H, W, 3), n >= 2.
-        b_images: uint8 (m, H, W, 3), m >= 2.
-        scale: fitted on `style_features` of the real images.
+        a: (n, C, d), standardised class features.
+        b: (m, C, d), standardised with the same scale.
+
+    Returns:
+        float (C,); NaN for classes that fewer than two images show on either side.
     """
-    return energy_distance(scale(style_features(a_images)), scale(style_features(b_images)))
+    pairs = [(_of_class(a, k), _of_class(b, k)) for k in range(a.shape[1])]
+    return np.array([energy_distance(x, y) if min(len(x), len(y)) >= 2 else np.nan for x, y in pairs])
+
+
+def style_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the mean of `style_distances` over the classes that both sets show; NaN where there is none."""
+    return float(mean_over_classes(style_distances(a, b)))
 
 
 def matched_and_shuffled(
-    generated_by_patient: Mapping[str, np.ndarray],
-    real_by_patient: Mapping[str, np.ndarray],
+    drawn: Mapping[str, np.ndarray],
+    real: Mapping[str, np.ndarray],
     *,
     rng: np.random.Generator,
     max_others: int = 16,
-) -> tuple[float, float]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Compare images drawn in a patient's style with that patient's real images, and with other patients'.
 
     A style condition that is ignored makes both figures equal; one that works makes the first much smaller.
 
     Args:
-        generated_by_patient: style patient -> uint8 (n, H, W, 3).
-        real_by_patient: patient -> uint8 (m, H, W, 3). Patients with fewer than two images on a side are left out.
+        drawn: style patient -> standardised class features (n, C, d) of the images drawn in that style.
+        real: patient -> the same (m, C, d) of real images; may hold patients that nothing was drawn for.
         rng: draws the other patients.
         max_others: other patients each patient is compared with, at most.
 
     Returns:
-        Mean style distance (matched, shuffled) over patients.
-
-    Raises:
-        ValueError: if fewer than two patients remain.
+        Style distances matched (P, C) and the mean over other patients (P, C), in the sorted order of `drawn`; NaN
+        where a class cannot be compared.
     """
-    names = sorted(
-        name
-        for name in generated_by_patient.keys() & real_by_patient.keys()
-        if min(len(generated_by_patient[name]), len(real_by_patient[name])) >= 2
-    )
-    if len(names) < 2:
-        raise ValueError("styles can be compared with two patients at least, each with two images on both sides")
-    real = {name: style_features(real_by_patient[name]) for name in names}
-    scale = Scale.fit(np.concatenate(list(real.values())))
     matched, shuffled = [], []
-    for name in names:
-        drawn = scale(style_features(generated_by_patient[name]))
-        others = rng.permutation([other for other in names if other != name])[:max_others]
-        matched.append(energy_distance(drawn, scale(real[name])))
-        shuffled.append(np.mean([energy_distance(drawn, scale(real[str(other)])) for other in others]))
-    return float(np.mean(matched)), float(np.mean(shuffled))
+    for name in sorted(drawn):
+        others = rng.permutation(sorted(set(real) - {name}))[:max_others]
+        matched.append(style_distances(drawn[name], real[name]))
+        to_others = [style_distances(drawn[name], real[str(other)]) for other in others]
+        # The mean over the last axis that has a figure: over patients, class by class.
+        shuffled.append(mean_over_classes(np.array(to_others).T) if to_others else np.full(len(matched[-1]), np.nan))
+    return np.array(matched), np.array(shuffled)
+
+
+def spread(features: np.ndarray) -> float:
+    """Return the mean distance between different images' (n, C, d) features, mean over classes; NaN without a pair."""
+    of_classes = [_of_class(features, k) for k in range(features.shape[1])]
+    return float(mean_over_classes(np.array([_within(x) if len(x) >= 2 else np.nan for x in of_classes])))
+
+
+def region_colours(images: np.ndarray, label_maps: np.ndarray, num_classes: int) -> np.ndarray:
+    """Mean and standard deviation of pixel values per class region and channel, pooled over the images of a set.
+
+    Args:
+        images: uint8 (n, H, W, 3).
+        label_maps: uint8 (n, H, W).
+        num_classes: C.
+
+    Returns:
+        float (2, C, 3), 0 to 1: means, then deviations; NaN for classes that count in no image.
+    """
+    colours = np.full((2, num_classes, 3), np.nan)
+    counts = class_regions(label_maps, num_classes)
+    for k in range(num_classes):
+        pixels = images[counts[:, k]][label_maps[counts[:, k]] == k] / 255
+        if len(pixels):
+            colours[:, k] = pixels.mean(0), pixels.std(0)
+    return colours
+
+
+def colour_errors(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return |mean| and |deviation| differences of two `region_colours`, mean over channels and classes: (2,)."""
+    return mean_over_classes(np.abs(a - b).mean(2))
 
 
 def kid(features_a: np.ndarray, features_b: np.ndarray) -> float:
@@ -249,23 +179,21 @@ def kid(features_a: np.ndarray, features_b: np.ndarray) -> float:
     return float(within - 2 * kernel(features_a, features_b).mean())
 
 
-def kid_of_images(generated: np.ndarray, real: np.ndarray) -> float:
-    """Return `kid` of two image sets, on `kid_features` standardised by the real set."""
-    real_features = kid_features(real)
-    scale = Scale.fit(real_features)
-    return kid(scale(kid_features(generated)), scale(real_features))
-
-
-def layout_agreement(confusions: np.ndarray) -> float:
-    """Return the mean over images of the mean IoU (0 to 1) between layouts and a segmenter's reading of the images.
+def layout_agreement(
+    patients: Sequence[str], readings: np.ndarray, layouts: np.ndarray, *, num_classes: int
+) -> np.ndarray:
+    """Return each patient's mean IoU (0 to 1) between layouts and a segmenter's reading, pooled over its images.
 
     Args:
-        confusions: (n, C, C), rows the layout, columns the prediction; images without a known pixel are left out.
+        patients: style patient of each image, length n.
+        readings: the segmenter's label maps (n, H, W).
+        layouts: label maps (n, H, W), 255 = not counted.
+        num_classes: C.
 
-    Raises:
-        ValueError: if no image has a known pixel.
+    Returns:
+        float (P,), patients sorted; NaN for a patient without a known pixel.
     """
-    per_image = mean_over_classes(iou(np.asarray(confusions)))
-    if not np.isfinite(per_image).any():
-        raise ValueError("no layout has a known pixel")
-    return float(np.nanmean(per_image))
+    confusions = np.stack([confusion(r, y, num_classes) for r, y in zip(readings, layouts, strict=True)])
+    classes = [str(k) for k in range(num_classes)]
+    scores: np.ndarray = patient_scores(patients, confusions, classes=classes)["iou"].to_numpy()
+    return scores

@@ -4,6 +4,8 @@ Images are compared as 16 x 16 thumbnails, under all eight flips and quarter tur
 so a copy may come back turned). The distance is the root mean square difference of thumbnail pixels, 0 to 1.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
@@ -38,13 +40,15 @@ def _pairwise(queries: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     return (squares.clamp_min(0) / flat.shape[1]).sqrt()
 
 
-def _nearest(queries: torch.Tensor, references: torch.Tensor, *, leave_one_out: bool) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(
+    queries: torch.Tensor, references: torch.Tensor, *, own: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest references; with `own`, the groups of queries and references alike, those of other groups alone."""
     distances, indices = [], []
     for start in range(0, len(queries), 128):
         block = _pairwise(queries[start : start + 128], references)
-        if leave_one_out:
-            rows = torch.arange(len(block))
-            block[rows, start + rows] = torch.inf
+        if own is not None:
+            block[torch.from_numpy(own[start : start + 128, None] == own[None])] = torch.inf
         nearest = block.min(dim=1)
         distances.append(nearest.values.numpy())
         indices.append(nearest.indices.numpy())
@@ -61,15 +65,34 @@ def nearest_distances(queries: np.ndarray, references: np.ndarray) -> tuple[np.n
     Returns:
         Distances float (n,), 0 to 1, and the references' indices int (n,).
     """
-    return _nearest(_thumbnails(queries), _thumbnails(references), leave_one_out=False)
+    return _nearest(_thumbnails(queries), _thumbnails(references))
 
 
-def nearest_others(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find each image's nearest other image in the same set: as `nearest_distances`; n >= 2."""
-    if len(images) < 2:
+def nearest_others(images: np.ndarray, groups: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Find each image's nearest other image in the same set, as `nearest_distances`.
+
+    Args:
+        images: uint8 (n, H, W, 3).
+        groups: group of each image, a patient for one: neighbours are then sought in other groups only.
+
+    Raises:
+        ValueError: if there is no other image, or no other group.
+    """
+    own = np.arange(len(images)) if groups is None else np.unique(np.asarray(groups, str), return_inverse=True)[1]
+    if len(np.unique(own)) < 2:
         raise ValueError("an image needs at least one other to be compared with")
     thumbnails = _thumbnails(images)
-    return _nearest(thumbnails, thumbnails, leave_one_out=True)
+    return _nearest(thumbnails, thumbnails, own=own)
+
+
+def copy_distance(training: np.ndarray, patients: Sequence[str]) -> float:
+    """Return the distance below which an image counts as a copy of a training image.
+
+    It is the first percentile of the distances from training images to their nearest one of another patient: of
+    independent images, about one in a hundred comes that close. With one patient only, of its other images.
+    """
+    several = len(set(patients)) > 1
+    return float(np.quantile(nearest_others(training, patients if several else None)[0], 0.01))
 
 
 def nearest_real_ratio(synthetic_to_real: np.ndarray, real_to_other_real: np.ndarray) -> float:

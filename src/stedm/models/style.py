@@ -101,7 +101,7 @@ class TimmStyleEncoder(nn.Module):
         trainable: bool = True,
     ) -> None:
         super().__init__()
-        self.backbone, self.trainable = _timm_backbone(name, weights).requires_grad_(trainable), trainable
+        self.backbone, self.trainable = timm_backbone(name, weights).requires_grad_(trainable), trainable
         data = timm.data.resolve_model_data_config(self.backbone)
         own = {"input_px": data["input_size"][-1], "mean": list(data["mean"]), "std": list(data["std"])}
         self.preprocessing: dict[str, Any] = preprocessing or own
@@ -134,8 +134,11 @@ class TimmStyleEncoder(nn.Module):
         return (features if features.shape[1] == num_features else features.movedim(-1, 1)).flatten(2).transpose(1, 2)
 
 
-def _timm_backbone(name: str, weights: str | None) -> nn.Module:
-    """Random weights by default; a local folder or a hub id only when the user names one."""
+def timm_backbone(name: str, weights: str | None, *, key: str = "diffusion.style_encoder") -> nn.Module:
+    """A backbone without its classifier: random weights by default; a local folder or a hub id when the user names one.
+
+    Raises UserError naming `key` when timm cannot make it.
+    """
     source = name
     if weights is not None:
         source = f"local-dir:{weights}" if Path(weights).is_dir() else f"hf-hub:{weights}"
@@ -143,8 +146,8 @@ def _timm_backbone(name: str, weights: str | None) -> nn.Module:
         return timm.create_model(source, pretrained=weights is not None, num_classes=0)
     except Exception as error:
         raise UserError(
-            f"diffusion.style_encoder: timm cannot make {source!r} ({str(error).splitlines()[0]}); "
-            "use `conv` or a name from timm.list_models()"
+            f"{key}: timm cannot make {source!r} ({str(error).splitlines()[0]}); name a model of timm.list_models(), "
+            "and its weights as a local folder or hub id"
         ) from error
 
 

@@ -6,14 +6,13 @@ import pandas as pd
 from stedm.config import RunConfig
 from stedm.data.synthetic import SyntheticSet
 from stedm.device import best_device
-from stedm.diffusion.pipeline import read_index
-from stedm.evaluation.generation import kid_of_images, matched_and_shuffled
 from stedm.evaluation.memorisation import nearest_others, nearest_real_ratio
 from stedm.evaluation.segmentation import confusion, patient_scores
 from stedm.evaluation.statistics import summary_table
 from stedm.files import atomic_path, read_json, write_json
 from stedm.models.segmenter import Segmenter
 from stedm.stages.grids import best_and_worst, save_overlays
+from stedm.stages.measure import measure_generator
 from stedm.stages.run_folder import RunFolder, train_patches
 
 
@@ -35,7 +34,7 @@ def evaluate(run: RunFolder, config: RunConfig) -> None:
     )
     write_json(run.evaluation / "summary.json", summary)
     if (run.synthetic / "manifest.parquet").exists():
-        write_json(run.evaluation / "generation.json", _generation(run, config, patches))
+        write_json(run.evaluation / "generation.json", _generation(run, config))
     for label, patient in zip(
         ("best", "worst"), best_and_worst(per_patient, config.segmentation.arms[-1]), strict=True
     ):
@@ -64,29 +63,17 @@ def _per_patient(
     return pd.concat(tables, ignore_index=True), shown
 
 
-def _generation(run: RunFolder, config: RunConfig, patches: pd.DataFrame) -> dict[str, object]:
-    """Figures of the synthetic set as drawn, before the filter: it must not flatter the generator."""
-    synthetic = SyntheticSet(run.synthetic)
-    manifest = synthetic.manifest
-    images = synthetic.images(np.arange(len(manifest)))
-    training = train_patches(patches)
-    real = run.images(training)
-    lenders = [name for name in manifest["style_patient"].unique() if name]
-    drawn = {name: images[(manifest["style_patient"] == name).to_numpy()] for name in lenders}
-    known = {name: real[(training["patient"] == name).to_numpy()] for name in lenders}
-    comparable = sum(min(len(drawn[name]), len(known[name])) >= 2 for name in lenders) >= 2
-    rng = np.random.default_rng(config.seed)
-    matched, shuffled = matched_and_shuffled(drawn, known, rng=rng) if comparable else (None, None)
-    throughput = read_json(run.synthetic / "throughput.json")
-    between = nearest_others(real)[0]
-    return {
-        "nfe": config.generate.nfe or read_index(run.generator(config))[1].nfe,
-        "images": len(manifest),
-        "images_per_second": throughput["images"] / throughput["seconds"],
-        "device": f"{throughput['device']} ({throughput['cores']} threads)",
-        "layout_agreement": float(manifest["agreement"].mean()),
-        "style_distance_matched": matched,
-        "style_distance_shuffled": shuffled,
-        "kid": kid_of_images(images, real[training["patient"].isin(lenders).to_numpy()] if lenders else real),
-        "nearest_real_ratio": nearest_real_ratio(manifest["nearest_real_distance"].to_numpy(), between),
-    }
+def _generation(run: RunFolder, config: RunConfig) -> dict[str, object]:
+    """The generator's figures; number, speed and likeness to training images are those of the synthetic set.
+
+    The set as drawn, before the filter: it must not flatter the generator.
+    """
+    manifest = SyntheticSet(run.synthetic).manifest
+    measured = measure_generator(run, config) | {"images": len(manifest)}
+    if (run.synthetic / "throughput.json").exists():
+        throughput = read_json(run.synthetic / "throughput.json")
+        measured["images_per_second"] = throughput["images"] / throughput["seconds"]
+        measured["device"] = f"{throughput['device']} ({throughput['cores']} threads)"
+    between = nearest_others(run.images(train_patches(run.patches())))[0]
+    ratio = nearest_real_ratio(manifest["nearest_real_distance"].to_numpy(), between)
+    return measured | {"nearest_real_ratio": ratio}

@@ -1,6 +1,7 @@
 """Pictures: the same layouts in several styles, the style set beside each row."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from stedm.config import RunConfig
 from stedm.data.layouts import RealLayouts
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.sampling import Sampling
+from stedm.evaluation.probe import StyleProbe
 from stedm.files import atomic_path
 from stedm.stages.report_pictures import colour_layout
 from stedm.stages.run_folder import RunFolder, train_patches
@@ -39,6 +41,12 @@ def save_style_grid(run: RunFolder, config: RunConfig, model: StyleDiffusion, pa
         images = model(drawn, style_set, seeds=range(COLUMNS))
         rows.append(_row(style_set, images))
     _save(np.concatenate(rows), path)
+
+
+def save_probe_grid(probes: Sequence[StyleProbe], path: Path) -> None:
+    """Rows: measured patients, images of the style set at the left. Columns: layouts, the same for all of them."""
+    rows = [_row(probe.style_images, probe.drawn[:COLUMNS]) for probe in probes[:ROWS]]
+    _save(np.concatenate([_header(probes[0].layouts[:COLUMNS]), *rows]), path)
 
 
 def style_set_size(config: RunConfig) -> int:

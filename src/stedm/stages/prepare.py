@@ -186,7 +186,7 @@ class _Extractor:
             "source": f"r{position:05d}",
             "group": row.group,
             "split": role.partition("_")[0],
-            "annotated": bool(row.mask) and role != "train_unannotated",
+            "annotated": bool(row.mask) and role not in ("train_unannotated", "unseen"),
             "has_mask": bool(row.mask),
             "image": f"images/{patch_id}.png",
             "mask": "",

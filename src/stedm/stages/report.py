@@ -14,6 +14,7 @@ from stedm import files
 from stedm.config import ARMS
 from stedm.errors import UserError
 from stedm.stages import report_figures as figures
+from stedm.stages import report_generation as generator
 from stedm.stages import report_pictures as pictures
 from stedm.stages import report_text as text
 
@@ -23,6 +24,7 @@ ROLES = (
     ("train", False, "training, unannotated"),
     ("val", None, "validation"),
     ("test", None, "test"),
+    ("unseen", None, "never seen, for the generator's measures"),
 )
 SETTINGS = {
     "size": "size",
@@ -87,6 +89,8 @@ def _cohort(patches: pd.DataFrame | None) -> list[dict[str, Any]] | None:
         members = patches[patches["split"] == split]
         if annotated is not None:
             members = members[members["annotated"] == annotated]
+        if members.empty and split == "unseen":
+            continue
         groups = members.groupby("group")["patient"].nunique() if "group" in members else pd.Series(dtype=int)
         rows.append(
             {
@@ -197,11 +201,6 @@ def _memorised(run: Path, manifest: pd.DataFrame | None, patches: pd.DataFrame |
     }
 
 
-def _style(generation: Mapping[str, Any]) -> str | None:
-    matched, shuffled = (generation.get(f"style_distance_{key}") for key in ("matched", "shuffled"))
-    return figures.style_figure(matched, shuffled) if matched is not None and shuffled is not None else None
-
-
 def _curves(run: Path) -> dict[str, str | None]:
     """Plot each training's curves; empty where nothing was trained (a pretrained first stage), None without a table."""
     found = {}
@@ -245,7 +244,11 @@ def _context(run: Path) -> dict[str, Any]:
         "drawn": pictures.drawn_gallery(run, manifest, patches) if drawable else None,
         "filtered": filtered,
         "memorised": _memorised(run, manifest, patches),
-        "style_figure": _style(generation or {}),
+        "style_figure": generator.style_plot(generation),
+        "style_table": generator.style_table(generation),
+        "kid_label": generator.kid_label(generation),
+        "style_counts": generator.style_counts(generation),
+        "never_seen": _pictures(run / "evaluation" / "samples", "never_seen.png"),
         "reconstructions": _pictures(run / "autoencoder" / "samples", "*.png", most=2)[-1:],
         "samples": _pictures(run / "diffusion" / "samples", "step*.png"),
         "curves": _curves(run),

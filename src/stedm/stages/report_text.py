@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 FEW_PATIENTS = 10
-IGNORED_STYLE = 0.8
+IGNORED_CONDITION = 0.1
 COPYING = 0.5
 WEAK_LAYOUT = 0.5
 FEW_KEPT = 0.5
@@ -117,16 +117,20 @@ def _evaluation_warnings(summary: Mapping[str, Any] | None) -> list[str]:
 
 def _generation_warnings(generation: Mapping[str, Any]) -> list[str]:
     found = []
-    if _known(generation, "style_distance_matched", "style_distance_shuffled"):
+    if _known(generation, "style_sensitivity") and generation["style_sensitivity"] < IGNORED_CONDITION:
         matched, shuffled = generation["style_distance_matched"], generation["style_distance_shuffled"]
-        if matched >= IGNORED_STYLE * shuffled:
-            found.append(
-                f"The style condition is all but ignored: images lie {matched:.2f} from the patient whose style they "
-                f"were given, and {shuffled:.2f} from other patients."
-            )
+        found.append(
+            f"The style condition is all but ignored: images lie {matched:.2f} from the patient whose style they "
+            f"were given, and {shuffled:.2f} from other patients."
+        )
+    if _known(generation, "layout_sensitivity") and generation["layout_sensitivity"] < IGNORED_CONDITION:
+        found.append(
+            f"The layout condition is all but ignored: images agree with their own layouts by an IoU that is only "
+            f"{generation['layout_sensitivity']:.2f} above that with the layouts of other images."
+        )
     if _known(generation, "layout_agreement") and generation["layout_agreement"] < WEAK_LAYOUT:
         found.append(
-            f"Layouts are poorly obeyed: a segmenter trained on real images agrees with them by an IoU of "
+            f"Layouts are poorly obeyed: the judge, a segmenter trained on real images, agrees with them by an IoU of "
             f"{generation['layout_agreement']:.2f} only."
         )
     if _known(generation, "nearest_real_ratio") and generation["nearest_real_ratio"] < COPYING:
@@ -134,6 +138,13 @@ def _generation_warnings(generation: Mapping[str, Any]) -> list[str]:
             f"Synthetic images lie much closer to training images than those to each other (ratio "
             f"{generation['nearest_real_ratio']:.2f}): look for copies among the pairs below before sharing any."
         )
+    if _known(generation, "memorised_rate", "memorised_rate_real"):
+        drawn, real = generation["memorised_rate"], generation["memorised_rate_real"]
+        if drawn > 2 * real + 0.01:
+            found.append(
+                f"{100 * drawn:.1f} % of the drawn images lie as near to a training image as one in a hundred real "
+                f"images does ({100 * real:.1f} % of never-seen patients' images do): some may be copies."
+            )
     return found
 
 

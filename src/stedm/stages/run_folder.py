@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stedm.config import RunConfig
+from stedm.config import FULL_ARM, RunConfig
 from stedm.data.patches import LabelMaps, PatchImages
 from stedm.errors import UserError
 from stedm.files import read_json
 
 TEACHER_ARM = "real+stain"
 """The real-trained segmenter behind pseudo-layouts and filter: this arm, at the run's own seed."""
+JUDGE_ARM = FULL_ARM
+"""The segmenter that measures drawn images, at the run's own seed: it trains and filters nothing."""
 
 
 class RunFolder:
@@ -57,6 +59,13 @@ class RunFolder:
         """Label maps (n, H, W) uint8 of these rows; refuses rows whose annotation must not be used."""
         if not patches["annotated"].all():
             raise ValueError("label maps of unannotated patches are not to be read")
+        return self.hidden_label_maps(patches)
+
+    def hidden_label_maps(self, patches: pd.DataFrame) -> np.ndarray:
+        """Label maps (n, H, W) uint8 of rows that have one, the label budget notwithstanding.
+
+        To measure with, and for the arm `full`, which is a ceiling: nothing else may read them.
+        """
         return LabelMaps(self.data, patches["mask"].tolist(), cache_bytes=0).label_maps(range(len(patches)))
 
 

@@ -1,9 +1,10 @@
 """Stage `train segmentation`: one segmenter per arm and seed, the best by validation patients."""
 
 import numpy as np
+import pandas as pd
 import torch
 
-from stedm.config import RunConfig
+from stedm.config import FULL_ARM, RunConfig, ingredients
 from stedm.data.synthetic import SyntheticSet
 from stedm.errors import UserError
 from stedm.evaluation.segmentation import confusion, patient_scores
@@ -21,7 +22,7 @@ def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -
     """Train one segmenter and write `segmentation/<arm>/seed<seed>/`."""
     options = config.segmentation
     patches = run.patches()
-    annotated = train_patches(patches, annotated=True)
+    real = _full(run, patches) if arm == FULL_ARM else _annotated(run, patches)
     torch.manual_seed(seed)
     segmenter = Segmenter(
         classes=run.classes(),
@@ -33,11 +34,11 @@ def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -
     if options.encoder_weights:
         segmenter.load_encoder(options.encoder_weights)
     batches = SegmentationBatches(
-        (run.images(annotated), run.label_maps(annotated)),
-        _synthetic(run) if uses_synthetic(arm) else None,
+        real,
+        _synthetic(run) if "synthetic" in ingredients(arm) else None,
         batch_size=options.batch_size,
         synthetic_share=options.synthetic_share,
-        stain=options.stain_strength if "stain" in arm.split("+") else 0.0,
+        stain=options.stain_strength if "stain" in ingredients(arm) else 0.0,
         seed=seed,
     )
     task = SegmentationTask(segmenter, learning_rate=options.learning_rate, steps=options.steps, seed=seed)
@@ -47,9 +48,17 @@ def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -
     segmenter.save_pretrained(folder)
 
 
-def uses_synthetic(arm: str) -> bool:
-    """Whether the arm trains on synthetic images."""
-    return "synthetic" in arm.split("+")
+def _annotated(run: RunFolder, patches: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Images and label maps within the label budget."""
+    annotated = train_patches(patches, annotated=True)
+    return run.images(annotated), run.label_maps(annotated)
+
+
+def _full(run: RunFolder, patches: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Images and label maps of every training patient that has masks."""
+    training = train_patches(patches)
+    masked = training[training["has_mask"].astype(bool)]
+    return run.images(masked), run.hidden_label_maps(masked)
 
 
 def _synthetic(run: RunFolder) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,90 @@
+"""What the kernel inception distance is measured on: fixed features, or the pooled features of a network."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from stedm.errors import UserError
+from stedm.evaluation.features import kid_features
+from stedm.models.style import timm_backbone
+
+FIXED = "stain+texture+random"
+"""Name of the features that need no weights."""
+_KEY = "evaluate.kid_encoder"
+_INCEPTION = "inception:"
+_BATCH = 64
+
+Encoder = Callable[[np.ndarray], np.ndarray]
+"""uint8 images (n, H, W, 3) -> float features (n, d)."""
+
+
+def kid_encoder(name: str | None, *, device: torch.device | None = None) -> tuple[str, Encoder]:
+    """Return the encoder's full name and the encoder.
+
+    Args:
+        name: None for `kid_features`; a local folder or hub id of a timm model; `inception:PATH` for torch-fidelity's
+            InceptionV3 with the weights file at PATH, the one that published distances are measured on.
+        device: where a network runs; the CPU when not given.
+
+    Raises:
+        UserError: if the network or its weights cannot be had.
+    """
+    if name is None:
+        return FIXED, kid_features
+    device = device or torch.device("cpu")
+    if name.startswith(_INCEPTION):
+        return name, _inception(Path(name.removeprefix(_INCEPTION)).expanduser(), device)
+    return f"timm:{name}", _timm(name, device)
+
+
+def _in_batches(network: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> Encoder:
+    @torch.no_grad()
+    def encode(images: np.ndarray) -> np.ndarray:
+        rows = []
+        for start in range(0, len(images), _BATCH):
+            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + _BATCH]))
+            rows.append(network(batch.movedim(-1, 1).to(device)).float().cpu())
+        return torch.cat(rows).double().numpy()
+
+    return encode
+
+
+def _timm(name: str, device: torch.device) -> Encoder:
+    backbone = timm_backbone(name, name, key=_KEY).to(device).eval()
+    data = timm.data.resolve_model_data_config(backbone)
+    size_px = data["input_size"][-1]
+    mean, std = (torch.tensor(data[key], device=device).view(1, 3, 1, 1) for key in ("mean", "std"))
+
+    def pooled(pixels: torch.Tensor) -> torch.Tensor:
+        x = F.interpolate(pixels / 255, size=(size_px, size_px), mode="bilinear", antialias=True)
+        features: torch.Tensor = backbone((x - mean) / std)
+        return features
+
+    return _in_batches(pooled, device)
+
+
+def _inception(weights: Path, device: torch.device) -> Encoder:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError:
+        raise UserError(f"{_KEY}: `inception:` needs torch-fidelity; pip install stedm[fid]") from None
+    # torch-fidelity would unpickle whatever is in the file; it is given the tensors that the strict reader found.
+    tensors = io.BytesIO()
+    try:
+        torch.save(torch.load(weights, map_location="cpu", weights_only=True), tensors)
+        tensors.seek(0)
+        network: nn.Module = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=tensors)
+    except FileNotFoundError:
+        raise UserError(f"{_KEY}: {weights} not found; name torch-fidelity's InceptionV3 weights file") from None
+    except Exception as error:
+        raise UserError(
+            f"{_KEY}: {weights} is no InceptionV3 weights file ({str(error).splitlines()[0]}); download it again"
+        ) from error
+    network = network.to(device).eval()
+    return _in_batches(lambda pixels: network(pixels)[0], device)

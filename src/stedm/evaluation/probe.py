@@ -1,0 +1,249 @@
+"""What a generator does with the styles of some patients: the figures of `generation.json` about its conditions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from stedm.evaluation.encoders import Encoder
+from stedm.evaluation.features import class_features
+from stedm.evaluation.generation import (
+    Scale,
+    colour_errors,
+    kid,
+    layout_agreement,
+    matched_and_shuffled,
+    region_colours,
+    spread,
+    style_distances,
+)
+from stedm.evaluation.segmentation import mean_over_classes
+
+FIGURES = (
+    *(f"style_distance_{kind}" for kind in ("matched", "shuffled", "real")),
+    *("style_ratio", "style_sensitivity", "style_ratio_by_class", "diversity"),
+    *(f"colour_{kind}_error{floor}" for floor in ("", "_real") for kind in ("mean", "std")),
+    *("layout_agreement", "layout_sensitivity", "layout_agreement_real", "layout_agreement_relative"),
+    *("kid", "kid_real", "kid_images"),
+)
+"""What is measured of a group of style patients."""
+
+
+@dataclass(frozen=True)
+class StyleProbe:
+    """One style patient: its real images, and images drawn in its style. The last `repeats` share one layout.
+
+    Images are uint8 (n, H, W, 3), label maps uint8 (n, H, W).
+    """
+
+    patient: str
+    style_images: np.ndarray
+    """The style set the images were drawn from."""
+    style_maps: np.ndarray
+    """Class regions of the style set: annotation where there is one, else a segmenter's reading."""
+    references: np.ndarray
+    """Other images of the patient, which drawn images are compared with."""
+    reference_maps: np.ndarray
+    """Class regions of the references."""
+    annotated: np.ndarray
+    """Which real images, style set first, have an annotation: bool."""
+    readings: np.ndarray
+    """The segmenter's reading of the real images, style set first."""
+    drawn: np.ndarray
+    layouts: np.ndarray
+    """Layouts of the drawn images."""
+    drawn_readings: np.ndarray
+    """The segmenter's reading of the drawn images."""
+    repeats: int
+    num_classes: int
+
+    @cached_property
+    def drawn_features(self) -> np.ndarray:
+        """Class features (n, C, d) of the drawn images."""
+        return class_features(self.drawn, self.layouts, self.num_classes)
+
+    @cached_property
+    def real_features(self) -> np.ndarray:
+        """Class features of all real images, style set first."""
+        return class_features(self.real, self.real_maps, self.num_classes)
+
+    @property
+    def real(self) -> np.ndarray:
+        """All real images, style set first."""
+        return np.concatenate([self.style_images, self.references])
+
+    @property
+    def real_maps(self) -> np.ndarray:
+        """Class regions of all real images."""
+        return np.concatenate([self.style_maps, self.reference_maps])
+
+    @property
+    def reference_features(self) -> np.ndarray:
+        """Class features of the references."""
+        return self.real_features[len(self.style_images) :]
+
+
+def mean_or_none(values: Any) -> float | None:
+    """Mean over the finite values; None where there is none (JSON has no NaN)."""
+    found = np.asarray([math.nan if value is None else value for value in np.ravel(values)], float)
+    found = found[np.isfinite(found)]
+    return float(found.mean()) if len(found) else None
+
+
+def ratio_or_none(a: float | None, b: float | None) -> float | None:
+    """a / b where both are known and b is above 0."""
+    return a / b if a is not None and b is not None and b > 0 else None
+
+
+def probe_scale(probes: Sequence[StyleProbe]) -> Scale:
+    """The standardisation of class features, measured on the real images of all compared patients."""
+    return Scale.fit(np.concatenate([probe.real_features for probe in probes]))
+
+
+def group_figures(
+    probes: Sequence[StyleProbe],
+    compared: Mapping[str, np.ndarray],
+    *,
+    scale: Scale,
+    classes: Sequence[str],
+    encoder: Encoder,
+    agreement_real: float | None,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """All `FIGURES` of a group of patients, None where something is lacking; arguments as in `style_figures`.
+
+    agreement_real: the segmenter's mean IoU on held-out real images, which the agreement on drawn ones is relative to.
+    """
+    if not probes:
+        return dict.fromkeys(FIGURES)
+    layouts = layout_figures(probes)
+    figures = {
+        **style_figures(probes, compared, scale=scale, classes=classes, rng=rng),
+        **colour_figures(probes),
+        **layouts,
+        "layout_agreement_real": agreement_real,
+        "layout_agreement_relative": ratio_or_none(layouts["layout_agreement"], agreement_real),
+        **kid_figures(probes, encoder),
+    }
+    return {name: figures[name] for name in FIGURES}
+
+
+def style_figures(
+    probes: Sequence[StyleProbe],
+    compared: Mapping[str, np.ndarray],
+    *,
+    scale: Scale,
+    classes: Sequence[str],
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Style distances of a group of patients, matched against shuffled, and between real halves of one patient.
+
+    Args:
+        probes: the group.
+        compared: standardised reference features of every patient that may take the part of another.
+        scale: from `probe_scale`.
+        classes: the C class names.
+        rng: draws the other patients.
+
+    Returns:
+        style_distance_matched, _shuffled, _real, style_ratio, style_sensitivity, style_ratio_by_class, diversity.
+    """
+    drawn = {probe.patient: scale(probe.drawn_features) for probe in probes}
+    matched, shuffled = matched_and_shuffled(drawn, compared, rng=rng)  # (P, C) each
+    both = np.isfinite(matched) & np.isfinite(shuffled)
+    matched, shuffled = np.where(both, matched, np.nan), np.where(both, shuffled, np.nan)
+    real = [scale(probe.real_features) for probe in probes]
+    halves = np.array([style_distances(half[0::2], half[1::2]) for half in real])
+    near, far = (mean_or_none(mean_over_classes(figures)) for figures in (matched, shuffled))
+    ratio = ratio_or_none(near, far)
+    by_class = zip(classes, matched.T, shuffled.T, strict=True)
+    variety = [
+        ratio_or_none(spread(drawn[probe.patient][-probe.repeats :]), spread(own))
+        for probe, own in zip(probes, real, strict=True)
+    ]
+    return {
+        "style_distance_matched": near,
+        "style_distance_shuffled": far,
+        "style_distance_real": mean_or_none(mean_over_classes(halves)),
+        "style_ratio": ratio,
+        "style_sensitivity": None if ratio is None else 1 - ratio,
+        "style_ratio_by_class": {n: ratio_or_none(mean_or_none(a), mean_or_none(b)) for n, a, b in by_class},
+        "diversity": mean_or_none(variety),
+    }
+
+
+def colour_figures(probes: Sequence[StyleProbe]) -> dict[str, float | None]:
+    """Colour errors of drawn images against references, and of one half of a patient's real images against the other.
+
+    Returns:
+        colour_mean_error, colour_std_error and the same with _real: 0 to 1, means over patients.
+    """
+    drawn, real = [], []
+    for probe in probes:
+        C = probe.num_classes
+        own = region_colours(probe.references, probe.reference_maps, C)
+        drawn.append(colour_errors(region_colours(probe.drawn, probe.layouts, C), own))
+        halves = [region_colours(probe.real[start::2], probe.real_maps[start::2], C) for start in (0, 1)]
+        real.append(colour_errors(*halves))
+    columns = [*np.array(drawn).T, *np.array(real).T]
+    names = ("colour_mean_error", "colour_std_error", "colour_mean_error_real", "colour_std_error_real")
+    return {name: mean_or_none(column) for name, column in zip(names, columns, strict=True)}
+
+
+def layout_figures(probes: Sequence[StyleProbe]) -> dict[str, float | None]:
+    """Agreement of drawn images with their layout, and what is lost with the layout of another image of the style.
+
+    Returns:
+        layout_agreement, layout_sensitivity: means over patients.
+    """
+    own, other = [], []
+    for probe in probes:
+        options = {"num_classes": probe.num_classes}
+        names = [probe.patient] * len(probe.drawn)
+        own.append(layout_agreement(names, probe.drawn_readings, probe.layouts, **options)[0])
+        different = max(1, len(probe.drawn) - probe.repeats + 1)  # the others repeat the last of these layouts
+        shuffled = np.roll(probe.layouts[:different], 1, axis=0)
+        other.append(layout_agreement(names[:different], probe.drawn_readings[:different], shuffled, **options)[0])
+    agreement = mean_or_none(own)
+    return {
+        "layout_agreement": agreement,
+        "layout_sensitivity": mean_or_none(np.subtract(own, other)) if len(probes[0].drawn) > 1 else None,
+    }
+
+
+def real_agreement(probes: Sequence[StyleProbe]) -> float | None:
+    """Mean over patients of the segmenter's mean IoU on their annotated real images; None without an annotation."""
+    scores = [
+        layout_agreement(
+            [probe.patient] * int(probe.annotated.sum()),
+            probe.readings[probe.annotated],
+            probe.real_maps[probe.annotated],
+            num_classes=probe.num_classes,
+        )[0]
+        for probe in probes
+        if probe.annotated.any()
+    ]
+    return mean_or_none(scores)
+
+
+def kid_figures(probes: Sequence[StyleProbe], encoder: Encoder) -> dict[str, Any]:
+    """Kernel inception distance of a group's drawn images to its references, and between halves of the references.
+
+    Features are standardised by the references. Halves take every other image of each patient.
+
+    Returns:
+        kid, kid_real, kid_images [drawn, real].
+    """
+    real = [encoder(probe.references) for probe in probes]
+    scale = Scale.fit(np.concatenate(real))
+    drawn = encoder(np.concatenate([probe.drawn for probe in probes]))
+    halves = [scale(np.concatenate([rows[start::2] for rows in real])) for start in (0, 1)]
+    known = scale(np.concatenate(real))
+    return {
+        "kid": kid(scale(drawn), known) if min(len(drawn), len(known)) >= 2 else None,
+        "kid_real": kid(*halves) if min(map(len, halves)) >= 2 else None,
+        "kid_images": [len(drawn), len(known)],
+    }

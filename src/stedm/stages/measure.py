@@ -1,0 +1,94 @@
+"""The generator's figures, from drawn probes to `evaluation/generation.json`. Needs data, generator and judge alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stedm.config import RunConfig
+from stedm.device import best_device
+from stedm.evaluation.encoders import Encoder, kid_encoder
+from stedm.evaluation.memorisation import copy_distance, nearest_distances, nearest_others, nearest_real_ratio
+from stedm.evaluation.probe import FIGURES, StyleProbe, group_figures, probe_scale, real_agreement
+from stedm.stages.grids import save_probe_grid
+from stedm.stages.probe import draw_probes
+from stedm.stages.run_folder import RunFolder, train_patches
+
+NEVER_SEEN_GRID = Path("samples") / "never_seen.png"
+"""The picture of styles that no stage has seen, in `evaluation/`."""
+
+
+def measure_generator(run: RunFolder, config: RunConfig) -> dict[str, Any]:
+    """Draw probes, write their grid, and return the content of `generation.json`.
+
+    Figures of style, colour, layout and KID at the top level are those of the never-seen patients, the hardest test of
+    a style that is given as images; `seen` and `unseen` hold the same for both groups.
+    """
+    encoder_name, encoder = kid_encoder(config.evaluate.kid_encoder, device=best_device())
+    patches = run.patches()
+    drawing = draw_probes(run, config)
+    if drawing.groups["unseen"]:
+        save_probe_grid(drawing.groups["unseen"], run.evaluation / NEVER_SEEN_GRID)
+    groups = _groups(drawing.groups, run, config, encoder)
+    hardest = groups["unseen"] if drawing.groups["unseen"] else groups["seen"]
+    training = train_patches(patches)
+    return {
+        "nfe": drawing.nfe,
+        "images": drawing.images,
+        "images_per_second": drawing.images / drawing.seconds,
+        "device": f"{drawing.device} ({torch.get_num_threads()} threads)",
+        **{key: hardest[key] for key in FIGURES},
+        **_memorisation(drawing.groups, groups, run.images(training), training["patient"].tolist()),
+        "kid_encoder": encoder_name,
+        "unseen_are": "unseen" if (patches["split"] == "unseen").any() else "val",
+        **groups,
+    }
+
+
+def _groups(
+    groups: dict[str, list[StyleProbe]], run: RunFolder, config: RunConfig, encoder: Encoder
+) -> dict[str, dict[str, Any]]:
+    """The figures of each group, all on one scale, with every other measured patient as the shuffled one."""
+    probes = [probe for group in groups.values() for probe in group]
+    scale = probe_scale(probes)
+    compared = {probe.patient: scale(probe.reference_features) for probe in probes}
+    found: dict[str, dict[str, Any]] = {}
+    for number, (name, group) in enumerate(groups.items()):
+        figures = group_figures(
+            group,
+            compared,
+            scale=scale,
+            classes=run.classes(),
+            encoder=encoder,
+            agreement_real=real_agreement(groups["unseen"]),
+            rng=np.random.default_rng([config.seed, 8, number]),
+        )
+        patients = [probe.patient for probe in group]
+        found[name] = {"patients": patients, "images": sum(len(probe.drawn) for probe in group), **figures}
+    return found
+
+
+def _memorisation(
+    groups: dict[str, list[StyleProbe]], found: dict[str, dict[str, Any]], training: np.ndarray, patients: list[str]
+) -> dict[str, float | None]:
+    """Shares of images that lie closer to a training image than `copy_distance`, also written into each group.
+
+    At the top level `memorised_rate` is that of all drawn images, and `memorised_rate_real`, the floor, that of the
+    never-seen patients' own images.
+    """
+    limit = copy_distance(training, patients)
+
+    def copied(images: list[np.ndarray]) -> float | None:
+        return float((nearest_distances(np.concatenate(images), training)[0] < limit).mean()) if images else None
+
+    drawn = [probe.drawn for group in groups.values() for probe in group]
+    for name, group in groups.items():
+        found[name]["memorised_rate"] = copied([probe.drawn for probe in group])
+    ratio = nearest_distances(np.concatenate(drawn), training)[0], nearest_others(training)[0]
+    return {
+        "nearest_real_ratio": nearest_real_ratio(*ratio),
+        "memorised_rate": copied(drawn),
+        "memorised_rate_real": copied([probe.real for probe in groups["unseen"]]),
+        "memorised_below": limit,
+    }

@@ -1,0 +1,156 @@
+"""Images drawn to measure the generator, in memory: styles of patients it was not told the annotation of, or never saw.
+
+Nothing here trains, filters or chooses anything; that is why the judge and hidden label maps may be used.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stedm.config import RunConfig
+from stedm.data.layouts import RealLayouts
+from stedm.device import best_device
+from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.evaluation.probe import StyleProbe
+from stedm.models.segmenter import Segmenter
+from stedm.stages.grids import sampling_of, style_set_size
+from stedm.stages.run_folder import JUDGE_ARM, RunFolder, train_patches
+
+REPEATS = 4
+"""The last images of each patient share one layout: what differs between them is the generator's own variety."""
+_ENOUGH = 4  # images a patient should have, so that two lend the style and two are compared with
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The probes of each group of style patients, and how fast their images were drawn."""
+
+    groups: dict[str, list[StyleProbe]]
+    """`seen` (unannotated training patients) and `unseen` -> probes, patients sorted; possibly none."""
+    images: int
+    seconds: float
+    device: torch.device
+    nfe: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one style patient lends and what is drawn in its style."""
+
+    lent: pd.DataFrame
+    references: pd.DataFrame
+    layouts: np.ndarray  # (n, H, W)
+    seeds: list[int]
+
+
+def style_groups(patches: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Rows of the patients whose styles are measured: `seen` and `unseen`.
+
+    Validation patients take the part of unseen ones where there are none. Test patients never do: the figures are
+    there to choose a generator by.
+    """
+    annotated = train_patches(patches, annotated=True)["patient"]
+    seen = train_patches(patches, annotated=False)
+    unseen = patches[patches["split"] == "unseen"]
+    return {
+        "seen": seen[~seen["patient"].isin(annotated)],
+        "unseen": unseen if len(unseen) else patches[patches["split"] == "val"],
+    }
+
+
+def draw_probes(run: RunFolder, config: RunConfig) -> Drawing:
+    """Draw `evaluate.images_per_style` images for each measured patient, and let the judge read everything."""
+    patches = run.patches()
+    rng = np.random.default_rng([config.seed, 7])
+    annotated = train_patches(patches, annotated=True)
+    layouts = _layouts(RealLayouts(run.label_maps(annotated)), config.evaluate.images_per_style, rng)
+    plans = {
+        name: [_plan(rows, config, layouts, rng) for rows in _chosen(candidates, config, rng)]
+        for name, candidates in style_groups(patches).items()
+    }
+    model = StyleDiffusion.from_pretrained(run.generator(config)).to(best_device())
+    started = time.perf_counter()
+    images = iter(_draw(run, config, model, [plan for group in plans.values() for plan in group]))
+    seconds = time.perf_counter() - started
+    judge = Segmenter.from_pretrained(run.segmenter(JUDGE_ARM, config.seed)).to(best_device())
+    groups = {name: [_probe(run, judge, plan, next(images)) for plan in group] for name, group in plans.items()}
+    drawn = sum(len(plan.seeds) for group in plans.values() for plan in group)
+    return Drawing(groups, drawn, seconds, model.device, sampling_of(model, config).nfe)
+
+
+def _layouts(real: RealLayouts, number: int, rng: np.random.Generator) -> np.ndarray:
+    """Warped annotated label maps (number, H, W), the same for every patient; the last `REPEATS` are one."""
+    different = max(1, number - REPEATS + 1)
+    maps = [real.draw(rng)[0] for _ in range(different)]
+    return np.stack(maps + [maps[-1]] * (number - different))
+
+
+def _chosen(candidates: pd.DataFrame, config: RunConfig, rng: np.random.Generator) -> list[pd.DataFrame]:
+    """Up to `evaluate.style_patients` patients, drawn from those with enough images; with two at least, if all lack."""
+    sizes = candidates.groupby("patient").size()
+    enough = sizes[sizes >= (_ENOUGH if (sizes >= _ENOUGH).sum() >= 2 else 2)].index
+    drawn = sorted(rng.permutation(sorted(enough))[: config.evaluate.style_patients])
+    return [candidates[candidates["patient"] == name] for name in drawn]
+
+
+def _plan(rows: pd.DataFrame, config: RunConfig, layouts: np.ndarray, rng: np.random.Generator) -> _Plan:
+    """At most half of the patient's images lend the style: the others are what the drawn ones are compared with."""
+    rows = rows.iloc[rng.permutation(len(rows))]
+    size = min(style_set_size(config), len(rows) // 2)
+    return _Plan(rows.iloc[:size], rows.iloc[size:], layouts, rng.integers(2**31, size=len(layouts)).tolist())
+
+
+def _draw(run: RunFolder, config: RunConfig, model: StyleDiffusion, plans: list[_Plan]) -> list[np.ndarray]:
+    """The images of every plan, drawn with the `generate` section in batches of one size."""
+    if not plans:
+        return []
+    styles = None
+    if config.generate.styles != "none":
+        fixed = config.diffusion.aggregation == "linear"  # takes its number of images, if need be one twice
+        sets = [run.images(plan.lent) for plan in plans]
+        size = style_set_size(config)
+        sets = [images[np.arange(size) % len(images)] for images in sets] if fixed else sets
+        styles = model.style_vectors(sets).repeat_interleave(len(plans[0].seeds), dim=0)
+    layouts = np.concatenate([plan.layouts for plan in plans])
+    seeds = np.concatenate([plan.seeds for plan in plans])
+    parts = []
+    for start in range(0, len(seeds), config.generate.batch_size):
+        # A last, smaller batch is filled up: on some processors a result depends on the batch size in its last bit.
+        rows = np.arange(start, start + config.generate.batch_size) % len(seeds)
+        images = model(
+            layouts[rows],
+            styles=None if styles is None else styles[torch.from_numpy(rows)],
+            seeds=seeds[rows].tolist(),
+            **dataclasses.asdict(sampling_of(model, config)),
+        )
+        parts.append(images[: len(seeds) - start])
+    return np.split(np.concatenate(parts), len(plans))
+
+
+def _probe(run: RunFolder, judge: Segmenter, plan: _Plan, drawn: np.ndarray) -> StyleProbe:
+    rows = pd.concat([plan.lent, plan.references])
+    images = run.images(rows)
+    annotated = rows["has_mask"].to_numpy(bool)
+    readings = judge.predict(images)
+    maps = readings.copy()
+    if annotated.any():
+        maps[annotated] = run.hidden_label_maps(rows[annotated])
+    size = len(plan.lent)
+    return StyleProbe(
+        patient=str(rows["patient"].iloc[0]),
+        style_images=images[:size],
+        style_maps=maps[:size],
+        references=images[size:],
+        reference_maps=maps[size:],
+        annotated=annotated,
+        readings=readings,
+        drawn=drawn,
+        layouts=plan.layouts,
+        drawn_readings=judge.predict(drawn),
+        repeats=REPEATS,
+        num_classes=len(run.classes()),
+    )
