@@ -15,8 +15,9 @@ from stedm.models.autoencoder import FirstStage
 from stedm.models.segmenter import Segmenter
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
-from stedm.stages.grids import save_style_grid
+from stedm.stages.grids import StyleGrid, save_style_grid
 from stedm.stages.run_folder import TEACHER_ARM, RunFolder, train_patches
+from stedm.stages.watch import GeneratorWatch
 from stedm.training.augment import StainChange, dihedral
 from stedm.training.batches import DiffusionBatches, Variants
 from stedm.training.tasks import DiffusionTask
@@ -28,7 +29,8 @@ VARIANTS = 2048
 
 def train_diffusion(run: RunFolder, config: RunConfig) -> None:
     """Train U-Net, style encoder and aggregation together; write `diffusion/` with the averaged weights."""
-    _train(run, config, run.diffusion, "diffusion")
+    grid = StyleGrid(run, config, rows=3, columns=4, shown=1)
+    _train(run, config, run.diffusion, "diffusion", grid=grid)
 
 
 def train_control(run: RunFolder, config: RunConfig) -> None:
@@ -42,7 +44,7 @@ def train_control(run: RunFolder, config: RunConfig) -> None:
     _train(run, dataclasses.replace(config, diffusion=alone), run.control, "control (annotated only)")
 
 
-def _train(run: RunFolder, config: RunConfig, folder: Path, description: str) -> None:
+def _train(run: RunFolder, config: RunConfig, folder: Path, description: str, *, grid: StyleGrid | None = None) -> None:
     options = config.diffusion
     patches = train_patches(run.patches())
     if options.unlabelled_share == 0:
@@ -71,7 +73,9 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str) ->
         steps=options.steps,
         seed=config.seed,
     )
-    fit(task, batches, folder=folder, description=description, ema_decay=options.ema_decay)
+    watch = GeneratorWatch(run, config, model, grid=grid)
+    fit(task, batches, folder=folder, description=description, ema_decay=options.ema_decay, watch=watch)
+    watch.save(folder, name=description)
     model.eval().save_pretrained(folder)
     save_style_grid(run, config, model.to(best_device()), folder / "samples" / "style_by_layout.png")
 
