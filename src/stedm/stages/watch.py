@@ -25,7 +25,7 @@ from stedm.stages.run_folder import RunFolder
 from stedm.training.log import Observation
 from stedm.training.tasks import AutoencoderTask, DiffusionTask
 
-IMAGES = 32
+IMAGES = 24
 """Validation images, at most: taken from all patients in turn."""
 QUICK = GenerateConfig(nfe=6)
 """How the grids of a training are drawn: in few evaluations, for there are many grids."""
