@@ -52,7 +52,7 @@ class Validation:
     style_gain: float
     """How much worse the loss becomes with another patient's style, as a share of the loss."""
     style_gain_se: float
-    """Standard error over images."""
+    """Standard error over images; too small where the images of a patient are alike and the patients are few."""
     layout_gain: float
     layout_gain_se: float
     ignored: tuple[str, ...]

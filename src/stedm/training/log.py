@@ -34,7 +34,7 @@ class TrainingLog:
         """Start TensorBoard's file; what an interrupted attempt wrote there after `step` is hidden."""
         writer = _summary_writer()
         if writer is not None:
-            self._tensorboard = writer(str(self.folder / "tensorboard"), purge_step=step + 1 if step else None)
+            self._tensorboard = writer(str(self.folder / "tensorboard"), purge_step=step + 1)
 
     def record(self, step: int, observation: Observation) -> None:
         """Take in an observation; pictures are written at once, values by `write`."""
