@@ -38,12 +38,20 @@ class GeneratorWatch:
     of the same patient, or the image itself where that patient has no others. Everything is encoded and drawn once.
     """
 
-    def __init__(self, run: RunFolder, config: RunConfig, model: StyleDiffusion, *, grid: StyleGrid | None) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        config: RunConfig,
+        model: StyleDiffusion,
+        *,
+        grid: StyleGrid | None = None,
+        num_images: int = IMAGES,
+    ) -> None:
         self.model, self.grid = model, grid
         self.latest: Validation | None = None
         patches = run.patches()
         patches = patches[patches["split"] == "val"].reset_index(drop=True)
-        rows = validation_rows(patches, IMAGES, seed=config.seed)
+        rows = validation_rows(patches, num_images, seed=config.seed)
         self.patients: list[str] = patches["patient"].iloc[rows].tolist()
         if len(rows) == 0:
             return

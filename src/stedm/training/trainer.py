@@ -219,22 +219,27 @@ def fit(
         callbacks.append(best)
     if watch is not None:
         callbacks.append(_Watching(watch, log, stretch))
-    trainer = L.Trainer(
-        max_steps=task.steps,
+    trainer = _trainer(task.steps, [*callbacks, _Checkpoint(last, log, stretch)])
+    loader = _Loader(batch_of_step, steps=task.steps, stretch=stretch)
+    trainer.fit(task, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    return task.cpu().eval()  # type: ignore[return-value]
+
+
+def _trainer(steps: int, callbacks: list[L.Callback]) -> L.Trainer:
+    """One device, the project's precision, and nothing written or printed but by the callbacks."""
+    return L.Trainer(
+        max_steps=steps,
         max_epochs=-1,
         accelerator="gpu" if best_device().type == "cuda" else "cpu",
         devices=1,
         precision=lightning_precision(best_device()),  # type: ignore[arg-type]
-        callbacks=[*callbacks, _Checkpoint(last, log, stretch)],
+        callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         reload_dataloaders_every_n_epochs=1,
     )
-    loader = _Loader(batch_of_step, steps=task.steps, stretch=stretch)
-    trainer.fit(task, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)
-    return task.cpu().eval()  # type: ignore[return-value]
 
 
 def _quiet() -> None:
