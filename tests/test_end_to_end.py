@@ -63,8 +63,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def results(out: Path) -> dict[str, bytes]:
-    """What must not depend on interruptions: scores, images, masks, weights."""
+    """What must not depend on interruptions: scores, images, masks, weights, what was seen while training."""
     patterns = ("evaluation/per_patient.csv", "evaluation/summary.json", "synthetic/*/*.png", "**/*.safetensors")
+    patterns += ("**/metrics.csv", "**/samples/*.png", "*/validation.json")
     return {str(path.relative_to(out)): path.read_bytes() for pattern in patterns for path in sorted(out.glob(pattern))}
 
 
@@ -83,6 +84,7 @@ def test_run_folder_is_the_contract(finished: Path) -> None:
         "diffusion/unet/config.json",
         "diffusion/style_encoder/model.safetensors",
         "diffusion/metrics.csv",
+        "diffusion/validation.json",
         "synthetic/plan.parquet",
         "synthetic/manifest.parquet",
         "segmentation/real+stain+synthetic/seed1/config.json",
@@ -155,6 +157,22 @@ def test_never_seen_patients_lend_nothing_to_training(finished: Path) -> None:
     assert not set(manifest["style_patient"]) & set(unseen["patient"])
     with pytest.raises(ValueError, match="not to be read"):
         RunFolder(finished).label_maps(unseen)
+
+
+def test_training_was_watched(finished: Path) -> None:
+    """One validation patient: no other patient's style to exchange with, so nothing is said about the style."""
+    validation = read_strictly(finished / "diffusion" / "validation.json")
+    assert validation["style_gain"] is None and "style" not in validation["ignored"]
+    assert validation["patients"] == 1 and validation["layout_gain_se"] > 0
+    table = pd.read_csv(finished / "diffusion" / "metrics.csv")
+    assert list(table) == ["step", "loss", "val_loss", "val_style_gain", "val_layout_gain"]
+    measured = table[table["val_loss"].notna()]
+    assert [row["step"] for row in validation["history"]] == measured["step"].tolist() and len(measured) > 1
+    assert validation["history"][-1]["val_loss"] == pytest.approx(validation["loss"], rel=1e-5)
+    grids = [f"step_{step:06d}.png" for step in measured["step"]]
+    assert sorted(path.name for path in (finished / "diffusion" / "samples").glob("step*")) == grids
+    assert pd.read_csv(finished / "autoencoder" / "metrics.csv")["val_psnr"].notna().sum() > 1
+    assert pd.read_csv(finished / "segmentation/real/seed0/metrics.csv")["val_iou"].notna().sum() > 1
 
 
 def test_scores_are_those_of_test_patients(finished: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from stedm import files
 from stedm.errors import UserError
 from stedm.evaluation.statistics import summary_table
+from stedm.stages import report_figures as figures
 from stedm.stages import report_text
 from stedm.stages.report import report
 
@@ -256,6 +257,55 @@ def test_control_is_shown_only_where_it_was_trained(copied_run):
     shutil.rmtree(copied_run / "control")
     report(copied_run)
     assert "trained on annotated images only" not in _page(copied_run)
+
+
+VALIDATION = {
+    "loss": 0.5,
+    "loss_other_style": 0.501,
+    "loss_other_layout": 0.75,
+    "loss_null": 0.8,
+    "style_gain": 0.002,
+    "style_gain_se": 0.003,
+    "layout_gain": 0.5,
+    "layout_gain_se": 0.05,
+    "ignored": ["style"],
+    "images": 24,
+    "patients": 4,
+    "history": [],
+}
+
+
+def test_ignored_condition_is_a_warning_and_marked_in_its_table(copied_run):
+    report(copied_run)
+    assert "On validation images" not in _page(copied_run)  # a run from before there was a validation
+    files.write_json(copied_run / "diffusion" / "validation.json", VALIDATION)
+    report(copied_run)
+    page, warning = _page(copied_run), "The style condition is ignored"
+    assert page.index("Read before believing") < page.index(warning) < page.index("Are the conditions obeyed?")
+    assert "+0.20 %" in page and "+50.0 %" in page and page.count("<strong>ignored</strong>") == 1
+    assert warning in (copied_run / "summary.md").read_text()
+
+
+def test_condition_that_could_not_be_exchanged_is_left_out(copied_run):
+    unknown = VALIDATION | {"style_gain": None, "style_gain_se": None, "loss_other_style": None, "ignored": []}
+    files.write_json(copied_run / "diffusion" / "validation.json", unknown | {"patients": 1})
+    report(copied_run)
+    page = _page(copied_run)
+    assert "another image&#39;s layout" in page or "another image's layout" in page
+    assert "another patient" not in page and "1 validation patient," in page
+
+
+def _panels_of(figure: str) -> list[str]:
+    svg = base64.b64decode(figure.partition(",")[2]).decode()
+    return re.findall(r"<text[^>]*>([^<]+)</text>", svg)
+
+
+def test_curves_show_what_was_measured_now_and_then_beside_the_loss():
+    table = pd.DataFrame({"step": range(1, 101), "loss": np.geomspace(50, 0.5, 100)})
+    table.loc[[24, 49, 74, 99], "val_style_gain"] = [0.001, 0.1, 0.3, 0.4]
+    words = _panels_of(figures.curves_figure({"diffusion": [table]}))
+    assert {"loss", "val style gain"} <= set(words)
+    assert not [word for word in words if "$" in word or "math" in word] and "10" in words
 
 
 SUMMARY = {

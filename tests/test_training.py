@@ -18,6 +18,7 @@ from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
 from stedm.training.augment import StainChange
 from stedm.training.batches import AutoencoderBatches, DiffusionBatches, SegmentationBatches, Variants
+from stedm.training.log import Observation
 from stedm.training.tasks import AutoencoderTask, Batch, DiffusionTask, SegmentationTask, Task, warmup_cosine
 from stedm.training.trainer import BestByValidation, fit
 
@@ -101,7 +102,7 @@ def validation_score(task: Task) -> float:
 
 
 def best_of(task: Task) -> BestByValidation | None:
-    return BestByValidation(validation_score) if isinstance(task, SegmentationTask) else None
+    return BestByValidation(validation_score, name="val_score") if isinstance(task, SegmentationTask) else None
 
 
 RECIPES: dict[str, tuple[Callable[..., Task], Callable[[], Any], float | None]] = {
@@ -170,7 +171,9 @@ def test_every_step_is_taken_once_and_in_order(name: str, tmp_path: Path) -> Non
     train(name, tmp_path, lambda step: asked.append(step) or batches(step))
     assert asked == list(range(STEPS))
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert lines[0] == "step,loss" and [int(line.split(",")[0]) for line in lines[1:]] == list(range(1, STEPS + 1))
+    assert lines[0] == ("step,loss,val_score" if name == "segmentation" else "step,loss") and [
+        int(line.split(",")[0]) for line in lines[1:]
+    ] == list(range(1, STEPS + 1))
     assert not [path for path in tmp_path.rglob(".*")]
 
 
@@ -217,6 +220,57 @@ def test_averaged_weights_are_the_ones_kept_and_cover_the_style_network(tmp_path
         torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=1e-5)
 
 
+class RecordingWatch:
+    """Uses up random numbers, changes the mode of the task, and remembers the weights it saw."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, dict[str, Tensor]] = {}
+
+    def __call__(self, task: Task, step: int) -> Observation:
+        assert not task.training and not torch.is_grad_enabled()
+        self.seen[step] = {key: value.detach().clone() for key, value in task.state_dict().items()}
+        torch.manual_seed(99)
+        checksum = sum(float(value.double().abs().sum()) for value in task.parameters())
+        picture = np.full((4, 4, 3), round(checksum) % 256, np.uint8)
+        return Observation({"val_checksum": checksum, "val_noise": torch.rand(()).item()}, picture)
+
+
+def watched(folder: Path, batches: Any = None, watch: RecordingWatch | None = None) -> dict[str, Tensor]:
+    watch = watch or RecordingWatch()
+    options: dict[str, Any] = {"folder": folder, "description": "watched", "ema_decay": 0.9, "stretches": 4}
+    return fit(diffusion_task(), batches or diffusion_batches(), watch=watch, **options).state_dict()
+
+
+def test_watching_changes_nothing_and_sees_the_averaged_weights(tmp_path: Path) -> None:
+    watch = RecordingWatch()
+    trained = watched(tmp_path / "watched", watch=watch)
+    assert equal(trained, train("diffusion", tmp_path / "alone"))
+    assert list(watch.seen) == [2, 4, 6, 8] and equal(watch.seen[8], trained)
+    losses, alone = (pd.read_csv(tmp_path / name / "metrics.csv")["loss"] for name in ("watched", "alone"))
+    assert losses.equals(alone)
+
+
+def test_watched_and_interrupted_ends_with_the_same_bits_metrics_and_pictures(tmp_path: Path) -> None:
+    def files(folder: Path) -> dict[str, bytes]:
+        paths = [folder / "metrics.csv", *sorted((folder / "samples").iterdir())]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+    expected = watched(tmp_path / "whole")
+    assert [f"samples/step_{step:06d}.png" for step in (2, 4, 6, 8)] == list(files(tmp_path / "whole"))[1:]
+    for at_step in (1, 2, 3, 7):
+        folder, watch = tmp_path / f"at{at_step}", RecordingWatch()
+        with pytest.raises(Interrupted):
+            watched(folder, interrupted(diffusion_batches(), at_step), watch)
+        assert equal(watched(folder, watch=watch), expected), at_step
+        assert files(folder) == files(tmp_path / "whole"), at_step
+
+
+def test_metrics_are_there_while_training(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train("diffusion", tmp_path, interrupted(diffusion_batches(), 5))
+    assert pd.read_csv(tmp_path / "metrics.csv")["step"].tolist() == [1, 2, 3, 4]
+
+
 def test_best_by_validation_is_the_one_kept(tmp_path: Path) -> None:
     seen: dict[int, dict[str, Tensor]] = {}
 
@@ -225,14 +279,14 @@ def test_best_by_validation_is_the_one_kept(tmp_path: Path) -> None:
         return validation_score(task)
 
     task = segmentation_task()
-    best = BestByValidation(score)
+    best = BestByValidation(score, name="val_score")
     fit(task, segmentation_batches(), folder=tmp_path, description="best", best=best, stretches=4)
     assert [step for step, _ in best.history] == [2, 4, 6, 8]
     assert equal(task.state_dict(), seen[4]) and not equal(task.state_dict(), seen[8])
 
 
 def test_validation_without_a_score_keeps_weights_all_the_same(tmp_path: Path) -> None:
-    best = BestByValidation(lambda task: float("nan"))
+    best = BestByValidation(lambda task: float("nan"), name="val_score")
     fit(segmentation_task(2), segmentation_batches(), folder=tmp_path, description="no score", best=best, stretches=1)
 
 

@@ -12,6 +12,7 @@ from stedm.diffusion.pipeline import to_images, to_network
 from stedm.files import atomic_path, write_text
 from stedm.models.autoencoder import FirstStage
 from stedm.stages.run_folder import RunFolder, train_patches
+from stedm.stages.watch import ReconstructionWatch
 from stedm.training.batches import AutoencoderBatches
 from stedm.training.tasks import AutoencoderTask
 from stedm.training.trainer import fit
@@ -49,7 +50,8 @@ def train_autoencoder(run: RunFolder, config: RunConfig) -> None:
             stain=config.diffusion.joint_stain,
             seed=config.seed,
         )
-        fit(task, batches, folder=run.autoencoder, description="first stage", ema_decay=0.98)
+        watch = ReconstructionWatch(run, seed=config.seed)
+        fit(task, batches, folder=run.autoencoder, description="first stage", ema_decay=0.98, watch=watch)
     first_stage = first_stage.eval().to(memory_format=torch.channels_last)
     rng = np.random.default_rng(config.seed)
     sample = images[rng.permutation(len(images))[:256]]

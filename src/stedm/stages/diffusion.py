@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,9 @@ from stedm.models.autoencoder import FirstStage
 from stedm.models.segmenter import Segmenter
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
-from stedm.stages.grids import save_style_grid
+from stedm.stages.grids import StyleGrid, save_style_grid
 from stedm.stages.run_folder import TEACHER_ARM, RunFolder, train_patches
+from stedm.stages.watch import IMAGES, GeneratorWatch
 from stedm.training.augment import StainChange, dihedral
 from stedm.training.batches import DiffusionBatches, Variants
 from stedm.training.tasks import DiffusionTask
@@ -28,21 +30,25 @@ VARIANTS = 2048
 
 def train_diffusion(run: RunFolder, config: RunConfig) -> None:
     """Train U-Net, style encoder and aggregation together; write `diffusion/` with the averaged weights."""
-    _train(run, config, run.diffusion, "diffusion")
+    grid = StyleGrid(run, config, rows=3, columns=4, shown=1)
+    _train(run, config, run.diffusion, "diffusion", grid=grid)
 
 
 def train_control(run: RunFolder, config: RunConfig) -> None:
     """The same generator on annotated patients only, to show what the unannotated ones are worth.
 
-    It sees as many annotated images as ours does, in full batches, and so takes fewer steps.
+    It sees as many annotated images as ours does, in full batches, and so takes fewer steps;
+    it is watched on fewer images.
     """
     share = config.diffusion.unlabelled_share
     steps = max(1, round(config.diffusion.steps * (1 - share)))
     alone = dataclasses.replace(config.diffusion, unlabelled_share=0.0, steps=steps)
-    _train(run, dataclasses.replace(config, diffusion=alone), run.control, "control (annotated only)")
+    config = dataclasses.replace(config, diffusion=alone)
+    _train(run, config, run.control, "control (annotated only)", num_images=IMAGES // 2)
 
 
-def _train(run: RunFolder, config: RunConfig, folder: Path, description: str) -> None:
+def _train(run: RunFolder, config: RunConfig, folder: Path, description: str, **watched: Any) -> None:
+    """`watched`: arguments of GeneratorWatch."""
     options = config.diffusion
     patches = train_patches(run.patches())
     if options.unlabelled_share == 0:
@@ -71,7 +77,9 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str) ->
         steps=options.steps,
         seed=config.seed,
     )
-    fit(task, batches, folder=folder, description=description, ema_decay=options.ema_decay)
+    watch = GeneratorWatch(run, config, model, **watched)
+    fit(task, batches, folder=folder, description=description, ema_decay=options.ema_decay, watch=watch)
+    watch.save(folder, name=description)
     model.eval().save_pretrained(folder)
     save_style_grid(run, config, model.to(best_device()), folder / "samples" / "style_by_layout.png")
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,33 +21,53 @@ from stedm.stages.run_folder import RunFolder, train_patches
 ROWS, COLUMNS, SHOWN = 6, 6, 3
 
 
-def save_style_grid(run: RunFolder, config: RunConfig, model: StyleDiffusion, path: Path) -> None:
-    """Rows: patients whose annotation was never used, three images of the style set at the left. Columns: layouts.
+class StyleGrid:
+    """Layouts in the styles of patients whose annotation was never used: chosen once, drawn again by every model.
 
-    Drawn with the model's own solver and guidance: the picture belongs to it, not to the run's `generate` section.
+    Rows: patients, some images of the style set at the left. Columns: layouts of the annotated patients.
     """
-    patches = run.patches()
-    annotated = train_patches(patches, annotated=True)
-    styles = train_patches(patches, annotated=False)
-    styles = styles if len(styles) else annotated
-    rng = np.random.default_rng([config.seed, 6])
-    layouts = RealLayouts(run.label_maps(annotated))
-    drawn = np.stack([layouts.draw(rng)[0] for _ in range(COLUMNS)])
-    names = sorted(styles["patient"].unique())
-    chosen = [names[k] for k in np.linspace(0, len(names) - 1, min(ROWS, len(names))).round().astype(int)]
-    rows = [_header(drawn)]
-    for name in chosen:
-        of_patient = styles[styles["patient"] == name]
-        style_set = run.images(of_patient.iloc[rng.permutation(len(of_patient))[: style_set_size(config)]])
-        images = model(drawn, style_set, seeds=range(COLUMNS))
-        rows.append(_row(style_set, images))
-    _save(np.concatenate(rows), path)
+
+    def __init__(
+        self, run: RunFolder, config: RunConfig, *, rows: int = ROWS, columns: int = COLUMNS, shown: int = SHOWN
+    ) -> None:
+        patches = run.patches()
+        annotated = train_patches(patches, annotated=True)
+        styles = train_patches(patches, annotated=False)
+        styles = styles if len(styles) else annotated
+        rng = np.random.default_rng([config.seed, 6])
+        layouts = RealLayouts(run.label_maps(annotated))
+        self.shown = shown
+        self.layouts = np.stack([layouts.draw(rng)[0] for _ in range(columns)])  # (columns, H, W)
+        names = sorted(styles["patient"].unique())
+        chosen = [names[k] for k in np.linspace(0, len(names) - 1, min(rows, len(names))).round().astype(int)]
+        self.style_sets = []
+        for name in chosen:
+            of_patient = styles[styles["patient"] == name]
+            self.style_sets.append(
+                run.images(of_patient.iloc[rng.permutation(len(of_patient))[: style_set_size(config)]])
+            )
+
+    def draw(self, model: StyleDiffusion, **sampling: Any) -> np.ndarray:
+        """The picture (height, width, 3) uint8; the seeds belong to the columns, the same at every call.
+
+        sampling: as in `StyleDiffusion`, which has its own settings.
+        """
+        rows = [_header(self.layouts, self.shown)]
+        for style_set in self.style_sets:
+            images = model(self.layouts, style_set, seeds=range(len(self.layouts)), **sampling)
+            rows.append(_row(style_set, images, self.shown))
+        return np.concatenate(rows)
+
+
+def save_style_grid(run: RunFolder, config: RunConfig, model: StyleDiffusion, path: Path) -> None:
+    """Draw with the model's own solver and guidance: the picture belongs to it, not to the `generate` section."""
+    _save(StyleGrid(run, config).draw(model), path)
 
 
 def save_probe_grid(probes: Sequence[StyleProbe], path: Path) -> None:
     """Rows: measured patients, images of the style set at the left. Columns: layouts, the same for all of them."""
-    rows = [_row(probe.style_images, probe.drawn[:COLUMNS]) for probe in probes[:ROWS]]
-    _save(np.concatenate([_header(probes[0].layouts[:COLUMNS]), *rows]), path)
+    rows = [_row(probe.style_images, probe.drawn[:COLUMNS], SHOWN) for probe in probes[:ROWS]]
+    _save(np.concatenate([_header(probes[0].layouts[:COLUMNS], SHOWN), *rows]), path)
 
 
 def style_set_size(config: RunConfig) -> int:
@@ -62,16 +83,16 @@ def sampling_of(model: StyleDiffusion, config: RunConfig) -> Sampling:
     return dataclasses.replace(model.sampling, **{name: value for name, value in given.items() if value is not None})
 
 
-def _row(style_set: np.ndarray, images: np.ndarray) -> np.ndarray:
+def _row(style_set: np.ndarray, images: np.ndarray, shown: int) -> np.ndarray:
     size = images.shape[1]
-    left = [style_set[n] if n < len(style_set) else np.full_like(images[0], 255) for n in range(SHOWN)]
+    left = [style_set[n] if n < len(style_set) else np.full_like(images[0], 255) for n in range(shown)]
     gap = np.full((size, size // 4, 3), 255, np.uint8)
     return _below(np.concatenate([*left, gap, *images], axis=1))
 
 
-def _header(layouts: np.ndarray) -> np.ndarray:
+def _header(layouts: np.ndarray, shown: int) -> np.ndarray:
     size = layouts.shape[1]
-    blank = np.full((size, SHOWN * size + size // 4, 3), 255, np.uint8)
+    blank = np.full((size, shown * size + size // 4, 3), 255, np.uint8)
     return _below(np.concatenate([blank, *(np.asarray(colour_layout(layout)) for layout in layouts)], axis=1))
 
 

@@ -220,6 +220,7 @@ def _context(run: Path) -> dict[str, Any]:
     config_text = (run / "config.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(config_text) or {}
     summary, generation = (_json(run / "evaluation" / name) for name in ("summary.json", "generation.json"))
+    validation = _json(run / "diffusion" / "validation.json")
     patches = _table(run / "data" / "patches.parquet")
     manifest = _table(run / "synthetic" / "manifest.parquet")
     labels = _json(run / "data" / "classes.json") or {"classes": []}
@@ -229,7 +230,11 @@ def _context(run: Path) -> dict[str, Any]:
         "name": run.resolve().name,
         "answer": text.answer(summary),
         "more": text.second_sentence(summary),
-        "warnings": text.warnings(summary, generation, filtered["share"] if filtered else None),
+        "warnings": [
+            *text.warnings(summary, generation, filtered["share"] if filtered else None),
+            *text.ignored_conditions(validation),
+        ],
+        "validation": validation,
         "summary": summary,
         "generation": generation,
         "environment": _json(run / "environment.json"),
@@ -257,13 +262,6 @@ def _context(run: Path) -> dict[str, Any]:
     }
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def report(run: Path) -> None:
     """Write `report/index.html` (self-contained) and `summary.md` into a run folder.
 
@@ -288,7 +286,7 @@ def report(run: Path) -> None:
         "signed": text.signed,
         "interval": text.interval,
         "p_text": text.p_text,
-        "duration": _duration,
+        "duration": text.duration,
     }
     page = environment.get_template("report.html.j2").render(context)
     files.write_text(run / "report" / "index.html", page)

@@ -185,6 +185,8 @@ def _draw_curve(axes: Axes, table: pd.DataFrame, column: str, **line: Any) -> No
     points = table[[column]].assign(step=table["step"] if "step" in table else range(len(table))).dropna()
     window = max(1, len(points) // 40)
     smooth = points[column].rolling(window, min_periods=1, center=True).mean()
+    if len(points) <= 16:  # measured now and then: the points are what is known, the line only joins them
+        line |= {"marker": "o", "ms": 3}
     axes.plot(points["step"], smooth, **line)
 
 
@@ -203,8 +205,10 @@ def curves_figure(trainings: Mapping[str, Sequence[pd.DataFrame]]) -> str | None
                     label = name if seed == 0 and len(trainings) > 1 else None
                     _draw_curve(axes, table, column, c=colours[name], lw=1.3, alpha=0.85, label=label)
             lines = np.concatenate([line.get_ydata() for line in axes.lines] or [np.ones(1)])
-            if lines.min() > 0 and lines.max() > 20 * lines.min():
+            if "loss" in column and lines.min() > 0 and lines.max() > 20 * lines.min():
                 axes.set_yscale("log")
+                axes.yaxis.set_major_formatter("{x:g}")  # powers of ten would need the mathematics that STYLE turns off
+                axes.yaxis.set_minor_formatter("")
             axes.set(title=column.replace("_", " "), xlabel="step")
         if len(trainings) > 1:
             figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(trainings))

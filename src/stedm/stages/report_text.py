@@ -8,6 +8,12 @@ IGNORED_CONDITION = 0.1
 COPYING = 0.5
 WEAK_LAYOUT = 0.5
 FEW_KEPT = 0.5
+REMEDIES = {
+    "style": "raise diffusion.steps, look whether the patients differ in stain at all, or try another "
+    "diffusion.style_set",
+    "layout": "raise diffusion.steps, look whether masks and images match, or annotate more patients",
+}
+"""What to try when the generator ignores a condition."""
 
 
 def signed(value: float) -> str:
@@ -23,6 +29,14 @@ def interval(ci95: list[float]) -> str:
 def p_text(p_value: float) -> str:
     """Format a p-value with its relation: `= 0.012`, `< 0.001`."""
     return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Format a time: `4.2 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def count(number: int, noun: str) -> str:
@@ -165,6 +179,21 @@ def warnings(
             "given."
         )
     return found
+
+
+def ignored_conditions(validation: Mapping[str, Any] | None) -> list[str]:
+    """Say which conditions a generator ignores, by how much, and what to try: a sentence each.
+
+    Args:
+        validation: content of diffusion/validation.json, if there.
+    """
+    whose = {"style": "another patient's style", "layout": "another image's layout"}
+    return [
+        f"The {name} condition is ignored: on validation images, {whose[name]} changes the loss by "
+        f"{100 * validation[f'{name}_gain']:+.2f} % (standard error {100 * validation[f'{name}_gain_se']:.2f} %). "
+        f"Try: {REMEDIES[name]}."
+        for name in (validation["ignored"] if validation else [])
+    ]
 
 
 def _markdown_table(header: list[str], rows: list[list[str]]) -> str:

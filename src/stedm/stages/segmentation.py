@@ -43,7 +43,7 @@ def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -
     )
     task = SegmentationTask(segmenter, learning_rate=options.learning_rate, steps=options.steps, seed=seed)
     folder = run.segmenter(arm, seed)
-    best = BestByValidation(_validation(run, config))
+    best = BestByValidation(_validation(run, config), name="val_iou")
     fit(task, batches, folder=folder, description=f"segmenter {arm} seed {seed}", best=best)
     segmenter.save_pretrained(folder)
 

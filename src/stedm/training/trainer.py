@@ -3,9 +3,10 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -15,12 +16,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from stedm.device import best_device, lightning_precision
 from stedm.errors import UserError
-from stedm.files import atomic_path, write_text
+from stedm.files import atomic_path
 from stedm.progress import Bar
+from stedm.training.log import Observation, TrainingLog
 from stedm.training.tasks import Batch, Task
 
 BatchOfStep = Callable[[int], Batch]
 """The batch of a step, a pure function of the step: what makes a resumed run equal an uninterrupted one."""
+
+
+class Watch(Protocol):
+    """Looks at a task at the end of every stretch: with the averaged weights, without gradients, in `eval` mode.
+
+    What it returns must depend on the weights and the step alone, or a resumed run would not equal an uninterrupted
+    one. It may draw random numbers: those of the training are kept from it.
+    """
+
+    def __call__(self, task: Any, step: int) -> Observation: ...
 
 
 class _Steps(Dataset[Batch]):
@@ -55,19 +67,19 @@ def _at_border(trainer: L.Trainer, stretch: int) -> bool:
 class _Progress(L.Callback):
     """A progress bar with steps per second, time left and the loss; stops at the first loss that is not finite."""
 
-    def __init__(self, description: str, metrics_path: Path, every: int) -> None:
-        self.description, self.metrics_path, self.every = description, metrics_path, every
-        self.rows: list[str] = []
+    def __init__(self, description: str, log: TrainingLog, every: int) -> None:
+        self.description, self.training_log, self.every = description, log, every
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.training_log.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
+        self.training_log.rows = state_dict["rows"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         total, completed = trainer.max_steps, trainer.global_step
-        self.bar = Bar(self.description, total=total, completed=completed, folder=self.metrics_path.parent)
+        self.training_log.open(completed)
+        self.bar = Bar(self.description, total=total, completed=completed, folder=self.training_log.folder)
         self.bar.__enter__()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
@@ -75,30 +87,70 @@ class _Progress(L.Callback):
         if not torch.isfinite(torch.tensor(loss)):
             raise UserError(
                 f"{self.description}: the loss is {loss} at step {step}; the last good state is kept in "
-                f"{self.metrics_path.parent / 'training'}; lower the learning rate and run again"
+                f"{self.training_log.folder / 'training'}; lower the learning rate and run again"
             )
         if step % self.every == 0 or step == trainer.max_steps:
-            self.rows.append(f"{step},{loss:.6g}")
+            self.training_log.record(step, Observation({"loss": loss}))
             self.bar.update(step, unit="steps", note=f"loss {loss:.3f}")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        write_text(self.metrics_path, "\n".join(["step,loss", *self.rows]) + "\n")
-
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.bar.__exit__()
+        self._end()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self.bar.__exit__()
+        self.training_log.close()
+
+
+class _Watching(L.Callback):
+    """Let `watch` look at the task at the end of every stretch, and record what it saw."""
+
+    def __init__(self, watch: Watch, log: TrainingLog, stretch: int) -> None:
+        self.watch, self.training_log, self.stretch = watch, log, stretch
+        self.last_step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_step": self.last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last_step = state_dict["last_step"]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        step = trainer.global_step
+        if _at_border(trainer, self.stretch) and step > self.last_step:
+            with _averaged_weights(trainer, pl_module), torch.random.fork_rng(), torch.no_grad():
+                pl_module.eval()
+                self.training_log.record(step, self.watch(pl_module, step))
+                pl_module.train()
+            self.last_step = step
+
+
+@contextmanager
+def _averaged_weights(trainer: L.Trainer, task: L.LightningModule) -> Iterator[None]:
+    """Exchange the task's weights for their averages, where there are any, and back: copies, bit for bit."""
+    averages = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
+    for average in averages:
+        average.on_validation_epoch_start(trainer, task)
+    try:
+        yield
+    finally:
+        for average in averages:
+            average.on_validation_epoch_end(trainer, task)
 
 
 class _Checkpoint(L.Callback):
-    """Save everything needed to resume at the end of every stretch, atomically."""
+    """Write the log, and save everything needed to resume, at the end of every stretch, atomically."""
 
-    def __init__(self, path: Path, stretch: int) -> None:
-        self.path, self.stretch = path, stretch
+    def __init__(self, path: Path, log: TrainingLog, stretch: int) -> None:
+        self.path, self.training_log, self.stretch = path, log, stretch
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step < trainer.max_steps and _at_border(trainer, self.stretch):
+        if not _at_border(trainer, self.stretch):
+            return
+        self.training_log.write()
+        if trainer.global_step < trainer.max_steps:
             with atomic_path(self.path) as temporary:
                 trainer.save_checkpoint(temporary)
 
@@ -106,12 +158,13 @@ class _Checkpoint(L.Callback):
 class BestByValidation(L.Callback):
     """After every stretch, score the task; at the end, put the best weights back into it.
 
-    score: (task) -> value, higher is better; never computed on test patients.
+    score: (task) -> value, higher is better; never computed on test patients. name: its column in metrics.csv.
     """
 
-    def __init__(self, score: Callable[[Any], float]) -> None:
-        self.score, self.best, self.weights = score, float("-inf"), {}
-        self.stretch = 1  # steps; set by `fit`
+    def __init__(self, score: Callable[[Any], float], *, name: str) -> None:
+        self.score, self.name, self.best, self.weights = score, name, float("-inf"), {}
+        self.stretch = 1  # steps; set by `fit`, as is the log
+        self.training_log: TrainingLog | None = None
         self.history: list[tuple[int, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -126,6 +179,8 @@ class BestByValidation(L.Callback):
             value = self.score(pl_module)
             pl_module.train()
             self.history.append((trainer.global_step, value))
+            if self.training_log is not None:
+                self.training_log.record(trainer.global_step, Observation({self.name: value}))
             if value > self.best or not self.weights:  # without any score (NaN) the first weights are better than none
                 self.best = value
                 self.weights = {k: v.detach().cpu().clone() for k, v in pl_module.state_dict().items()}
@@ -142,40 +197,49 @@ def fit(
     description: str,
     ema_decay: float | None = None,
     best: BestByValidation | None = None,
+    watch: Watch | None = None,
     stretches: int = 8,
 ) -> Task:
     """Train `task` for `task.steps` steps; continue from `folder/training/last.ckpt` when it is there.
 
-    folder: receives metrics.csv, and training/ (only needed to resume). ema_decay: when given, the task ends with the
-    exponential moving average of its weights. stretches: how often the state is saved. Raises UserError on a loss
-    that is not finite.
+    folder: receives what a TrainingLog writes, and training/ (only needed to resume). ema_decay: when given, the task
+    ends with the exponential moving average of its weights. stretches: how often the state is saved, and `watch`
+    called. Raises UserError on a loss that is not finite.
     """
     _quiet()
     task.to(memory_format=torch.channels_last)
     stretch = max(1, -(-task.steps // stretches))
     last = folder / "training" / "last.ckpt"
-    callbacks: list[L.Callback] = [_Progress(description, folder / "metrics.csv", max(1, task.steps // 100))]
+    log = TrainingLog(folder)
+    callbacks: list[L.Callback] = [_Progress(description, log, max(1, task.steps // 100))]
     if ema_decay is not None:
         callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(ema_decay)))
     if best is not None:
-        best.stretch = stretch
+        best.stretch, best.training_log = stretch, log
         callbacks.append(best)
-    trainer = L.Trainer(
-        max_steps=task.steps,
+    if watch is not None:
+        callbacks.append(_Watching(watch, log, stretch))
+    trainer = _trainer(task.steps, [*callbacks, _Checkpoint(last, log, stretch)])
+    loader = _Loader(batch_of_step, steps=task.steps, stretch=stretch)
+    trainer.fit(task, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    return task.cpu().eval()  # type: ignore[return-value]
+
+
+def _trainer(steps: int, callbacks: list[L.Callback]) -> L.Trainer:
+    """One device, the project's precision, and nothing written or printed but by the callbacks."""
+    return L.Trainer(
+        max_steps=steps,
         max_epochs=-1,
         accelerator="gpu" if best_device().type == "cuda" else "cpu",
         devices=1,
         precision=lightning_precision(best_device()),  # type: ignore[arg-type]
-        callbacks=[*callbacks, _Checkpoint(last, stretch)],
+        callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         reload_dataloaders_every_n_epochs=1,
     )
-    loader = _Loader(batch_of_step, steps=task.steps, stretch=stretch)
-    trainer.fit(task, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)
-    return task.cpu().eval()  # type: ignore[return-value]
 
 
 def _quiet() -> None:
