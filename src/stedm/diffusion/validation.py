@@ -14,7 +14,7 @@ from torch import Tensor
 from stedm.diffusion.flow import interpolate
 
 ConditionalVelocity = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
-"""v(z_t (B, C, h, w), t (B,), layout (B, H, W), style (B, K, d)) -> (B, C, h, w); None stands for the null condition."""
+"""v(z_t (B, C, h, w), t (B,), layout (B, H, W), style (B, K, d)) -> as z_t; None stands for the null condition."""
 
 TIMES = (0.5, 0.9)
 """Where the loss is taken: the middle, where most training happens, and where a wrong condition costs most."""
