@@ -382,6 +382,49 @@ def test_a_class_is_styled_by_its_own_vector_and_unknown_pixels_by_the_last() ->
         assert torch.equal((block(x, other, onehot) != before).any(1), layout == region)
 
 
+def test_velocity_of_gaussian_latents_is_exact_before_any_training() -> None:
+    """Where mu and sigma are right and latents are independent Gaussians, nothing is left for the network to learn."""
+    model = unet(style_vectors=CLASSES + 1)
+    nn.init.zeros_(model.conv_out.weight), nn.init.zeros_(model.conv_out.bias)
+    mu, sigma = torch.tensor([0.7, -0.4, 0.0, 1.5]), torch.tensor([0.3, 1.0, 2.0, 0.5])
+    with torch.no_grad():
+        model.prior.project.bias.copy_(torch.cat([mu, 3 * torch.atanh(sigma.log() / 3)]))
+    n = 4000
+    mu, sigma = mu.view(1, 4, 1, 1), sigma.view(1, 4, 1, 1)
+    z, e = mu + sigma * torch.randn(n, 4, 8, 8), torch.randn(n, 4, 8, 8)
+    given = torch.ones(n, dtype=torch.bool)
+    layout = torch.zeros(n, PX, PX, dtype=torch.uint8)
+    for time in (0.2, 0.6, 0.95):
+        t = torch.full((n,), time)
+        z_t = (1 - time) * z + time * e
+        style = torch.zeros(n, CLASSES + 1, 8)
+        v = torch.cat(
+            [
+                model(
+                    z_t[k : k + 500],
+                    t[:500],
+                    layout=layout[:500],
+                    layout_given=given[:500],
+                    style=style[:500],
+                    style_given=given[:500],
+                )
+                for k in range(0, n, 500)
+            ]
+        ).detach()
+        residual = e - z - v
+        D = ((1 - time) * sigma) ** 2 + time**2
+        torch.testing.assert_close(residual.square().mean((0, 2, 3)), (sigma**2 / D).flatten(), rtol=0.03, atol=0)
+        # The best guess leaves an error that z_t says nothing more about.
+        assert (residual * (z_t - z_t.mean(0))).mean((0, 2, 3)).abs().max() < 0.03
+
+
+def test_a_standard_prior_stays_standard() -> None:
+    model = unet(style_prior="standard")
+    assert not any(p.requires_grad for p in model.prior.parameters())
+    mu, sigma = model.prior(torch.randn(2, 1, 8), torch.ones(2, 4, 8, 8))
+    assert (mu == 0).all() and (sigma == 1).all()
+
+
 def test_without_a_layout_every_pixel_is_unknown() -> None:
     layout = torch.zeros(2, 4, 4, dtype=torch.uint8)
     onehot = one_hot_layout(layout, torch.tensor([True, False]), 3)

@@ -133,6 +133,8 @@ class DiffusionConfig:
     """Keep the timm backbone's weights as they are; what pools its features is trained all the same."""
     style_pooling: Literal["class", "image"] = "class"
     """One style vector for each layout class, from where it is in the style images (no mask needed), or one for all."""
+    style_prior: Literal["learned", "standard"] = "learned"
+    """Mean and spread of the latent of each class, from the style alone; `standard`: the same for every style."""
     aggregation: Literal["mean", "max", "linear", "attention"] = "attention"
     """How the vectors of a style set become one style vector."""
     injection: Literal["all", "bottleneck"] = "all"

@@ -41,13 +41,38 @@ class LayoutEmbedding(nn.Module):
         return torch.where(given[:, None, None, None], features, self.null.to(features.dtype)[None, :, None, None])
 
 
+class StylePrior(nn.Module):
+    """What style and layout alone say of a latent cell: independent Gaussians N(mu, sigma^2), one pair a region.
+
+    The network learns what they leave: it sees z_t standardised, and its output corrects the best guess a Gaussian
+    allows (the preconditioning of Karras 2022, EDM, with a mean and a variance that depend on the condition). With
+    a = 1 - t and D = a^2 sigma^2 + t^2, for z ~ N(mu, sigma^2), e ~ N(0, 1) and v = e - z:
+
+    E[v | z_t] = -mu + (t - a sigma^2) (z_t - a mu) / D,   Var[v | z_t] = sigma^2 / D.
+
+    So a class is in its patient's colour from the first steps of training on, in styles that were never seen too.
+    """
+
+    def __init__(self, style_dim: int, latent_channels: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(style_dim, 2 * latent_channels)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, style: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """style (B, K, d), shares (B, K, h, w) -> mu, sigma (B, C, h, w) each, or (B, C, 1, 1); sigma in 1/20 .. 20."""
+        with torch.autocast(style.device.type, enabled=False):  # colours want more than eight bits
+            mean, log_std = blend(self.project(style.float()), shares.float()).chunk(2, dim=1)
+            return mean, (3 * torch.tanh(log_std / 3)).exp()
+
+
 class UNet(FolderModel):
     """v(z_t, t, layout, style).
 
     latent_channels: channels C of z_t. num_classes: layout classes N. factor: pixels per latent cell.
     channels, multipliers: width per level; every level after the first halves the grid. style_vectors: K, 1 or
     num_classes + 1. injection: `all` puts the style into every residual block by adaptive group norm; `bottleneck` adds
-    it once as a bias (Oettl 2024).
+    it once as a bias (Oettl 2024). style_prior: `learned`, or `standard`, which stays at N(0, 1) for every style.
     """
 
     def __init__(
@@ -61,6 +86,7 @@ class UNet(FolderModel):
         style_dim: int,
         style_vectors: int = 1,
         injection: str = "all",
+        style_prior: str = "learned",
     ) -> None:
         super().__init__()
         self.config = {
@@ -72,9 +98,12 @@ class UNet(FolderModel):
             "style_dim": style_dim,
             "style_vectors": style_vectors,
             "injection": injection,
+            "style_prior": style_prior,
         }
         if injection not in ("all", "bottleneck"):
             raise ValueError(f"injection {injection!r}: use all or bottleneck")
+        if style_prior not in ("learned", "standard"):
+            raise ValueError(f"style_prior {style_prior!r}: use learned or standard")
         if style_vectors not in (1, num_classes + 1):
             raise ValueError(f"style_vectors {style_vectors}: use 1 or one a class and one more, {num_classes + 1}")
         widths = [channels * m for m in multipliers]
@@ -84,6 +113,7 @@ class UNet(FolderModel):
         self.null_style = nn.Parameter(0.02 * torch.randn(style_vectors, style_dim))
         self.time = nn.Sequential(nn.Linear(channels, cond), nn.SiLU(), nn.Linear(cond, cond))
         self.style = nn.Linear(style_dim, cond if injection == "all" else widths[-1])
+        self.prior = StylePrior(style_dim, latent_channels).requires_grad_(style_prior == "learned")
         self.conv_in = nn.Conv2d(latent_channels + channels, widths[0], 3, padding=1)
         self.encoder, self.decoder = nn.ModuleDict(), nn.ModuleDict()
         skips = self._add_encoder(widths, cond)
@@ -135,7 +165,11 @@ class UNet(FolderModel):
         c = F.silu(c + s if deep else c)  # (B, K or 1, cond)
         onehot = one_hot_layout(layout, layout_given, self.config["num_classes"])  # (B, N + 1, H, W)
         shares = self._shares(onehot)  # a level: (B, N + 1, h, w)
-        h = self.conv_in(torch.cat([z_t, self.layout(onehot, layout_given).to(z_t.dtype)], dim=1))  # (B, C0, h, w)
+        mu, sigma = self.prior(style, shares[0])  # (B, C, h, w) each
+        time = t[:, None, None, None]
+        a, D = 1 - time, ((1 - time) * sigma) ** 2 + time**2
+        x = (z_t - a * mu) / D.sqrt()  # (B, C, h, w), unit variance
+        h = self.conv_in(torch.cat([x, self.layout(onehot, layout_given).to(x.dtype)], dim=1))  # (B, C0, h, w)
         skips = [h]
         for name, block in self.encoder.items():
             h = block(h, c, shares[_level(name)]) if isinstance(block, ResidualBlock) else block(h)
@@ -148,7 +182,8 @@ class UNet(FolderModel):
                 h = block(torch.cat([h, skips.pop()], dim=1), c, shares[_level(name)])
             else:
                 h = block(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        return self.conv_out(F.silu(self.norm_out(h, c, shares[0])))  # (B, C, h, w)
+        correction = self.conv_out(F.silu(self.norm_out(h, c, shares[0]))).float()  # (B, C, h, w)
+        return -mu + ((time - a * sigma**2) * x + sigma * correction) / D.sqrt()  # (B, C, h, w)
 
     def _shares(self, onehot: Tensor) -> list[Tensor]:
         """Share of each class in the cells of every level's grid."""

@@ -106,6 +106,7 @@ def _untrained(first_stage: FirstStage, config: RunConfig, classes: list[str]) -
         style_dim=options.style_dim,
         style_vectors=regions,
         injection=options.injection,
+        style_prior=options.style_prior,
     )
     return StyleDiffusion(first_stage, extractor, unet, classes)
 
