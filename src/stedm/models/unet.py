@@ -107,7 +107,7 @@ class UNet(FolderModel):
         if style_vectors not in (1, num_classes + 1):
             raise ValueError(f"style_vectors {style_vectors}: use 1 or one a class and one more, {num_classes + 1}")
         widths = [channels * m for m in multipliers]
-        cond = 4 * channels
+        cond = max(128, 2 * channels)
         self.levels = len(widths)
         self.layout = LayoutEmbedding(num_classes, factor, channels)
         self.null_style = nn.Parameter(0.02 * torch.randn(style_vectors, style_dim))
