@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stedm.config import DiffusionConfig, GenerateConfig, RunConfig
+from stedm.data.composition import composition_digest
 from stedm.stages.prepare import input_digest, prepare
 from stedm.stages.run_folder import TEACHER_ARM, RunFolder
 
@@ -93,8 +94,9 @@ def _generator_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[S
             "generate",
             _later("generate.generate", run, config),
             run.synthetic,
-            ("seed", *_keys("generate", GenerateConfig, without=("batch_size",))),
+            ("seed", *_keys("generate", GenerateConfig, without=("batch_size", "composition"))),
             ("diffusion",),
+            extra=composition_digest(config.generate.composition),
         ),
         Stage(
             "filter",

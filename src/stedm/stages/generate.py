@@ -1,5 +1,6 @@
 """Stage `generate`: write the plan, a table of independent rows; then draw the rows that are not there yet."""
 
+import functools
 import json
 import time
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from stedm.config import RunConfig
+from stedm.data.composition import CompositionTable
 from stedm.data.layouts import PriorLayouts, RealLayouts
 from stedm.device import best_device
 from stedm.diffusion.pipeline import StyleDiffusion
@@ -16,13 +18,15 @@ from stedm.errors import UserError
 from stedm.files import atomic_path, write_json
 from stedm.progress import Bar
 from stedm.stages.grids import sampling_options, style_set_size
+from stedm.stages.layout_statistics import write_layout_statistics
 from stedm.stages.run_folder import RunFolder, train_patches
 
 
 def generate(run: RunFolder, config: RunConfig) -> None:
     """Write `synthetic/`: plan.parquet, images/, masks/, manifest.parquet."""
     patches = run.patches()
-    plan = make_plan(patches, config)
+    name = config.generate.composition
+    plan = make_plan(patches, config, composition=CompositionTable.read(name, run.classes()) if name else None)
     with atomic_path(run.synthetic / "plan.parquet") as temporary:
         plan.to_parquet(temporary)
     model = StyleDiffusion.from_pretrained(run.diffusion).to(best_device())
@@ -40,17 +44,21 @@ def generate(run: RunFolder, config: RunConfig) -> None:
             run.synthetic / "throughput.json",
             {"images": len(todo), "seconds": seconds, "device": str(model.device), "cores": torch.get_num_threads()},
         )
+    write_layout_statistics(run, plan, patches, seed=config.seed)
     manifest = plan.assign(image="images/" + plan["id"] + ".png", layout="masks/" + plan["id"] + ".png")
     manifest["mask"] = manifest["layout"]
     with atomic_path(run.synthetic / "manifest.parquet") as temporary:
         manifest.to_parquet(temporary)
 
 
-def make_plan(patches: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
+def make_plan(
+    patches: pd.DataFrame, config: RunConfig, *, composition: CompositionTable | None = None
+) -> pd.DataFrame:
     """One row per synthetic image: layout source and seed, style patient and patches, image seed, guidance.
 
     Style patients take turns, so that each is drawn equally often; styles come from training patients only, and with
-    `styles: unannotated` only from those whose annotation is not used.
+    `styles: unannotated` only from those whose annotation is not used. Prior layouts take their fractions from the
+    rows that `composition` has for the style patient's group.
     """
     options = config.generate
     annotated = train_patches(patches, annotated=True)
@@ -67,11 +75,17 @@ def make_plan(patches: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
         kind = options.layouts if options.layouts != "mixed" else ("real", "prior")[k % 2]
         ids = by_patient[patient]["patch_id"].to_numpy()
         lent = [] if options.styles == "none" else rng.permutation(ids)[: style_set_size(config)]
+        source, wanted = "prior", ""
+        if kind == "real":
+            source = rng.choice(annotated["patch_id"].to_numpy())
+        elif composition is not None:
+            wanted = json.dumps(rng.choice(composition.rows_of(str(by_patient[patient]["group"].iloc[0]))).tolist())
         rows.append(
             {
                 "id": f"s{k:06d}",
                 "layout_kind": kind,
-                "layout_source": rng.choice(annotated["patch_id"].to_numpy()) if kind == "real" else "prior",
+                "layout_source": source,
+                "composition": wanted,
                 "layout_seed": int(rng.integers(2**31)),
                 "style_patient": "" if options.styles == "none" else str(patient),
                 "style_patches": json.dumps(list(map(str, lent))),
@@ -88,16 +102,21 @@ class _Layouts:
 
     def __init__(self, run: RunFolder, patches: pd.DataFrame) -> None:
         annotated = train_patches(patches, annotated=True)
-        maps = run.label_maps(annotated)
+        self.maps, self.num_classes = run.label_maps(annotated), len(run.classes())
         self.position = {name: k for k, name in enumerate(annotated["patch_id"])}
-        self.real = RealLayouts(maps)
-        self.prior = PriorLayouts.fit(maps, len(run.classes()))
+        self.real = RealLayouts(self.maps)
+
+    @functools.cached_property
+    def prior(self) -> PriorLayouts:
+        """Fitted when a row first asks for it: it takes seconds."""
+        return PriorLayouts.fit(self.maps, self.num_classes)
 
     def of(self, row: pd.Series) -> np.ndarray:
         """Label map (H, W) uint8."""
         rng = np.random.default_rng(int(row["layout_seed"]))
         if row["layout_kind"] == "prior":
-            return self.prior.draw(rng)
+            wanted = json.loads(row["composition"]) if row["composition"] else None
+            return self.prior.draw(rng, fractions=None if wanted is None else np.array(wanted))
         return self.real.warp(self.position[row["layout_source"]], rng)
 
 
