@@ -3,9 +3,9 @@
     python benchmarks/learned_layouts.py --out runs/layouts
     python benchmarks/learned_layouts.py --out runs/layouts_ebhi --config configs/ebhi.yaml --table PATH
 
-Trains on warped label maps of the annotated patients only, on the latent grid, without any condition; draws layouts with
-three seeds, and compares them, the prior's and the warped real ones with the label maps of validation patients, who
-took no part. Writes OUT/layouts.json and OUT/layouts.png, and prints a table. One core, minutes.
+Trains on warped label maps of the annotated patients only, on the latent grid, without any condition; draws layouts
+with three seeds, and compares them, the prior's and the warped real ones with the label maps of validation patients,
+who took no part. Writes OUT/layouts.json and OUT/layouts.png, and prints a table. One core, minutes.
 """
 
 import argparse

@@ -142,7 +142,10 @@ def test_layouts_need_labels():
 
 def test_offsets_give_the_shares_wanted():
     rng = np.random.default_rng(0)
-    fields, wanted = rng.standard_normal((6, 4096)) * np.arange(1, 7)[:, None], np.array([0.5, 0.2, 0.1, 0.1, 0.09, 0.01])
+    fields, wanted = (
+        rng.standard_normal((6, 4096)) * np.arange(1, 7)[:, None],
+        np.array([0.5, 0.2, 0.1, 0.1, 0.09, 0.01]),
+    )
     winner = np.argmax(fields + solve_offsets(fields, wanted)[:, None], axis=0)
     assert np.bincount(winner) / 4096 == pytest.approx(wanted, abs=0.002)
 

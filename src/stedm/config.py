@@ -158,7 +158,7 @@ class GenerateConfig:
     layouts: Literal["real", "prior", "mixed"] = "mixed"
     """Warped annotated label maps, random fields matched to them, or half of each."""
     composition: Optional[str] = None
-    """CSV with the fractions of prior layouts: column `group` (`*`: any other), one per class; rows are alternatives."""
+    """CSV of the fractions of prior layouts: column `group` (`*`: any other), one per class; rows are alternatives."""
     styles: Literal["unannotated", "annotated", "none"] = "unannotated"
     """Patients whose styles are drawn; `none` samples without a style."""
     style_images: int = 4

@@ -22,7 +22,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """Read a YAML config, apply overrides (`section.key=value`, values as YAML), resolve the presets.
 
     Relative paths (`cohort.table`, `generate.composition`) in the file resolve against the file's folder; in an
-    override, against the working folder. Raises UserError naming file and key, with the nearest valid key when it is unknown.
+    override, against the working folder. Raises UserError naming file and key, with the nearest valid key when it is
+    unknown.
     """
     values = _read(Path(path)) if path else {}
     _build(RunConfig, values, str(path), "")  # so that a mistake in the file is not blamed on a flag, nor the reverse

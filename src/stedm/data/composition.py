@@ -43,7 +43,9 @@ class CompositionTable:
         _check_columns(path, list(table.columns), classes)
         if table.empty:
             raise UserError(f"{path}: the composition table has no rows; add one for each group, or one for `*`")
-        fractions = np.array([[_fraction(path, k, name, table[name][k]) for name in classes] for k in range(len(table))])
+        fractions = np.array(
+            [[_fraction(path, k, name, table[name][k]) for name in classes] for k in range(len(table))]
+        )
         for k, total in enumerate(fractions.sum(axis=1)):
             if abs(total - 1) > _TOLERANCE:
                 raise UserError(f"{row_name(path, k)}: the fractions sum to {total:g}; make them sum to 1")

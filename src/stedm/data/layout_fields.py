@@ -48,9 +48,9 @@ def _scattered(reach_px: np.ndarray, spacing_px: float, rng: np.random.Generator
 
 
 def solve_offsets(fields: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Offsets (C,) that make argmax(fields + offsets) hold the `wanted` shares (all above 0) of the pixels, (C, pixels).
+    """Offsets (C,) that make argmax(fields + offsets) hold the `wanted` shares of the pixels: (C,), (C, pixels).
 
-    Each class in turn gets the offset that is exactly right given the others', until all are within a pixel or two.
+    All shares are above 0. Each class in turn gets the offset that is right given the others', until nearly all are.
     """
     pixels = fields.shape[1]
     counts = np.clip(np.rint(wanted * pixels).astype(int), 1, pixels - 1)

@@ -1,4 +1,4 @@
-"""Layouts for generation: warped annotated label maps, and random fields that follow single maps in what is measured."""
+"""Layouts for generation: warped annotated label maps, and random fields that follow such maps in what is measured."""
 
 from dataclasses import dataclass, replace
 

@@ -51,9 +51,7 @@ def generate(run: RunFolder, config: RunConfig) -> None:
         manifest.to_parquet(temporary)
 
 
-def make_plan(
-    patches: pd.DataFrame, config: RunConfig, *, composition: CompositionTable | None = None
-) -> pd.DataFrame:
+def make_plan(patches: pd.DataFrame, config: RunConfig, *, composition: CompositionTable | None = None) -> pd.DataFrame:
     """One row per synthetic image: layout source and seed, style patient and patches, image seed, guidance.
 
     Style patients take turns, so that each is drawn equally often; styles come from training patients only, and with
@@ -75,17 +73,12 @@ def make_plan(
         kind = options.layouts if options.layouts != "mixed" else ("real", "prior")[k % 2]
         ids = by_patient[patient]["patch_id"].to_numpy()
         lent = [] if options.styles == "none" else rng.permutation(ids)[: style_set_size(config)]
-        source, wanted = "prior", ""
-        if kind == "real":
-            source = rng.choice(annotated["patch_id"].to_numpy())
-        elif composition is not None:
-            wanted = json.dumps(rng.choice(composition.rows_of(str(by_patient[patient]["group"].iloc[0]))).tolist())
+        group = str(by_patient[patient]["group"].iloc[0]) if composition is not None else ""
         rows.append(
             {
                 "id": f"s{k:06d}",
                 "layout_kind": kind,
-                "layout_source": source,
-                "composition": wanted,
+                **_layout(kind, annotated, rng, composition=composition, group=group),
                 "layout_seed": int(rng.integers(2**31)),
                 "style_patient": "" if options.styles == "none" else str(patient),
                 "style_patches": json.dumps(list(map(str, lent))),
@@ -95,6 +88,16 @@ def make_plan(
             }
         )
     return pd.DataFrame(rows)
+
+
+def _layout(
+    kind: str, annotated: pd.DataFrame, rng: np.random.Generator, *, composition: CompositionTable | None, group: str
+) -> dict[str, str]:
+    """Where a layout comes from: an annotated patch to warp, or fractions (JSON) asked for; "" for measured ones."""
+    if kind == "real":
+        return {"layout_source": rng.choice(annotated["patch_id"].to_numpy()), "composition": ""}
+    wanted = "" if composition is None else json.dumps(rng.choice(composition.rows_of(group)).tolist())
+    return {"layout_source": "prior", "composition": wanted}
 
 
 class _Layouts:

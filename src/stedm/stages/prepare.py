@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from stedm.config import IGNORE, CohortConfig, PrepareConfig, RunConfig
-from stedm.data.composition import CompositionTable
 from stedm.data.cohort import read_cohort, read_table, resolve_labels, row_name
+from stedm.data.composition import CompositionTable
 from stedm.data.labels import LabelMap, read_mask
 from stedm.data.patches import extract_label_patch, tile_grid
 from stedm.data.phantom import PHANTOM_LABELS, write_cohort

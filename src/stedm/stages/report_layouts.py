@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 
 from stedm.stages.report_figures import BETTER, FULL_IN, INK, STYLE, WORSE, _panels, _uri
 
@@ -22,7 +23,9 @@ def layouts_section(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
     order = [kind for kind in (*KINDS, "halves") if content["distances"].get(kind)]
     names = NAMES | {"halves": "two halves of the annotated patients"}
     return {
-        "figure": layouts_figure({kind: content["statistics"][kind] for kind in KINDS if kind in content["statistics"]}),
+        "figure": layouts_figure(
+            {kind: content["statistics"][kind] for kind in KINDS if kind in content["statistics"]}
+        ),
         "rows": [{"name": names[kind], **content["distances"][kind]} for kind in order],
         "composition": content["composition"],
     }
@@ -48,6 +51,9 @@ def layouts_figure(statistics: Mapping[str, Mapping[str, Any]]) -> str:
             share = [_border(found, pair) for pair in pairs]
             borders.plot(share, np.arange(len(pairs)) + shift, "o", ms=5, c=KINDS[kind])
         sizes.set_xscale("log")
+        sizes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        sizes.xaxis.set_major_formatter("{x:,.0f}")
+        sizes.xaxis.set_minor_locator(NullLocator())
         _label(fractions, classes, "class fractions", "share of a map, mean ± std")
         _label(sizes, classes, "region sizes", "pixels, quartiles over area")
         _label(borders, [" | ".join(pair) for pair in pairs], "who borders whom", "share of all borders")
