@@ -14,10 +14,10 @@ _SIGMA_PER_LENGTH = 0.64
 1/e at d = 1.56 s: so s = 0.64 times the regions' correlation length."""
 _SPACING_PER_LENGTH = 2.8
 """Distance of neighbouring cells over the correlation length, for cells that fill two thirds of the area."""
-_CELLS_PER_BULGE = 4.0
+_CELLS_PER_BULGE = 3.0
 """Loading on the cells over the curvature of a class's borders (times the correlation length)."""
 _MOST_CELLS = 4.0
-_MOST_CORRECTION = 2.0
+_MOST_CORRECTION = 4.0
 _MOST_MAPS = 128
 _CALIBRATION_PX = 128
 _ROUNDS = 8
