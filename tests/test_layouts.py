@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from stedm.config import IGNORE
-from stedm.data.layouts import PriorLayouts, RealLayouts, border_affinity, correlation_length
+from stedm.data.layout_fields import cell_field, smooth_fields, solve_offsets
+from stedm.data.layout_statistics import compare, correlation_length, measure
+from stedm.data.layouts import PriorLayouts, RealLayouts
+from stedm.data.phantom import draw_layout
 
 
 def bands(period_px: int, *, count: int = 24, size_px: int = 48) -> np.ndarray:
@@ -43,9 +46,75 @@ def test_prior_layouts_match_fractions_and_region_sizes(period_px):
     drawn = np.stack([prior.draw(rng) for _ in range(80)])
     assert drawn.max() <= 2
     for c in range(3):
-        assert (drawn == c).mean() == pytest.approx((maps == c).mean(), abs=0.04)
-        measured = correlation_length(drawn == c)
-        assert 0.5 * prior.length_px[c] < measured < 2 * prior.length_px[c]
+        assert (drawn == c).mean() == pytest.approx((maps == c).mean(), abs=0.02)
+        assert 0.5 < correlation_length(drawn == c) / correlation_length(maps == c) < 2
+
+
+def test_prior_layouts_look_like_the_phantom_by_its_statistics():
+    """Fractions, region sizes and borders, about as near as two halves of the annotated patients are to each other."""
+    slides = [draw_layout(192, np.random.default_rng([0, k])) for k in range(4)]
+    maps = np.stack([slide[y : y + 64, x : x + 64] for slide in slides for y in (0, 64, 128) for x in (0, 64, 128)])
+    prior, rng = PriorLayouts.fit(maps, 3), np.random.default_rng(0)
+    drawn = np.stack([prior.follow(k % len(maps), rng) for k in range(4 * len(maps))])
+    distance = compare(measure(drawn, 3), measure(maps, 3))
+    assert distance.fraction_error < 0.002  # followed one by one, the fractions are exact but for rounding
+    assert np.abs(distance.region_log_ratio).max() < 0.35
+    assert distance.adjacency_distance < 0.12
+    some = measure(np.stack([prior.draw(rng) for _ in range(64)]), 3)
+    assert compare(some, measure(maps, 3)).fraction_error < 0.05  # 64 maps drawn with repetition
+
+
+def test_packed_cells_stay_apart():
+    """Six tenths of a map in cells with gaps between them: smooth Gaussian fields would run them together."""
+    y, x = np.indices((8, 64, 64))[1:] % 16 - 7.5
+    maps = (np.hypot(y, x) < 7.0).astype(np.uint8)
+    prior = PriorLayouts.fit(maps, 2)
+    drawn = np.stack([prior.draw(np.random.default_rng(k)) for k in range(16)])
+    found = measure(drawn, 2)
+    assert found.fractions[1] == pytest.approx((maps == 1).mean(), abs=0.02)
+    assert found.region_px[0] > 4 * found.region_px[1]
+    assert found.regions_per_map[1] > 2 * found.regions_per_map[0]
+    assert (prior.cells[:, 1] > prior.cells[:, 0]).all()
+
+
+def test_nested_classes_stay_nested():
+    """A core within a ring within the rest: the core and the rest meet less than either meets the ring by chance."""
+    y, x = np.indices((12, 64, 64))[1:] - 31.5 + 6 * np.random.default_rng(0).standard_normal((2, 12, 1, 1))
+    radius_px = np.hypot(y, x)
+    maps = (radius_px < 24).astype(np.uint8) + (radius_px < 12).astype(np.uint8)
+    prior = PriorLayouts.fit(maps, 3)
+    adjacency = measure(np.stack([prior.draw(np.random.default_rng(k)) for k in range(24)]), 3).adjacency
+    assert adjacency[0, 2] < 0.5 * adjacency[0, 1]
+
+
+def test_six_classes_most_of_them_rare_and_ignored_pixels():
+    rng = np.random.default_rng(0)
+    maps = np.zeros((12, 48, 48), np.uint8)
+    for k, label_map in enumerate(maps):
+        label_map[:, 24:] = 1
+        label_map[10:20, 10:20] = 2 + k % 4
+    maps[rng.random(maps.shape) < 0.02] = IGNORE
+    maps[:, :4] = IGNORE
+    prior = PriorLayouts.fit(maps, 6)
+    drawn = np.stack([prior.follow(k, rng) for k in range(12)])
+    assert drawn.max() == 5
+    for k, label_map in enumerate(drawn):
+        assert set(np.unique(label_map)) == {0, 1, 2 + k % 4}
+    assert compare(measure(drawn, 6), measure(maps, 6)).fraction_error < 0.003
+
+
+def test_given_fractions_are_kept_whatever_was_measured():
+    prior, wanted = PriorLayouts.fit(bands(16), 3), np.array([0.8, 0.0, 0.2])
+    for seed in range(6):
+        layout = prior.draw(np.random.default_rng(seed), fractions=wanted)
+        assert np.bincount(layout.ravel(), minlength=3) / layout.size == pytest.approx(wanted, abs=0.003)
+
+
+def test_large_maps_are_measured_small_and_drawn_large():
+    prior = PriorLayouts.fit(bands(96, count=6, size_px=192), 3)
+    assert prior.draw(np.random.default_rng(0)).shape == (192, 192)
+    small = PriorLayouts.fit(bands(96, count=6, size_px=192)[:, ::2, ::2], 3)
+    assert np.median(prior.length_px / small.length_px) == pytest.approx(2, rel=0.01)
 
 
 def test_prior_layouts_vary_as_the_patches_do():
@@ -64,21 +133,28 @@ def test_draws_depend_on_the_generator_only():
         assert (draw(np.random.default_rng(7)) != draw(np.random.default_rng(8))).any()
 
 
-def test_correlation_length_of_random_fields_of_known_size():
-    rng = np.random.default_rng(0)
-    cells = np.kron(rng.random((40, 8, 8)) < 0.5, np.ones((1, 8, 8), bool))
-    # Squares of width w at aligned places: autocorrelation 1 - lag / w, which is 1/e at lag 0.63 w.
-    assert correlation_length(cells) == pytest.approx(0.63 * 8, abs=0.7)
-
-
-def test_affinity_knows_who_meets_whom():
-    affinity = border_affinity(bands(16), 3)
-    assert affinity[0, 1] > affinity[0, 2] and affinity[1, 2] > affinity[0, 2]
-    assert np.linalg.eigvalsh(affinity)[0] > 0 and np.diag(affinity) == pytest.approx(1)
-
-
 def test_layouts_need_labels():
     with pytest.raises(ValueError, match="annotated"):
         RealLayouts(np.zeros((0, 8, 8), np.uint8))
     with pytest.raises(ValueError, match="labelled"):
         PriorLayouts.fit(np.full((2, 8, 8), IGNORE, np.uint8), 2)
+
+
+def test_offsets_give_the_shares_wanted():
+    rng = np.random.default_rng(0)
+    fields, wanted = (
+        rng.standard_normal((6, 4096)) * np.arange(1, 7)[:, None],
+        np.array([0.5, 0.2, 0.1, 0.1, 0.09, 0.01]),
+    )
+    winner = np.argmax(fields + solve_offsets(fields, wanted)[:, None], axis=0)
+    assert np.bincount(winner) / 4096 == pytest.approx(wanted, abs=0.002)
+
+
+def test_fields_are_standardised_and_cells_are_closed_at_any_threshold():
+    rng = np.random.default_rng(0)
+    for field in (lambda: smooth_fields(1, 96, 4.0, rng)[0], lambda: cell_field(96, 16.0, rng)):
+        values = np.stack([field() for _ in range(16)])
+        assert abs(values.mean()) < 0.2 and values.std() == pytest.approx(1, abs=0.2)
+    cells = np.stack([cell_field(96, 16.0, rng) for _ in range(8)])
+    gaps = measure((cells < np.quantile(cells, 0.35)).astype(np.uint8), 2)
+    assert gaps.region_px[1] > 10 * gaps.region_px[0]  # 35 % of the area, and yet connected: the cells are apart

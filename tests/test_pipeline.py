@@ -90,7 +90,7 @@ def test_seed_layout_and_style_all_matter(model: StyleDiffusion) -> None:
 def test_style_images_may_be_shared_given_one_by_one_or_as_vectors(model: StyleDiffusion) -> None:
     shared = model(LAYOUTS, STYLES[0], seeds=SEEDS, nfe=2)
     repeated = model(LAYOUTS, [STYLES[0]] * 5, seeds=SEEDS, nfe=2)
-    vectors = model(LAYOUTS, styles=model.style_vectors([STYLES[0]] * 5), seeds=SEEDS, nfe=2)
+    vectors = model(LAYOUTS, styles=model.extract_styles([STYLES[0]] * 5), seeds=SEEDS, nfe=2)
     assert (repeated == shared).all() and (vectors == shared).all()
     uneven = [STYLES[0][:1], STYLES[1], np.concatenate([STYLES[2], STYLES[3]]), STYLES[3], STYLES[4]]
     assert model(LAYOUTS, uneven, seeds=SEEDS, nfe=2).shape == shared.shape
@@ -118,7 +118,7 @@ def test_branches_of_guidance_share_one_batch(
 
 
 def test_scale_one_samples_the_conditional_model(model: StyleDiffusion) -> None:
-    conditional = model._velocities(torch.from_numpy(LAYOUTS[:2]), model.style_vectors(STYLES[:2]))
+    conditional = model._velocities(torch.from_numpy(LAYOUTS[:2]), model.extract_styles(STYLES[:2]).vectors)
     z, t = torch.randn(2, 4, 8, 8), torch.full((2,), 0.5)
     with torch.no_grad():
         v = conditional(z, t, [(False, False), (True, False), (True, True)])

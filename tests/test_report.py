@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from stedm import files
+from stedm.data.layout_statistics import compare, measure
 from stedm.errors import UserError
 from stedm.evaluation.statistics import summary_table
 from stedm.stages import report_figures as figures
@@ -68,6 +69,16 @@ def _write_synthetic(run: Path, rng: np.random.Generator, patches: pd.DataFrame)
             }
         )
     pd.DataFrame(rows).to_parquet(run / "synthetic" / "manifest.parquet")
+    found = measure(rng.integers(0, len(CLASSES), (4, 16, 16)).astype(np.uint8), len(CLASSES))
+    distance = compare(found, found).as_json(CLASSES)
+    files.write_json(
+        run / "synthetic" / "layouts.json",
+        {
+            "statistics": dict.fromkeys(("annotated", "real", "prior"), found.as_json(CLASSES)),
+            "distances": {"halves": None, "real": distance, "prior": distance},
+            "composition": False,
+        },
+    )
     for folder in ("diffusion", "control"):
         _image(run / folder / "samples" / "style_by_layout.png", rng, size=(64, 128))
 
@@ -190,7 +201,7 @@ def test_stage_times_include_their_parts(full_run):
             "autoencoder/metrics.csv",
         ],
         ["environment.json", "data/patches.parquet", "evaluation/summary.json", "evaluation/generation.json"],
-        ["synthetic/manifest.parquet", "segmentation"],
+        ["synthetic/manifest.parquet", "synthetic/layouts.json", "segmentation"],
     ],
 )
 def test_what_is_missing_is_named_with_the_command_that_writes_it(copied_run, missing):

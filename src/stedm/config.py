@@ -193,6 +193,8 @@ class GenerateConfig:
     """Synthetic images to draw."""
     layouts: Literal["real", "prior", "mixed"] = "mixed"
     """Warped annotated label maps, random fields matched to them, or half of each."""
+    composition: Optional[str] = None
+    """CSV of the fractions of prior layouts: column `group` (`*`: any other), one per class; rows are alternatives."""
     styles: Literal["unannotated", "annotated", "none"] = "unannotated"
     """Patients whose styles are drawn; `none` samples without a style."""
     style_images: int = 4
@@ -200,7 +202,7 @@ class GenerateConfig:
     generator: Literal["full", "few-step"] = "full"
     """`few-step`: also train one that needs no guidance and few evaluations (section `few_step`), and draw with it."""
     solver: Optional[Literal["euler", "heun", "multistep"]] = None
-    """ODE solver; the generator's own when not given, as for the next four."""
+    """ODE solver; the generator's own when not given, as for the next five."""
     nfe: Optional[int] = None
     """Network function evaluations per image and guidance branch."""
     guidance: Optional[Literal["nested", "composed"]] = None
@@ -209,6 +211,8 @@ class GenerateConfig:
     """Layout guidance scale; 1 means none."""
     style_guidance: Optional[float] = None
     """Style guidance scale; 1 means none."""
+    grain: Optional[float] = None
+    """How much of the scanner's noise that the style set shows is added; 0 adds none."""
     batch_size: int = 64
     """Images per sampling batch; changes the speed, never the images."""
 

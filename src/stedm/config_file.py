@@ -14,18 +14,23 @@ from stedm.errors import UserError
 from stedm.files import write_text
 from stedm.presets import resolve
 
+_PATHS = (("cohort", "table"), ("generate", "composition"))
+"""Keys that hold a path relative to the config file."""
+
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML config, apply overrides (`section.key=value`, values as YAML), resolve the presets.
 
-    A relative `cohort.table` in the file resolves against the file's folder; in an override, against the working
-    folder. Raises UserError naming file and key, with the nearest valid key when it is unknown.
+    Relative paths (`cohort.table`, `generate.composition`) in the file resolve against the file's folder; in an
+    override, against the working folder. Raises UserError naming file and key, with the nearest valid key when it is
+    unknown.
     """
     values = _read(Path(path)) if path else {}
     _build(RunConfig, values, str(path), "")  # so that a mistake in the file is not blamed on a flag, nor the reverse
-    table = values.get("cohort", {}).get("table") if isinstance(values.get("cohort"), dict) else None
-    if isinstance(table, str) and path:
-        values["cohort"]["table"] = str((Path(path).resolve().parent / table).resolve())
+    for section, key in _PATHS:
+        name = values[section].get(key) if isinstance(values.get(section), dict) else None
+        if isinstance(name, str) and path:
+            values[section][key] = str((Path(path).resolve().parent / name).resolve())
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from stedm.config import DiffusionConfig, GenerateConfig, RunConfig, ingredients
+from stedm.data.composition import composition_digest
 from stedm.stages.prepare import input_digest, prepare
 from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder
 
-FORMAT = 6
+FORMAT = 7
 """Raise when a stage's results change for the same config: old run folders are then redone."""
 
 
@@ -97,8 +98,9 @@ def _generator_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[S
             "generate",
             _later("generate.generate", run, config),
             run.synthetic,
-            ("seed", *_keys("generate", GenerateConfig, without=("batch_size",))),
+            ("seed", *_keys("generate", GenerateConfig, without=("batch_size", "composition"))),
             ("few-step",) if few else ("diffusion",),
+            extra=composition_digest(config.generate.composition),
         ),
         Stage(
             "filter",
@@ -146,13 +148,14 @@ def _later(name: str, *arguments: Any, **options: Any) -> Callable[[], None]:
 
 def _few_step_stage(run: RunFolder, config: RunConfig) -> Stage:
     """The generator of few steps; its pairs are drawn as the synthetic set is."""
-    drawing = _keys("generate", GenerateConfig, without=("batch_size", "images"))
+    drawing = _keys("generate", GenerateConfig, without=("batch_size", "images", "composition"))
     return Stage(
         "few-step",
         _later("few_step.train_few_step", run, config),
         run.few_step,
         ("seed", "few_step", "diffusion.ema_decay", *drawing),
         ("diffusion",),
+        extra=composition_digest(config.generate.composition),
     )
 
 

@@ -91,6 +91,8 @@ def _check(config: RunConfig) -> None:
     _check_counts(config)
     _check_folds(config)
     _check_patch_px(config)
+    if config.generate.composition is not None and config.generate.layouts == "real":
+        raise UserError("generate.composition: real layouts keep their fractions; set generate.layouts: prior or mixed")
 
 
 def _check_lists(config: RunConfig) -> None:

@@ -1,14 +1,28 @@
-"""Layouts for generation: warped annotated label maps, and random fields matched to them."""
+"""Layouts for generation: warped annotated label maps, and random fields that follow such maps in what is measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import fft, ndimage
+from scipy import ndimage
 
-_OFFSET_STEPS = 40
+from stedm.data.layout_fields import cell_field, smooth_fields, solve_offsets
+from stedm.data.layout_statistics import class_counts, compare, correlation_length, measure
+from stedm.data.layout_structure import border_affinity, border_lengths, bulge, fill_ignored
+
 _SIGMA_PER_LENGTH = 0.64
 """A field smoothed with sigma s has the autocorrelation r = exp(-d^2 / 4 s^2), and its sign 2 / pi asin(r), which is
 1/e at d = 1.56 s: so s = 0.64 times the regions' correlation length."""
+_SPACING_PER_LENGTH = 2.8
+"""Distance of neighbouring cells over the correlation length, for cells that fill two thirds of the area."""
+_CELLS_PER_BULGE = 3.0
+"""Loading on the cells over the curvature of a class's borders (times the correlation length)."""
+_MOST_CELLS = 4.0
+_MOST_CORRECTION = 4.0
+_MOST_MAPS = 128
+_CALIBRATION_PX = 128
+_ROUNDS = 8
+_NEAREST = 8
+"""How many maps, those nearest in composition, may lend the architecture when a user gives the composition."""
 
 
 class RealLayouts:
@@ -34,7 +48,7 @@ class RealLayouts:
         angle, zoom = rng.uniform(0, 2 * np.pi), self._scale ** rng.uniform(-1, 1)
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
         centred = np.indices((size_px, size_px), np.float64) - (size_px - 1) / 2  # (2, H, H)
-        local = self._elastic_px * np.stack([_smooth_field(size_px, size_px / 8, rng) for _ in range(2)])
+        local = self._elastic_px * smooth_fields(2, size_px, size_px / 8, rng)
         coordinates = np.tensordot(turn, centred, axes=1) + local + (size_px - 1) / 2
         # The value that interpolates highest wins: contours stay smooth where nearest-pixel look-up would fray them.
         values = np.unique(label_map)
@@ -49,17 +63,21 @@ class RealLayouts:
 class PriorLayouts:
     """Layouts from random fields that match class fractions, region sizes and neighbourhoods; measure with `fit`.
 
-    Each class has a Gaussian random field; a pixel gets the class whose field, plus an offset, is the largest. The
-    offsets are solved for the fractions wanted. Fields of classes that often share a border are correlated: where one
-    is high the other is too, and so they meet.
+    Every class has a field; a pixel gets the class whose field, plus an offset, is the largest, with offsets solved for
+    the fractions wanted. A field is a smooth random one plus `cells` times a cellular one that all classes share, so
+    that classes with a high value lie within cells, those with a low one between them, and those in the middle around
+    the first: glands. Smooth fields of classes that share borders are correlated: where one is high the other is too,
+    and so they meet. Each draw follows one of M measured maps in its fractions, borders, cells and scale.
     """
 
     fractions: np.ndarray
-    """(M, C) class fractions of M patches; a draw takes one of them."""
+    """(M, C) class fractions of the maps."""
+    mixing: np.ndarray
+    """(M, C, C) square root of the correlation of the smooth fields."""
+    cells: np.ndarray
+    """(M, C) loading of the classes on the cellular field, in standard deviations of the smooth ones."""
     length_px: np.ndarray
-    """(C,) correlation length of each class's regions, pixels: the lag at which the autocorrelation falls to 1/e."""
-    affinity: np.ndarray
-    """(C, C) positive definite correlation of the fields, diagonal 1."""
+    """(M,) correlation length of the regions, pixels: the lag at which their autocorrelation falls to 1/e."""
     size_px: int
     """Width and height of the layouts."""
 
@@ -67,89 +85,85 @@ class PriorLayouts:
     def fit(cls, label_maps: np.ndarray, num_classes: int) -> "PriorLayouts":
         """Measure label maps (N, H, H) uint8 with classes below `num_classes`; ignore pixels are left out.
 
-        Raises ValueError when no map has a labelled pixel.
+        What is measured is then corrected by what layouts drawn with it measure: the scale of each map until its
+        borders are as long as wanted, the cells of each class until its regions are as large. Of more than 128 maps,
+        evenly spaced ones are used. Raises ValueError when no map has a labelled pixel.
         """
-        counts = np.stack([(label_maps == c).sum(axis=(1, 2)) for c in range(num_classes)], axis=1)  # (N, C)
-        labelled = counts.sum(axis=1)
-        if not labelled.any():
+        counts = class_counts(label_maps, num_classes)  # (N, C)
+        labelled = np.flatnonzero(counts.sum(axis=1))
+        if len(labelled) == 0:
             raise ValueError("no labelled pixel in the label maps; prior layouts are measured on annotated patches")
-        fractions = counts[labelled > 0] / labelled[labelled > 0, None]
-        lengths = np.array([correlation_length(label_maps == c) for c in range(num_classes)])
-        return cls(fractions, lengths, border_affinity(label_maps, num_classes), label_maps.shape[1])
+        used = labelled[np.linspace(0, len(labelled) - 1, min(len(labelled), _MOST_MAPS)).round().astype(int)]
+        fractions = counts[used] / counts[used].sum(axis=1, keepdims=True)
+        step = -(-label_maps.shape[1] // _CALIBRATION_PX)
+        maps = fill_ignored(label_maps[used], num_classes)[:, ::step, ::step]
+        small = _corrected(_measured(maps, fractions), maps)
+        return replace(small, length_px=step * small.length_px, size_px=label_maps.shape[1])
 
-    def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """A layout (size_px, size_px) uint8 with every pixel in a class."""
-        num_classes = self.fractions.shape[1]
-        wanted = self.fractions[rng.integers(len(self.fractions))]
-        sigmas_px = _SIGMA_PER_LENGTH * self.length_px
-        white = np.stack([_smooth_field(self.size_px, sigma_px, rng) for sigma_px in sigmas_px])  # (C, H, H)
-        fields = np.tensordot(np.linalg.cholesky(self.affinity), white, axes=1).reshape(num_classes, -1)
+    def draw(self, rng: np.random.Generator, *, fractions: np.ndarray | None = None) -> np.ndarray:
+        """A layout (size_px, size_px) uint8 with every pixel in a class.
+
+        fractions: (C,), sum 1, instead of a measured map's; the rest then follows a map of a similar composition.
+        """
+        if fractions is None:
+            return self.follow(int(rng.integers(len(self.fractions))), rng)
+        nearest = np.argsort(np.abs(self.fractions - fractions).sum(axis=1), kind="stable")[:_NEAREST]
+        return self.follow(int(rng.choice(nearest)), rng, fractions=fractions)
+
+    def follow(self, k: int, rng: np.random.Generator, *, fractions: np.ndarray | None = None) -> np.ndarray:
+        """A layout (size_px, size_px) uint8 that follows map k in what is measured; `fractions` as in `draw`."""
+        wanted = self.fractions[k] if fractions is None else fractions
+        length_px = self.length_px[k]
+        smooth = smooth_fields(len(wanted), self.size_px, _SIGMA_PER_LENGTH * length_px, rng)  # (C, H, H)
+        fields = np.tensordot(self.mixing[k], smooth, axes=1)
+        fields += self.cells[k][:, None, None] * cell_field(self.size_px, _SPACING_PER_LENGTH * length_px, rng)
         present = np.flatnonzero(wanted > 0)
-        offsets = _solve_offsets(fields[present], wanted[present])
-        winner = present[np.argmax(fields[present] + offsets[:, None], axis=0)]
+        fields = fields.reshape(len(wanted), -1)[present]
+        winner = present[np.argmax(fields + solve_offsets(fields, wanted[present])[:, None], axis=0)]
         return winner.reshape(self.size_px, self.size_px).astype(np.uint8)
 
 
-def correlation_length(regions: np.ndarray) -> float:
-    """Lag in pixels at which the autocorrelation of regions (N, H, H) bool falls to 1/e; at least 1, at most H / 2.
-
-    Averaged over both axes and all patches, which is what the random fields reproduce on average.
-    """
-    centred = regions.astype(np.float64) - regions.mean()
-    variance = (centred**2).mean()
-    largest = regions.shape[1] // 2
-    if variance == 0:
-        return float(largest)
-    previous = 1.0
-    for lag in range(1, largest):
-        along = (centred[:, lag:] * centred[:, :-lag]).mean() + (centred[:, :, lag:] * centred[:, :, :-lag]).mean()
-        current = along / 2 / variance
-        if current < np.exp(-1):
-            return max(1.0, lag - 1 + (previous - np.exp(-1)) / (previous - current))
-        previous = current
-    return float(largest)
+def _measured(maps: np.ndarray, fractions: np.ndarray) -> PriorLayouts:
+    """What maps (M, H, H) without ignored pixels, of these fractions (M, C), say directly."""
+    num_classes = fractions.shape[1]
+    lengths_px = [correlation_length(maps == c) for c in range(num_classes)]
+    length_px = float(np.exp(np.average(np.log(lengths_px), weights=fractions.mean(axis=0))))
+    curvature = length_px * bulge(maps, num_classes, sigma_px=max(1.0, 0.12 * length_px))
+    present = fractions > 0
+    curvature -= (curvature * present).sum(axis=1, keepdims=True) / present.sum(axis=1, keepdims=True)
+    return PriorLayouts(
+        fractions=fractions,
+        mixing=np.stack([_root(border_affinity(lengths)) for lengths in border_lengths(maps, num_classes)]),
+        cells=np.clip(_CELLS_PER_BULGE * curvature * present, -_MOST_CELLS, _MOST_CELLS),
+        length_px=np.full(len(maps), length_px),
+        size_px=maps.shape[1],
+    )
 
 
-def border_affinity(label_maps: np.ndarray, num_classes: int) -> np.ndarray:
-    """(C, C) correlation of classes by how much border they share, against chance given each class's border length.
-
-    Positive definite with a diagonal of 1; pairs that meet more often than by chance are positive.
-    """
-    pairs = np.zeros((num_classes, num_classes))
-    for a, b in ((label_maps[:, 1:], label_maps[:, :-1]), (label_maps[:, :, 1:], label_maps[:, :, :-1])):
-        border = (a != b) & (a < num_classes) & (b < num_classes)
-        np.add.at(pairs, (a[border], b[border]), 1)
-    pairs += pairs.T
-    share = pairs.sum(axis=1) / max(pairs.sum(), 1)
-    chance = np.outer(share, share)
-    np.fill_diagonal(chance, 0)
-    expected = chance * pairs.sum() / max(chance.sum(), 1e-12)
-    affinity = np.divide(pairs - expected, pairs + expected, out=np.zeros_like(pairs), where=pairs + expected > 0)
-    # Halving keeps fields distinguishable; lifting the spectrum makes the matrix positive definite.
-    affinity = 0.5 * affinity + np.eye(num_classes)
-    lift = max(0.0, 0.1 - np.linalg.eigvalsh(affinity)[0])
-    return (affinity + lift * np.eye(num_classes)) / (1 + lift)
-
-
-def _smooth_field(size_px: int, sigma_px: float, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian random field (H, H), unit variance, smoothed with a Gaussian of `sigma_px`.
-
-    The Gaussian lives in Fourier space on a margin, so that opposite borders are independent.
-    """
-    padded = fft.next_fast_len(size_px + int(np.ceil(3 * sigma_px)), real=True)
-    frequency = np.fft.fftfreq(padded)[:, None] ** 2 + np.fft.rfftfreq(padded)[None] ** 2
-    gain = np.exp(-2 * (np.pi * sigma_px) ** 2 * frequency)
-    field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((padded, padded))) * gain, s=(padded, padded))
-    weight = np.fft.irfft2(gain, s=(padded, padded))
-    return (field / np.sqrt((weight**2).sum()))[:size_px, :size_px]
+def _corrected(prior: PriorLayouts, maps: np.ndarray) -> PriorLayouts:
+    """Scale and cells corrected by what drawn layouts measure, in steps that shrink (Robbins and Monro 1951)."""
+    num_classes, size_px = prior.fractions.shape[1], prior.size_px
+    wanted, borders = measure(maps, num_classes), border_lengths(maps, num_classes).sum(axis=(1, 2)) / 2
+    measured_cells, bounds_px = prior.cells, (0.3 * prior.length_px[0], 4 * prior.length_px[0])
+    common = np.zeros(num_classes)
+    for n in range(_ROUNDS):
+        step = 1 / np.sqrt(1 + n / 3)
+        drawn = np.stack([prior.follow(k, np.random.default_rng([n, k])) for k in range(len(maps))])
+        lengths = border_lengths(drawn, num_classes).sum(axis=(1, 2)) / 2
+        # A quarter of a side is added to both: maps with next to no border must not run away.
+        longer = np.log((lengths + size_px / 4) / (borders + size_px / 4))  # (M,)
+        larger = np.nan_to_num(compare(measure(drawn, num_classes), wanted).region_log_ratio)  # (C,)
+        overall = (larger * wanted.fractions).sum()
+        common = np.clip(common + 0.8 * step * (larger - overall), -_MOST_CORRECTION, _MOST_CORRECTION)
+        prior = replace(
+            prior,
+            cells=np.clip(measured_cells + common, -_MOST_CELLS, _MOST_CELLS),
+            length_px=np.clip(prior.length_px * np.exp(step * (0.5 * longer - 0.25 * overall)), *bounds_px),
+        )
+    return prior
 
 
-def _solve_offsets(fields: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Offsets (C,) that make argmax(fields + offsets) hold the `wanted` shares of the pixels, (C, pixels)."""
-    offsets = np.zeros(len(wanted))
-    step = 1.0
-    for _ in range(_OFFSET_STEPS):
-        shares = np.bincount(np.argmax(fields + offsets[:, None], axis=0), minlength=len(wanted)) / fields.shape[1]
-        offsets += step * (np.sqrt(wanted) - np.sqrt(shares)) * 2
-        step *= 0.95
-    return offsets - offsets.mean()
+def _root(matrix: np.ndarray) -> np.ndarray:
+    """Symmetric square root of a symmetric positive definite matrix."""
+    values, vectors = np.linalg.eigh(matrix)
+    return vectors * np.sqrt(values) @ vectors.T

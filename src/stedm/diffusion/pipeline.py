@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stedm.device import autocast
+from stedm.diffusion.grain import add_grain, measure_grain
 from stedm.diffusion.sampling import SOLVERS, Branch, Sampling, guidance_weights, guided, noise_from_seeds
 from stedm.errors import UserError
 from stedm.files import atomic_folder, read_json, write_json
@@ -43,6 +45,22 @@ def read_index(folder: str | Path) -> tuple[list[str], Sampling]:
         return [str(name) for name in index["classes"]], Sampling(**index.get("sampling", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); copy the model folder again") from None
+
+
+@dataclass(frozen=True)
+class Styles:
+    """Styles of B images, as `StyleDiffusion.extract_styles` reads them from style sets."""
+
+    vectors: Tensor
+    """(B, K, d): what the style extractor says."""
+    grain: Tensor
+    """(B, 3): standard deviation of the scanner's noise in each colour, images in [-1, 1]."""
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, rows: Tensor | slice) -> "Styles":
+        return Styles(self.vectors[rows], self.grain[rows])
 
 
 class StyleDiffusion(nn.Module):
@@ -94,15 +112,12 @@ class StyleDiffusion(nn.Module):
         return next(self.parameters()).device
 
     @torch.no_grad()
-    def style_vectors(self, style_images: Images | Sequence[Images]) -> Tensor:
-        """Style sets -> styles (B, K, d). One array (B, N, H, W, 3), or a sequence of B sets (N_b, H, W, 3)."""
+    def extract_styles(self, style_images: Images | Sequence[Images]) -> Styles:
+        """Style sets -> B styles. One array (B, N, H, W, 3), or a sequence of B sets (N_b, H, W, 3)."""
+        sets = [to_network(images).to(self.device) for images in style_images]
         with autocast(self.device):
-            vectors = [self.style_extractor(to_network(images)[None].to(self.device)) for images in style_images]
-        return torch.cat(vectors).float()
-
-    def null_styles(self, n: int) -> Tensor:
-        """The learned null style, n times: (n, K, d)."""
-        return self.unet.null_style.detach().expand(n, *self.unet.null_style.shape)
+            vectors = torch.cat([self.style_extractor(images[None]) for images in sets]).float()  # (B, K, d)
+        return Styles(vectors, torch.stack([measure_grain(images) for images in sets]))
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
@@ -111,7 +126,7 @@ class StyleDiffusion(nn.Module):
         style_images: Images | Sequence[Images] | None = None,
         *,
         seeds: Sequence[int],
-        styles: Tensor | None = None,
+        styles: Styles | None = None,
         size_px: int | None = None,
         **sampling: Any,
     ) -> Images:
@@ -119,30 +134,33 @@ class StyleDiffusion(nn.Module):
 
         layouts: label maps (B, H, W) uint8, values >= number of classes (255) unknown; None draws without a layout.
         style_images: one style set (N, H, W, 3) for all images, or a set per image; None draws without a style.
-        styles: styles (B, K, d) from `style_vectors`, instead of style_images.
+        styles: B styles from `extract_styles`, instead of style_images.
         size_px: image side when there are no layouts. Sides must be multiples of `unet.grid_multiple` pixels.
         sampling: fields of `Sampling` (nfe, solver, guidance, ...) that replace the model's own.
         """
         if style_images is not None:
             shared = isinstance(style_images, np.ndarray) and style_images.ndim == 4
-            styles = self.style_vectors([style_images] if shared else style_images)  # type: ignore[list-item]
-            styles = styles.expand(len(seeds), *styles.shape[1:]) if shared else styles
-        z = self.draw_latents(layouts, styles, seeds=seeds, size_px=size_px, **sampling)
+            styles = self.extract_styles([style_images] if shared else style_images)  # type: ignore[list-item]
+            styles = styles[torch.zeros(len(seeds), dtype=torch.long)] if shared else styles
+        options = dataclasses.replace(self.sampling, **sampling)
+        z = self.draw_latents(
+            layouts, None if styles is None else styles.vectors, options, seeds=seeds, size_px=size_px
+        )
         with autocast(self.device):
-            return to_images(self.first_stage.decode(z))
+            x = self.first_stage.decode(z).float()  # (B, 3, H, W)
+        return to_images(x if styles is None else add_grain(x, options.grain * styles.grain, seeds=seeds))
 
     @torch.no_grad()
     def draw_latents(
         self,
         layouts: Images | None,
         styles: Tensor | None,
+        options: Sampling,
         *,
         seeds: Sequence[int],
         size_px: int | None = None,
-        **sampling: Any,
     ) -> Tensor:
-        """The latents (B, C, h, w) behind `__call__`, which says what the arguments are."""
-        options = dataclasses.replace(self.sampling, **sampling)
+        """The latents (B, C, h, w) behind `__call__`, which says what the arguments are; styles (B, K, d)."""
         B = len(seeds)
         height, width = layouts.shape[1:] if layouts is not None else (size_px, size_px)
         self._check(B, layouts=layouts, styles=styles, height=height, width=width)
@@ -160,6 +178,10 @@ class StyleDiffusion(nn.Module):
         shape = (self.first_stage.latent_channels, height // factor, width // factor)  # type: ignore[operator]
         with autocast(self.device):
             return SOLVERS[options.solver](velocity, noise_from_seeds(seeds, shape).to(self.device), options.nfe)
+
+    def null_styles(self, n: int) -> Tensor:
+        """The learned null style, n times: (n, K, d)."""
+        return self.unet.null_style.detach().expand(n, *self.unet.null_style.shape)
 
     def _velocities(self, layout: Tensor, style: Tensor):  # type: ignore[no-untyped-def]
         """The network asked in several ways at once: (z_t, t, K branches) -> (K, B, C, h, w)."""

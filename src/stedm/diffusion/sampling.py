@@ -26,6 +26,8 @@ class Sampling:
     """Layout guidance scale; 1 means none."""
     style_guidance: float = 1.5
     """Style guidance scale; 1 means none."""
+    grain: float = 1.0
+    """How much of the scanner's noise that the style set shows is added (see diffusion/grain.py); 0 adds none."""
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:

@@ -30,7 +30,7 @@ def blend(vectors: Tensor, shares: Tensor) -> Tensor:
 
 
 class AdaptiveGroupNorm(nn.Module):
-    """Group norm whose scale and shift come from conditioning vectors, one a region; the identity at initialisation."""
+    """Group norm whose scale and shift come from conditioning vectors, one a region; almost plain at the start."""
 
     def __init__(self, channels: int, condition_dim: int) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.sampling import Sampling
 from stedm.files import atomic_path
 from stedm.progress import Bar
-from stedm.stages.generate import PlanLayouts, make_plan, styles_of
+from stedm.stages.generate import PlanLayouts, composition_of, make_plan, styles_of
 from stedm.stages.grids import sampling_of, save_style_grid
 from stedm.stages.run_folder import RunFolder
 from stedm.training.batches import PairBatches
@@ -53,7 +53,7 @@ def _pairs(run: RunFolder, config: RunConfig, teacher: StyleDiffusion) -> dict[s
         return kept
     patches = run.patches()
     sampling = dataclasses.replace(sampling_of(teacher, config), nfe=config.few_step.teacher_nfe)
-    plan = make_plan(patches, _plan_config(config), sampling)
+    plan = make_plan(patches, _plan_config(config), sampling, composition=composition_of(run, config))
     layouts = PlanLayouts(run, patches)
     parts = []
     with Bar("drawing pairs", total=len(plan), folder=run.few_step) as bar:
@@ -85,10 +85,11 @@ def _draw_pairs(
 ) -> dict[str, Tensor]:
     maps = np.stack([layouts.of(row) for _, row in rows.iterrows()])
     styles = styles_of(run, teacher, patches, rows)
-    z = teacher.draw_latents(maps, styles, seeds=rows["seed"].tolist(), **dataclasses.asdict(sampling))
+    vectors = None if styles is None else styles.vectors
+    z = teacher.draw_latents(maps, vectors, sampling, seeds=rows["seed"].tolist())
     return {
         "seeds": torch.tensor(rows["seed"].tolist()),
         "z": z.half().cpu(),
         "layout": torch.from_numpy(maps),
-        "style": (teacher.null_styles(len(rows)) if styles is None else styles).cpu(),
+        "style": (teacher.null_styles(len(rows)) if vectors is None else vectors).cpu(),
     }

@@ -1,6 +1,7 @@
 """Stage `generate`: write the plan, a table of independent rows; then draw the rows that are not there yet."""
 
 import dataclasses
+import functools
 import json
 import time
 
@@ -8,17 +9,18 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch import Tensor
 
 from stedm.config import RunConfig
+from stedm.data.composition import CompositionTable
 from stedm.data.layouts import PriorLayouts, RealLayouts
 from stedm.device import best_device
-from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.diffusion.pipeline import StyleDiffusion, Styles
 from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
 from stedm.files import atomic_path, write_json
 from stedm.progress import Bar
 from stedm.stages.grids import sampling_of, style_set_size
+from stedm.stages.layout_statistics import write_layout_statistics
 from stedm.stages.run_folder import RunFolder, train_patches
 
 
@@ -26,7 +28,7 @@ def generate(run: RunFolder, config: RunConfig) -> None:
     """Write `synthetic/`: plan.parquet, images/, masks/, manifest.parquet."""
     patches = run.patches()
     model = StyleDiffusion.from_pretrained(run.generator(config)).to(best_device())
-    plan = make_plan(patches, config, sampling_of(model, config))
+    plan = make_plan(patches, config, sampling_of(model, config), composition=composition_of(run, config))
     with atomic_path(run.synthetic / "plan.parquet") as temporary:
         plan.to_parquet(temporary)
     layouts = PlanLayouts(run, patches)
@@ -43,17 +45,27 @@ def generate(run: RunFolder, config: RunConfig) -> None:
             run.synthetic / "throughput.json",
             {"images": len(todo), "seconds": seconds, "device": str(model.device), "cores": torch.get_num_threads()},
         )
+    write_layout_statistics(run, plan, patches, seed=config.seed)
     manifest = plan.assign(image="images/" + plan["id"] + ".png", layout="masks/" + plan["id"] + ".png")
     manifest["mask"] = manifest["layout"]
     with atomic_path(run.synthetic / "manifest.parquet") as temporary:
         manifest.to_parquet(temporary)
 
 
-def make_plan(patches: pd.DataFrame, config: RunConfig, sampling: Sampling) -> pd.DataFrame:
+def composition_of(run: RunFolder, config: RunConfig) -> CompositionTable | None:
+    """The user's composition table, if the config names one."""
+    name = config.generate.composition
+    return CompositionTable.read(name, run.classes()) if name else None
+
+
+def make_plan(
+    patches: pd.DataFrame, config: RunConfig, sampling: Sampling, *, composition: CompositionTable | None = None
+) -> pd.DataFrame:
     """One row per synthetic image: layout source and seed, style patient and patches, image seed, guidance.
 
     Style patients take turns, so that each is drawn equally often; styles come from training patients only, and with
-    `styles: unannotated` only from those whose annotation is not used.
+    `styles: unannotated` only from those whose annotation is not used. Prior layouts take their fractions from the
+    rows that `composition` has for the style patient's group.
     """
     options = config.generate
     annotated = train_patches(patches, annotated=True)
@@ -70,11 +82,12 @@ def make_plan(patches: pd.DataFrame, config: RunConfig, sampling: Sampling) -> p
         kind = options.layouts if options.layouts != "mixed" else ("real", "prior")[k % 2]
         ids = by_patient[patient]["patch_id"].to_numpy()
         lent = [] if options.styles == "none" else rng.permutation(ids)[: style_set_size(config)]
+        group = str(by_patient[patient]["group"].iloc[0]) if composition is not None else ""
         rows.append(
             {
                 "id": f"s{k:06d}",
                 "layout_kind": kind,
-                "layout_source": rng.choice(annotated["patch_id"].to_numpy()) if kind == "real" else "prior",
+                **_layout(kind, annotated, rng, composition=composition, group=group),
                 "layout_seed": int(rng.integers(2**31)),
                 "style_patient": "" if options.styles == "none" else str(patient),
                 "style_patches": json.dumps(list(map(str, lent))),
@@ -86,29 +99,44 @@ def make_plan(patches: pd.DataFrame, config: RunConfig, sampling: Sampling) -> p
     return pd.DataFrame(rows)
 
 
+def _layout(
+    kind: str, annotated: pd.DataFrame, rng: np.random.Generator, *, composition: CompositionTable | None, group: str
+) -> dict[str, str]:
+    """Where a layout comes from: an annotated patch to warp, or fractions (JSON) asked for; "" for measured ones."""
+    if kind == "real":
+        return {"layout_source": rng.choice(annotated["patch_id"].to_numpy()), "composition": ""}
+    wanted = "" if composition is None else json.dumps(rng.choice(composition.rows_of(group)).tolist())
+    return {"layout_source": "prior", "composition": wanted}
+
+
 class PlanLayouts:
     """The layout of a plan row, a pure function of the row."""
 
     def __init__(self, run: RunFolder, patches: pd.DataFrame) -> None:
         annotated = train_patches(patches, annotated=True)
-        maps = run.label_maps(annotated)
+        self.maps, self.num_classes = run.label_maps(annotated), len(run.classes())
         self.position = {name: k for k, name in enumerate(annotated["patch_id"])}
-        self.real = RealLayouts(maps)
-        self.prior = PriorLayouts.fit(maps, len(run.classes()))
+        self.real = RealLayouts(self.maps)
+
+    @functools.cached_property
+    def prior(self) -> PriorLayouts:
+        """Fitted when a row first asks for it: it takes seconds."""
+        return PriorLayouts.fit(self.maps, self.num_classes)
 
     def of(self, row: pd.Series) -> np.ndarray:
         """Label map (H, W) uint8."""
         rng = np.random.default_rng(int(row["layout_seed"]))
         if row["layout_kind"] == "prior":
-            return self.prior.draw(rng)
+            wanted = json.loads(row["composition"]) if row["composition"] else None
+            return self.prior.draw(rng, fractions=None if wanted is None else np.array(wanted))
         return self.real.warp(self.position[row["layout_source"]], rng)
 
 
-def styles_of(run: RunFolder, model: StyleDiffusion, patches: pd.DataFrame, rows: pd.DataFrame) -> Tensor | None:
-    """Styles (B, ...) of plan rows; None when they are drawn without one."""
+def styles_of(run: RunFolder, model: StyleDiffusion, patches: pd.DataFrame, rows: pd.DataFrame) -> Styles | None:
+    """Styles of plan rows; None when they are drawn without one."""
     by_id = patches.set_index("patch_id")
     lent = [json.loads(names) for names in rows["style_patches"]]
-    return model.style_vectors([run.images(by_id.loc[names]) for names in lent]) if all(lent) else None
+    return model.extract_styles([run.images(by_id.loc[names]) for names in lent]) if all(lent) else None
 
 
 def _draw(

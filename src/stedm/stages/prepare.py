@@ -17,6 +17,7 @@ from rich.text import Text
 
 from stedm.config import IGNORE, CohortConfig, PrepareConfig, RunConfig
 from stedm.data.cohort import read_cohort, read_table, resolve_labels, row_name
+from stedm.data.composition import CompositionTable
 from stedm.data.labels import LabelMap, read_mask
 from stedm.data.patches import extract_label_patch, tile_grid
 from stedm.data.phantom import PHANTOM_LABELS, write_cohort
@@ -48,6 +49,8 @@ def prepare(out: Path, config: RunConfig) -> None:
         raise UserError("every training patient is annotated; set generate.styles: annotated, or a split.label_budget")
     with _progress() as progress:
         labels = resolve_labels(cohort_config, cohort)
+        if config.generate.composition:  # a mistake in it should not come to light after the training
+            CompositionTable.read(config.generate.composition, labels.classes)
         _check_pixels(cohort, str(cohort_config.table), progress)
         if not unchanged:
             for name in ("images", "masks"):

@@ -114,7 +114,7 @@ def _draw(run: RunFolder, config: RunConfig, model: StyleDiffusion, plans: list[
         sets = [run.images(plan.lent) for plan in plans]
         size = style_set_size(config)
         sets = [images[np.arange(size) % len(images)] for images in sets] if fixed else sets
-        styles = model.style_vectors(sets).repeat_interleave(len(plans[0].seeds), dim=0)
+        styles = model.extract_styles(sets)[torch.arange(len(plans)).repeat_interleave(len(plans[0].seeds))]
     layouts = np.concatenate([plan.layouts for plan in plans])
     seeds = np.concatenate([plan.seeds for plan in plans])
     parts = []

@@ -17,6 +17,7 @@ from stedm.stages import report_figures as figures
 from stedm.stages import report_generation as generator
 from stedm.stages import report_pictures as pictures
 from stedm.stages import report_text as text
+from stedm.stages.report_layouts import layouts_section
 
 STAGES = ("data", "autoencoder", "diffusion", "control", "synthetic", "segmentation", "evaluation")
 ROLES = (
@@ -247,6 +248,7 @@ def _context(run: Path) -> dict[str, Any]:
         "grid": _pictures(run / "diffusion" / "samples", "style_by_layout.png"),
         "control_grid": _pictures(run / "control" / "samples", "style_by_layout.png"),
         "drawn": pictures.drawn_gallery(run, manifest, patches) if drawable else None,
+        "layouts": layouts_section(_json(run / "synthetic" / "layouts.json")),
         "filtered": filtered,
         "memorised": _memorised(run, manifest, patches),
         "style_figure": generator.style_plot(generation),

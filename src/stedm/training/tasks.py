@@ -83,7 +83,7 @@ class DiffusionTask(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         z = batch["z"].float()  # (B, C, h, w)
-        style = self.style_extractor(batch["style_images"])  # (B, d)
+        style = self.style_extractor(batch["style_images"])  # (B, K, d)
 
         def velocity(z_t: Tensor, t: Tensor) -> Tensor:
             return self.unet(
