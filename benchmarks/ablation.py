@@ -10,6 +10,7 @@ measured on never-seen patients. Writes OUT/ablation.json and prints a table.
 
 import argparse
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ PAPER: Changes = {
         "pseudo_confidence": None,
         "unknown_share": 0.0,
     },
-    "generate": {"solver": "euler", "nfe": 128, "layout_guidance": 1.0, "style_guidance": 1.5},
+    "generate": {"solver": "euler", "nfe": 128, "layout_guidance": 1.0, "style_guidance": 1.5, "grain": 0.0},
 }
 """Annotated images only, style a bias in the middle, guidance on style alone, 128 Euler steps (for DDIM's)."""
 STEPS: dict[str, Changes] = {
@@ -45,7 +46,8 @@ STEPS: dict[str, Changes] = {
     "partly unknown layouts": {"diffusion": {"unknown_share": 0.3}},
     "a style for each class": {"diffusion": {"style_pooling": "class"}},
     "style prior": {"diffusion": {"style_prior": "learned"}},
-    "nested guidance": {"generate": {"guidance": "nested", "layout_guidance": 1.5}},
+    "scanner's grain": {"generate": {"grain": 1.0}},
+    "nested guidance": {"generate": {"guidance": "nested", "layout_guidance": 1.25}},
 }
 """Each row keeps what the rows above it changed; the last is ours."""
 INSTEAD: dict[str, Changes] = {
@@ -89,12 +91,13 @@ def base_config(path: str, overrides: list[str], seeds: list[int]) -> RunConfig:
 
 def slug(row: str) -> str:
     """A row's name as a file name."""
-    return row.replace(" ", "_").replace(",", "")
+    return re.sub(r"\W+", "_", row)
 
 
 def origin_of(row: str, out: Path) -> Path:
     """The folder a row starts from: one whose generator it shares, where there is one; else the shared stages."""
-    same_generator = {"8 evaluations, second order": "paper-like", "nested guidance": "style prior"}
+    same_generator = {"8 evaluations, second order": "paper-like", "scanner's grain": "style prior"}
+    same_generator |= {"nested guidance": "scanner's grain"}
     same_generator |= {name: "nested guidance" for name in ("composed guidance", "no guidance")}
     folder = out / slug(same_generator.get(row, ""))
     return folder if row in same_generator and (folder.with_suffix(".json")).exists() else out / "shared"

@@ -97,7 +97,7 @@ class AutoencoderConfig:
     """Local folder or hub id of a diffusers AutoencoderKL to use instead of training one."""
     space_to_depth: int = 2
     """Pixels folded into channels before the first convolution, so that nothing runs at full resolution."""
-    latent_channels: int = 6
+    latent_channels: int = 8
     """Channels of the latent."""
     channels: Optional[list[int]] = None
     """Channels per resolution level; each level after the first halves the resolution."""
@@ -109,7 +109,7 @@ class AutoencoderConfig:
     """Peak learning rate."""
     kl_weight: float = 1e-4
     """Weight of the KL term, relative to the L1 reconstruction."""
-    latent_noise: float = 0.5
+    latent_noise: float = 0.3
     """Most noise the decoder meets in training, in standard deviations of the latent; drawn latents are never exact."""
 
 
@@ -136,7 +136,7 @@ class DiffusionConfig:
     style_prior: Literal["learned", "standard"] = "learned"
     """Mean and spread of the latent of each class, from the style alone; `standard`: the same for every style."""
     aggregation: Literal["mean", "max", "linear", "attention"] = "attention"
-    """How the vectors of a style set become one style vector."""
+    """How the images of a style set become one style."""
     injection: Literal["all", "bottleneck"] = "all"
     """Style in every residual block, or once as a bias in the middle (the original's way)."""
     style_dim: int = 128

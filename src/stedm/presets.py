@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "segmentation": {"encoder": "tu-test_resnet", "space_to_depth": 2, "steps": 8, "batch_size": 8},
     },
     "tiny": {
-        "autoencoder": {"channels": [32, 64], "steps": 120, "batch_size": 32},
+        "autoencoder": {"channels": [32, 64], "steps": 200, "batch_size": 32},
         "diffusion": {
             "annotated_only_control": True,
             "style_images": 2,

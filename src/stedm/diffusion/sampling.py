@@ -22,7 +22,7 @@ class Sampling:
     """Network function evaluations per image and guidance branch."""
     guidance: str = "nested"
     """`nested` or `composed`, see `guidance_weights`."""
-    layout_guidance: float = 1.5
+    layout_guidance: float = 1.25
     """Layout guidance scale; 1 means none."""
     style_guidance: float = 1.5
     """Style guidance scale; 1 means none."""

@@ -98,7 +98,9 @@ class FirstStage(FolderModel):
             raise ValueError("this first stage has no shortcut")
         self.shortcut.fit(images)
         self.kl.decoder.conv_out.weight.zero_()
+        self.kl.decoder.conv_out.bias.zero_()
         self.kl.quant_conv.weight[: self.latent_channels].mul_(0.1)
+        self.kl.quant_conv.bias[: self.latent_channels].zero_()
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> standardised latents (B, C, h, w); H and W multiples of `factor`."""

@@ -25,7 +25,7 @@ from stedm.training.tasks import DiffusionTask
 from stedm.training.trainer import fit
 
 VARIANTS = 2048
-"""Cached latents, at most, of the annotated patches and of the unannotated ones."""
+"""Cached latents of the annotated patches, and of the unannotated ones; one a patch where there are more patches."""
 
 
 def train_diffusion(run: RunFolder, config: RunConfig) -> None:

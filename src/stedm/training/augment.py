@@ -89,7 +89,7 @@ def stain_and_focus(images: Tensor, strength: float, rng: np.random.Generator) -
 
 
 def hide_part(layout: Tensor, unknown: int, rng: np.random.Generator) -> Tensor:
-    """Set part of a layout (H, W) to `unknown`: what lies beyond a random line, so that partly known layouts are seen."""
+    """Set part of a layout (H, W) to `unknown`: what lies beyond a random line: partly known layouts."""
     H, W = layout.shape
     angle, cut = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.5)
     y, x = torch.meshgrid(torch.linspace(-1, 1, H), torch.linspace(-1, 1, W), indexing="ij")

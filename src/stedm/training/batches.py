@@ -53,8 +53,8 @@ class Variants:
 class DiffusionBatches:
     """Latents with layouts, style sets and the three kinds of forgetting: null layout, null style, unknown parts.
 
-    The style set of a variant goes through the variant's own stain change, and every style image through its own flip
-    or rotation: what layout and style set share is style, never content.
+    The style set of a variant goes through the variant's own stain change, and through flips and rotations that differ
+    from place to place in the set and from step to step: what layout and style set share is style, never content.
     """
 
     def __init__(
