@@ -22,6 +22,8 @@ from stedm.presets import resolve
 from stedm.run import run_all
 
 ARMS = ["real+stain", "real+stain+synthetic"]
+FIGURES = ("layout_agreement", "layout_agreement_relative", "kid", "colour_mean_error", "colour_std_error", "diversity")
+SCORES = ("patient_iou_mean", "patient_iou_std", "worst_decile_iou")
 Changes = dict[str, dict[str, Any]]
 PAPER: Changes = {
     "diffusion": {
@@ -122,10 +124,6 @@ def run_row(row: str, out: Path, base: RunConfig) -> dict[str, Any]:
         "baseline": arms[ARMS[0]],
         "ceiling": generation["layout_agreement_real"],
     }
-
-
-FIGURES = ("layout_agreement", "layout_agreement_relative", "kid", "colour_mean_error", "colour_std_error", "diversity")
-SCORES = ("patient_iou_mean", "patient_iou_std", "worst_decile_iou")
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
