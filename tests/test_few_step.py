@@ -2,17 +2,20 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from stedm.config_file import load_config
+from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.sampling import Sampling, euler, noise_from_seeds
 from stedm.errors import UserError
 from stedm.graph import stages_of
 from stedm.run import run_all
+from stedm.stages.grids import sampling_of
 from stedm.stages.run_folder import RunFolder
 from stedm.training.augment import dihedral
 from stedm.training.batches import PairBatches
@@ -95,6 +98,18 @@ def test_training_it_without_asking_for_it_says_what_to_set(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"generate\.generator"):
         run_all(load_config(overrides=["size=smoke"]), tmp_path / "run", until="few-step")
     assert not (tmp_path / "run").exists()
+
+
+def test_guidance_is_not_applied_a_second_time() -> None:
+    """What `generate` gives guides the pairs; the generator that learned from them keeps its own scales of 1."""
+    student = SimpleNamespace(sampling=Sampling(layout_guidance=1.0, style_guidance=1.0))
+    given = ["size=smoke", "generate.layout_guidance=2", "generate.style_guidance=3", "generate.nfe=2"]
+    found = {
+        kind: sampling_of(cast(StyleDiffusion, student), load_config(overrides=[*given, f"generate.generator={kind}"]))
+        for kind in ("full", "few-step")
+    }
+    assert (found["full"].layout_guidance, found["full"].style_guidance, found["full"].nfe) == (2, 3, 2)
+    assert (found["few-step"].layout_guidance, found["few-step"].style_guidance, found["few-step"].nfe) == (1, 1, 2)
 
 
 @pytest.mark.parametrize("wrong", [{"solver": "rk4"}, {"nfe": 0}])

@@ -18,7 +18,7 @@ class Sampling:
 
     solver: str = "multistep"
     """`euler`, `heun` or `multistep`."""
-    nfe: int = 8
+    nfe: int = 4
     """Network function evaluations per image and guidance branch."""
     guidance: str = "nested"
     """`nested` or `composed`, see `guidance_weights`."""

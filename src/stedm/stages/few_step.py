@@ -52,7 +52,8 @@ def _pairs(run: RunFolder, config: RunConfig, teacher: StyleDiffusion) -> dict[s
         kept: dict[str, Tensor] = torch.load(path, weights_only=True)
         return kept
     patches = run.patches()
-    sampling = dataclasses.replace(sampling_of(teacher, config), nfe=config.few_step.teacher_nfe)
+    full = dataclasses.replace(config, generate=dataclasses.replace(config.generate, generator="full"))
+    sampling = dataclasses.replace(sampling_of(teacher, full), nfe=config.few_step.teacher_nfe)
     plan = make_plan(patches, _plan_config(config), sampling, composition=composition_of(run, config))
     layouts = PlanLayouts(run, patches)
     parts = []

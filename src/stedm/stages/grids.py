@@ -77,8 +77,13 @@ def style_set_size(config: RunConfig) -> int:
 
 
 def sampling_of(model: StyleDiffusion, config: RunConfig) -> Sampling:
-    """The model's own sampling settings, changed by what the `generate` section gives."""
-    names = [field.name for field in dataclasses.fields(Sampling)]
+    """The model's own sampling settings, changed by what the `generate` section gives.
+
+    Guidance that is given shapes the pairs the few-step generator learns from; drawing with it must not guide again.
+    """
+    names = {field.name for field in dataclasses.fields(Sampling)}
+    if config.generate.generator == "few-step":
+        names -= {"guidance", "layout_guidance", "style_guidance"}
     given = {name: getattr(config.generate, name) for name in names}
     return dataclasses.replace(model.sampling, **{name: value for name, value in given.items() if value is not None})
 
