@@ -12,10 +12,12 @@ from stedm.config import IGNORE, RunConfig
 from stedm.data.style_sets import StyleSets
 from stedm.device import autocast, best_device
 from stedm.diffusion.pipeline import StyleDiffusion, to_network
+from stedm.diffusion.sampling import Sampling
 from stedm.models.autoencoder import FirstStage
 from stedm.models.segmenter import Segmenter
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
+from stedm.stages.grain import best_grain
 from stedm.stages.grids import StyleGrid, save_style_grid
 from stedm.stages.run_folder import TEACHER_ARM, RunFolder, train_patches
 from stedm.stages.watch import IMAGES, GeneratorWatch
@@ -55,7 +57,8 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str, **
         patches = patches[patches["annotated"]].reset_index(drop=True)
     images = run.images(patches)
     first_stage = FirstStage.from_pretrained(run.autoencoder)
-    model = _untrained(first_stage, config, run.classes())
+    sampling = Sampling(grain=best_grain(run, first_stage, patches, seed=config.seed))
+    model = _untrained(first_stage, config, run.classes(), sampling)
     variants = _variants(first_stage, images, _layouts(run, config, patches, images), patches, config)
     batches = DiffusionBatches(
         variants,
@@ -84,7 +87,7 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str, **
     save_style_grid(run, config, model.to(best_device()), folder / "samples" / "style_by_layout.png")
 
 
-def _untrained(first_stage: FirstStage, config: RunConfig, classes: list[str]) -> StyleDiffusion:
+def _untrained(first_stage: FirstStage, config: RunConfig, classes: list[str], sampling: Sampling) -> StyleDiffusion:
     options = config.diffusion
     torch.manual_seed(config.seed)
     regions = len(classes) + 1 if options.style_pooling == "class" else 1
@@ -108,7 +111,7 @@ def _untrained(first_stage: FirstStage, config: RunConfig, classes: list[str]) -
         injection=options.injection,
         style_prior=options.style_prior,
     )
-    return StyleDiffusion(first_stage, extractor, unet, classes)
+    return StyleDiffusion(first_stage, extractor, unet, classes, sampling)
 
 
 def _style_sets(patches: pd.DataFrame, config: RunConfig) -> StyleSets:

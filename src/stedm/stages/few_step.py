@@ -39,7 +39,13 @@ def train_few_step(run: RunFolder, config: RunConfig) -> None:
     task = FewStepTask(unet, learning_rate=options.learning_rate, steps=options.steps, seed=config.seed)
     batches = PairBatches(pairs, batch_size=options.batch_size, seed=config.seed)
     fit(task, batches, folder=run.few_step, description="few-step generator", ema_decay=config.diffusion.ema_decay)
-    own = Sampling(solver="euler", nfe=options.nfe, layout_guidance=1.0, style_guidance=1.0)
+    own = Sampling(
+        solver="euler",
+        nfe=options.nfe,
+        layout_guidance=1.0,
+        style_guidance=1.0,
+        grain=teacher.sampling.grain,
+    )
     student = StyleDiffusion(teacher.first_stage, teacher.style_extractor, unet, teacher.classes, own).eval()
     student.save_pretrained(run.few_step)
     save_style_grid(run, config, student.to(best_device()), run.few_step / "samples" / "style_by_layout.png")

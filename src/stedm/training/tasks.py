@@ -11,7 +11,13 @@ from stedm.models.autoencoder import FirstStage
 from stedm.models.segmenter import Segmenter
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
-from stedm.training.losses import SegmentationLoss, kl_loss, reconstruction_loss, spectrum_loss
+from stedm.training.losses import (
+    SegmentationLoss,
+    kl_loss,
+    optical_density,
+    reconstruction_loss,
+    spectrum_loss,
+)
 from stedm.training.muon import Muon
 
 Batch = dict[str, Tensor]
@@ -71,6 +77,8 @@ class AutoencoderTask(Task):
         raw = mean + torch.randn_like(mean) * (logvar.exp() + extra.square()).sqrt()
         reconstructed = self.first_stage.reconstruct(raw).float()
         loss = reconstruction_loss(reconstructed, images) + 0.1 * spectrum_loss(reconstructed, images)
+        dark = optical_density(reconstructed), optical_density(images)
+        loss = loss + reconstruction_loss(*dark) + 0.1 * spectrum_loss(*dark)
         return loss + self.kl_weight * kl_loss(mean.float(), logvar.float())
 
 
