@@ -1,8 +1,8 @@
 """How much of the measured grain a generator adds: as much as makes reconstructions look most like real images.
 
-Where glass and flat tissue are to be seen, the scanner's noise is measured well (diffusion/grain.py), and reconstructions
-lack it. Where tissue fills every image, its own fine texture is taken for noise, and none should be added. Training
-images tell which is the case.
+Where glass and flat tissue are to be seen, the scanner's noise is measured well (diffusion/grain.py), and
+reconstructions lack it. Where tissue fills every image, its own fine texture is taken for noise, and none should be
+added. Training images tell which is the case.
 """
 
 import numpy as np
