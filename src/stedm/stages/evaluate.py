@@ -1,5 +1,7 @@
 """Stage `evaluate`: every segmenter on every test patient, and what the generator really does."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -15,6 +17,8 @@ from stedm.stages.grids import best_and_worst, save_overlays
 from stedm.stages.measure import measure_generator
 from stedm.stages.run_folder import RunFolder, train_patches
 
+_MOST_SHOWN = 4
+
 
 def evaluate(run: RunFolder, config: RunConfig) -> None:
     """Write per_patient.csv, summary.json, generation.json and overlays/ of the best and worst patients."""
@@ -29,19 +33,35 @@ def evaluate(run: RunFolder, config: RunConfig) -> None:
         per_patient,
         config.segmentation.arms,
         label_budget=budget,
+        validation_iou={arm: _validation_iou(run, config, arm) for arm in config.segmentation.arms},
         resamples=config.evaluate.bootstrap,
         seed=config.seed,
     )
     write_json(run.evaluation / "summary.json", summary)
     if (run.synthetic / "manifest.parquet").exists():
         write_json(run.evaluation / "generation.json", _generation(run, config))
-    for label, patient in zip(
-        ("best", "worst"), best_and_worst(per_patient, config.segmentation.arms[-1]), strict=True
-    ):
+    shown = _shown_arms(summary)
+    write_json(run.evaluation / "overlays" / "arms.json", shown)
+    for label, patient in zip(("best", "worst"), best_and_worst(per_patient, shown[-1]), strict=True):
         rows = np.flatnonzero(test["patient"] == patient)[:4]
-        shown = {arm: maps[rows] for arm, maps in predictions.items()}
         name = "".join(c if c.isalnum() else "_" for c in patient)
-        save_overlays(run.evaluation / "overlays" / f"{label}_{name}.png", images[rows], label_maps[rows], shown)
+        maps = {arm: predictions[arm][rows] for arm in shown}
+        save_overlays(run.evaluation / "overlays" / f"{label}_{name}.png", images[rows], label_maps[rows], maps)
+
+
+def _validation_iou(run: RunFolder, config: RunConfig, arm: str) -> float | None:
+    """Mean over seeds of the validation patients' IoU of the weights that were kept, the best of their training."""
+    tables = [pd.read_csv(run.segmenter(arm, seed) / "metrics.csv") for seed in config.segmentation.seeds]
+    mean = float(np.mean([table["val_iou"].max() for table in tables]))
+    return mean if np.isfinite(mean) else None
+
+
+def _shown_arms(summary: dict[str, Any]) -> list[str]:
+    """Arms whose predictions are pictured, the one that best and worst are told by at the end."""
+    arms, headline = list(summary["arms"]), summary["headline"]
+    if headline is None:
+        return arms[-_MOST_SHOWN:]
+    return list(dict.fromkeys([arms[0], headline["baseline"], headline["arm"]]))
 
 
 def _per_patient(
