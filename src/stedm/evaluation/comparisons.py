@@ -20,7 +20,7 @@ def default_comparisons(arms: Sequence[str]) -> list[tuple[str, str]]:
 
     An arm is compared with every arm that lacks some of its ingredients: `real+stain+synthetic` with `real+stain`,
     `real+synthetic` and `real`. An arm with `synthetic` is also compared with the arms that have a control or a rival
-    in its place. Where (arm, baseline) fits both ways it is listed once.
+    in its place.
     """
     parts = {arm: ingredients(arm) for arm in arms if arm != FULL_ARM}
     pairs = list(permutations(parts, 2))
@@ -31,7 +31,8 @@ def default_comparisons(arms: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _is_ours_replaced(arm: set[str], baseline: set[str]) -> bool:
-    return any(OURS in arm and baseline == arm - {OURS} | {other} for other in (*CONTROL_SETS, *RIVALS))
+    others = {*CONTROL_SETS, *RIVALS} - arm
+    return OURS in arm and any(baseline == arm - {OURS} | {other} for other in others)
 
 
 def headline_comparison(validation_iou: Mapping[str, float | None]) -> tuple[str, str] | None:
