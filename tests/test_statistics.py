@@ -233,16 +233,22 @@ def _levels(levels: dict[str, float]) -> pd.DataFrame:
 def test_headline_follows_validation_not_test_patients_and_joins_the_table():
     levels = {"real+synthetic": 0.9, "real+stain+synthetic": 0.7, "real": 0.5, "real+stain+consistency": 0.6}
     validation = {"real+synthetic": 0.1, "real+stain+synthetic": 0.3, "real": 0.1, "real+stain+consistency": 0.2}
-    options = {"label_budget": 4, "resamples": 200}
-    summary = summary_table(_levels(levels), list(levels), validation_iou=validation, **options)
+
+    def summary_of(*arms: str) -> dict:
+        table = _levels(levels)
+        return summary_table(
+            table.assign(validation_iou=table["arm"].map(validation)), arms, label_budget=4, resamples=200
+        )
+
+    summary = summary_of(*levels)
     headline = summary["headline"]
     assert (headline["arm"], headline["baseline"]) == ("real+stain+synthetic", "real+stain+consistency")
     assert headline["delta_iou"] == pytest.approx(0.1) and headline in summary["comparisons"]
-    validation["real"] = 0.25  # a pair that no rule but the headline's asks for
-    joined = summary_table(_levels(levels), ["real", "real+stain+synthetic"], validation_iou=validation, **options)
+    joined = summary_of("real", "real+stain+synthetic")
     assert joined["headline"]["baseline"] == "real" and len(joined["comparisons"]) == 1
-    other = {"real+synthetic": 0.3, "real+stain+consistency": 0.2}
-    lone = summary_table(_levels(levels), list(other), validation_iou=other, **options)
+    assert joined["arms"]["real"]["validation_iou"] == pytest.approx(0.1)
+    # A pair that no rule but the headline's asks for:
+    lone = summary_of("real+synthetic", "real+stain+consistency")
     assert lone["comparisons"] == [lone["headline"]] and lone["headline"]["p_adjusted"] == lone["headline"]["p_value"]
 
 

@@ -216,8 +216,17 @@ def _gap_entry(scores: Mapping[str, pd.DataFrame], arm: str, **options: int) -> 
     seeds, patients = first.index, first.columns
     for other in others:
         seeds, patients = seeds.intersection(other.index), patients.intersection(other.columns)
-    found = gap_closed(*(scores[name].loc[seeds, patients].to_numpy() for name in names), **options)
+    tables = [scores[name].loc[seeds, patients].to_numpy() for name in names]
+    found = gap_closed(tables[0], tables[1], tables[2], **options)
     return {"gap_closed": found and found.value, "gap_closed_ci95": found and list(found.ci95)}
+
+
+def _validation_iou(per_patient: pd.DataFrame, arm: str) -> float | None:
+    """Mean over an arm's segmenters of their validation patients' IoU; None where it is not known."""
+    if "validation_iou" not in per_patient:
+        return None
+    mean = per_patient.loc[per_patient["arm"] == arm, "validation_iou"].mean()
+    return float(mean) if np.isfinite(mean) else None
 
 
 def _groups(per_patient: pd.DataFrame, scores: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
@@ -245,23 +254,21 @@ def summary_table(
     arms: Sequence[str],
     *,
     label_budget: int,
-    validation_iou: Mapping[str, float | None] | None = None,
     resamples: int = 5000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Build the content of `evaluation/summary.json` from the per-patient table.
 
     Args:
-        per_patient: columns arm, seed, patient, iou, dice, and group where patients have one.
+        per_patient: columns arm, seed, patient, iou, dice; group where patients have one; and validation_iou, the IoU
+            over validation patients of the segmenter that the scores are of: the headline's two arms are chosen by it.
         arms: the arms to summarise, in the order they are to be shown.
         label_budget: number of annotated patients.
-        validation_iou: mean IoU over validation patients of each arm, by which the headline's two arms are chosen;
-            without it there is no headline.
         resamples: bootstrap resamples.
         seed: seed of the bootstrap.
     """
     scores = {arm: seeds_by_patients(per_patient, arm) for arm in arms}
-    validation = {arm: (validation_iou or {}).get(arm) for arm in arms}
+    validation = {arm: _validation_iou(per_patient, arm) for arm in arms}
     options = {"resamples": resamples, "seed": seed}
     headline = headline_comparison(validation)
     pairs = default_comparisons(list(arms))

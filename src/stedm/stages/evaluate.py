@@ -1,5 +1,6 @@
 """Stage `evaluate`: every segmenter on every test patient, and what the generator really does."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,6 @@ def evaluate(run: RunFolder, config: RunConfig) -> None:
         per_patient,
         config.segmentation.arms,
         label_budget=budget,
-        validation_iou={arm: _validation_iou(run, config, arm) for arm in config.segmentation.arms},
         resamples=config.evaluate.bootstrap,
         seed=config.seed,
     )
@@ -49,11 +49,9 @@ def evaluate(run: RunFolder, config: RunConfig) -> None:
         save_overlays(run.evaluation / "overlays" / f"{label}_{name}.png", images[rows], label_maps[rows], maps)
 
 
-def _validation_iou(run: RunFolder, config: RunConfig, arm: str) -> float | None:
-    """Mean over seeds of the validation patients' IoU of the weights that were kept, the best of their training."""
-    tables = [pd.read_csv(run.segmenter(arm, seed) / "metrics.csv") for seed in config.segmentation.seeds]
-    mean = float(np.mean([table["val_iou"].max() for table in tables]))
-    return mean if np.isfinite(mean) else None
+def _validation_iou(segmenter: Path) -> float:
+    """IoU over validation patients of the weights that were kept, the best of their training; NaN if never scored."""
+    return float(pd.read_csv(segmenter / "metrics.csv")["val_iou"].max())
 
 
 def _shown_arms(summary: dict[str, Any]) -> list[str]:
@@ -67,18 +65,23 @@ def _shown_arms(summary: dict[str, Any]) -> list[str]:
 def _per_patient(
     run: RunFolder, config: RunConfig, test: pd.DataFrame, images: np.ndarray, label_maps: np.ndarray
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Scores per arm, seed and patient; and the predictions (n, H, W) of each arm's first seed, for pictures."""
+    """Scores per arm, seed and patient, and the predictions (n, H, W) of each arm's first seed, for pictures.
+
+    `validation_iou` is the segmenter's, the same for all its patients: arms are chosen by it and never by the scores.
+    """
     classes = run.classes()
     tables, shown = [], {}
     for arm in config.segmentation.arms:
         for seed in config.segmentation.seeds:
-            segmenter = Segmenter.from_pretrained(run.segmenter(arm, seed)).to(best_device())
+            folder = run.segmenter(arm, seed)
+            segmenter = Segmenter.from_pretrained(folder).to(best_device())
             maps = segmenter.predict(images)
             shown.setdefault(arm, maps)
             confusions = np.stack([confusion(p, y, len(classes)) for p, y in zip(maps, label_maps, strict=True)])
             table = patient_scores(test["patient"].tolist(), confusions, classes=classes, groups=test["group"].tolist())
             table.insert(0, "seed", seed)
             table.insert(0, "arm", arm)
+            table["validation_iou"] = _validation_iou(folder)
             tables.append(table)
     return pd.concat(tables, ignore_index=True), shown
 

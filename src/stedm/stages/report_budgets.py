@@ -1,5 +1,6 @@
 """The report on label budgets: what each arm reaches with how many annotated patients."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def _part(evidence: Evidence, part: Path) -> dict[str, Any]:
         "label_budget": summary.get("label_budget"),
         "n_test_patients": summary.get("n_test_patients"),
         "generation": json_of(part / "evaluation" / "generation.json") or {},
-        "report": f"{part.name}/report/index.html",
+        "report": os.path.relpath(part / "report" / "index.html", evidence.root / "report"),
     }
 
 

@@ -10,6 +10,7 @@ from stedm.stages.report_evidence import Evidence
 from stedm.stages.report_generation import style_counts, style_table
 from stedm.stages.report_run import cohort, data_source, settings
 from stedm.stages.report_tables import markdown_table
+from stedm.stages.report_text import UNKNOWN
 
 
 def model_card(template: jinja2.Template, evidence: Evidence, cautions: Sequence[str]) -> str:
@@ -70,13 +71,14 @@ def trained_on(arm: str) -> str:
 
 def _roles(evidence: Evidence) -> str:
     rows = cohort(evidence.patches) or []
-    cells = [[row["role"], *(f"{row[key]:,}" for key in ("patients", "slides", "patches")), row["groups"]] for row in rows]
-    return markdown_table(["role", "patients", "slides", "patches", "groups"], cells) if rows else ""
+    keys = ("patients", "slides", "patches")
+    cells = [[row["role"], *(f"{row[key]:,}" for key in keys), row["groups"]] for row in rows]
+    return markdown_table(["role", *keys, "groups"], cells) if rows else ""
 
 
 def _generator_table(generation: Mapping[str, Any] | None) -> str:
     def cell(value: Any, digits: int) -> str:
-        return "–" if value is None else f"{value:.{digits}f}"
+        return UNKNOWN if value is None else f"{value:.{digits}f}"
 
     rows = style_table(generation)
     counts = style_counts(generation)
@@ -92,7 +94,9 @@ def _group_table(summary: Mapping[str, Any] | None, arm: str | None) -> str:
     for name, found in groups.items():
         score = found["arms"][arm]
         values = (score[key] for key in ("patient_iou_mean", "patient_iou_std"))
-        rows.append([name, str(score["n_patients"]), *("–" if value is None else f"{value:.3f}" for value in values)])
+        rows.append(
+            [name, str(score["n_patients"]), *(UNKNOWN if value is None else f"{value:.3f}" for value in values)]
+        )
     return markdown_table(["group", "test patients", "mean IoU", "std"], rows) if rows else ""
 
 

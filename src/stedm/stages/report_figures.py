@@ -95,11 +95,6 @@ def arms_figure(per_patient: pd.DataFrame, arms: Mapping[str, Mapping[str, Any]]
         return _uri(figure)
 
 
-def _title_size(names: tuple[str, str]) -> float:
-    """Points at which two arms' names fit above half a figure."""
-    return 9.5 if len("".join(names)) <= 34 else 8 if len("".join(names)) <= 46 else 7
-
-
 def _paired_panel(axes: Axes, baseline: pd.Series, arm: pd.Series, names: tuple[str, str]) -> None:
     order = baseline.sort_values().index
     before, after = baseline[order].to_numpy(), arm[order].to_numpy()
@@ -109,7 +104,8 @@ def _paired_panel(axes: Axes, baseline: pd.Series, arm: pd.Series, names: tuple[
         axes.vlines(x[mask], before[mask], after[mask], colors=colour, lw=2, alpha=0.45)
         axes.scatter(x[mask], after[mask], s=26, c=colour, lw=0, zorder=3)
     axes.scatter(x, before, s=17, facecolors="white", edgecolors="#6b6b6b", linewidths=1.1, zorder=2)
-    axes.set_title(f"{names[0]} → {names[1]}: better for {better.sum()} of {len(order)} patients", fontsize=_title_size(names))
+    title = f"{names[0]} → {names[1]}: better for {better.sum()} of {len(order)} patients"
+    axes.set_title(title, fontsize=9.5 if len(title) <= 70 else 7.8)
     axes.set(ylabel="IoU", xlim=(-0.8, len(order) - 0.2), xlabel="test patients, by their score without")
     axes.grid(axis="y", c="#e6e9ee", lw=0.8)
     axes.set_axisbelow(True)
@@ -245,5 +241,7 @@ def curves_figure(trainings: Mapping[str, Sequence[pd.DataFrame]]) -> str | None
                 axes.yaxis.set_minor_formatter("")
             axes.set(title=column.replace("_", " "), xlabel="step")
         if len(trainings) > 1:
-            figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(trainings), 5))
+            figure.legend(
+                *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(trainings), 5)
+            )
         return _uri(figure)

@@ -36,9 +36,7 @@ def best_of(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return {key: better(score[key] for score in scores) for key, better in BEST.items()}
 
 
-def forest(
-    comparisons: Sequence[Mapping[str, Any]], headline: Mapping[str, Any] | None = None
-) -> list[dict[str, Any]]:
+def forest(comparisons: Sequence[Mapping[str, Any]], headline: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """Add to each comparison where its interval, its difference and zero lie on a common scale, 0 to 100 %.
 
     The headline, if there is one, comes first and is marked.

@@ -9,7 +9,7 @@ import pandas as pd
 from stedm.files import atomic_folder
 from stedm.stages.report_evidence import Evidence
 from stedm.stages.report_generation import figures_by_group
-from stedm.stages.report_text import answer, budgets_sentence, count, interval, second_sentence, signed
+from stedm.stages.report_text import UNKNOWN, answer, budgets_sentence, count, interval, second_sentence, signed
 
 
 def write_tables(folder: Path, evidence: Evidence) -> None:
@@ -30,7 +30,11 @@ def tables(evidence: Evidence) -> dict[str, pd.DataFrame]:
         by_budget = evidence.budgets or {summary["label_budget"]: summary}
         found["arms"] = pd.DataFrame([row for budget, part in by_budget.items() for row in _arm_rows(budget, part)])
         found["comparisons"] = pd.DataFrame(
-            [{"label_budget": budget, **_flat(row)} for budget, part in by_budget.items() for row in part["comparisons"]]
+            [
+                {"label_budget": budget, **_flat(row)}
+                for budget, part in by_budget.items()
+                for row in part["comparisons"]
+            ]
         )
         found["groups"] = pd.DataFrame([row for budget, part in by_budget.items() for row in _group_rows(budget, part)])
     if evidence.per_patient is not None:
@@ -107,7 +111,7 @@ def _comparisons_markdown(summary: Mapping[str, Any]) -> str:
             signed(c["delta_iou"]),
             interval(c["ci95"]),
             f"{c['p_value']:.4f}",
-            f"{c['p_adjusted']:.4f}" if c.get("p_adjusted") is not None else "–",
+            f"{c['p_adjusted']:.4f}" if c.get("p_adjusted") is not None else UNKNOWN,
         ]
         for c in summary["comparisons"]
     ]

@@ -6,6 +6,8 @@ from typing import Any
 from stedm.config import FULL_ARM, ingredients
 from stedm.evaluation.comparisons import OURS, STAIN_BASELINE
 
+UNKNOWN = "\N{EN DASH}"
+"""Stands in a table where a figure is not known."""
 SURE = 0.05
 """Adjusted p-value up to which a difference is claimed."""
 
@@ -26,9 +28,9 @@ def percent(share: float) -> str:
 
 
 def closed_gap(score: Mapping[str, Any]) -> str:
-    """Write the share of the gap to the ceiling that an arm closes, with its interval; a dash where there is none."""
+    """Write the share of the gap to the ceiling that an arm closes, with its interval, if it is known."""
     if score.get("gap_closed") is None:
-        return "–"
+        return UNKNOWN
     low, high = map(percent, score["gap_closed_ci95"])
     return f"{percent(score['gap_closed'])} ({low.removesuffix(' %')} to {high})"
 
