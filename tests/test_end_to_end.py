@@ -117,9 +117,14 @@ def test_summary_has_the_keys_relied_on(finished: Path) -> None:
         assert {"patient_iou_mean", "patient_iou_std", "worst_decile_iou", "patient_dice_mean", "ci95"} <= set(arm)
         assert arm["ci95"][0] <= arm["patient_iou_mean"] <= arm["ci95"][1]
         assert 0 <= arm["worst_decile_iou"] <= arm["patient_iou_mean"] <= arm["patient_dice_mean"] <= 1
-    assert summary["comparisons"]
+        assert set(arm["iou_by_seed"]) == {"0", "1"} and arm["gap_closed"] is None
+    tables = [pd.read_csv(finished / f"segmentation/real+stain/seed{seed}/metrics.csv") for seed in (0, 1)]
+    kept = np.mean([table["val_iou"].max() for table in tables])
+    assert math.isclose(summary["arms"]["real+stain"]["validation_iou"], kept, abs_tol=1e-9)
+    assert summary["headline"] in summary["comparisons"]
+    assert summary["headline"]["arm"] == "real+stain+synthetic" and set(summary["groups"]) <= {"he", "ihc0", "ihc1"}
     for row in summary["comparisons"]:
-        assert {"arm", "baseline", "delta_iou", "ci95", "p_value"} <= set(row)
+        assert {"arm", "baseline", "delta_iou", "ci95", "p_value", "p_adjusted"} <= set(row)
         difference = (
             summary["arms"][row["arm"]]["patient_iou_mean"] - summary["arms"][row["baseline"]]["patient_iou_mean"]
         )
@@ -211,6 +216,10 @@ def test_report_is_one_file_that_needs_no_network(finished: Path) -> None:
     html = (finished / "report" / "index.html").read_text(encoding="utf-8")
     assert "data:image" in html and not [hint for hint in ('src="http', "src='http", "@import") if hint in html]
     assert [path.name for path in (finished / "report").glob("*.html")] == ["index.html"]
+    assert "Not shown" not in html
+    tables = {path.stem for path in (finished / "report" / "tables").glob("*.csv")}
+    assert {"arms", "comparisons", "per_patient", "generator"} <= tables
+    assert "segmentation/real" in (finished / "report" / "model_card.md").read_text(encoding="utf-8")
 
 
 def test_trained_models_load_and_work(finished: Path, no_sockets: list[Any]) -> None:

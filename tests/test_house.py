@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+REPRODUCE = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 TEXT_SUFFIXES = {"", ".cff", ".css", ".html", ".j2", ".js", ".md", ".py", ".sh", ".toml", ".yaml", ".yml"}
 
@@ -47,9 +48,10 @@ def code_blocks(language: str) -> list[str]:
 
 
 def shell_commands(program: str) -> list[list[str]]:
-    """README commands that call `program`, as words: shell blocks and inline code alike."""
+    """Commands of README and reproduce.md that call `program`, as words: shell blocks and inline code alike."""
     lines = [line for block in code_blocks("bash") for line in block.splitlines()]
-    lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL))
+    prose = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL) + REPRODUCE
+    lines += re.findall(r"`([^`\n]+)`", prose)
     commands = [shlex.split(line.removeprefix(".venv/bin/"), comments=True) for line in lines]
     return [words for words in commands if words[:1] == [program] and len(words) > 1]
 
@@ -140,6 +142,22 @@ def test_readme_make_commands_are_targets() -> None:
     assert [words for words in commands if words[1] not in targets] == []
 
 
+def test_every_picture_and_every_result_has_its_command() -> None:
+    pictures = sorted((ROOT / "docs" / "images").glob("*.png"))
+    results = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+    assert pictures and results
+    assert [path.name for path in (*pictures, *results) if f"/{path.name})" not in REPRODUCE] == []
+
+
+def test_benchmark_commands_exist_with_their_options() -> None:
+    commands = shell_commands("python")
+    assert len(commands) >= 4
+    for words in commands:
+        source = (ROOT / words[1]).read_text(encoding="utf-8")
+        options = [word for word in words if word.startswith("--")]
+        assert [option for option in options if f'add_argument("{option}"' not in source] == [], words[1]
+
+
 def test_readme_stedm_commands_exist_with_their_options() -> None:
     commands = shell_commands("stedm")
     assert commands
@@ -151,8 +169,10 @@ def test_readme_stedm_commands_exist_with_their_options() -> None:
             result = subprocess.run(command, capture_output=True, text=True)
             assert result.returncode == 0, f"stedm {' '.join(verbs)}: {result.stderr}"
             helps[tuple(verbs)] = result.stdout
+        text = helps[tuple(verbs)]
         options = [word.split("=")[0] for word in words if word.startswith("--")]
-        assert [option for option in options if option not in helps[tuple(verbs)]] == [], " ".join(words)
+        unknown = [option for option in options if option not in text and f"\n  {option[2:]}: " not in text]
+        assert unknown == [], " ".join(words)
 
 
 def test_readme_python_compiles_and_its_names_are_public() -> None:

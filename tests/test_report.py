@@ -16,8 +16,12 @@ from stedm.data.layout_statistics import compare, measure
 from stedm.errors import UserError
 from stedm.evaluation.statistics import summary_table
 from stedm.stages import report_figures as figures
-from stedm.stages import report_text
+from stedm.stages import report_run, report_text, report_warnings
 from stedm.stages.report import report
+from stedm.stages.report_budgets import budgets_figure
+from stedm.stages.report_evidence import read_evidence
+from stedm.stages.report_leaks import leaks
+from stedm.stages.report_segmentation import forest
 
 ARMS = {"real": 0.60, "real+stain": 0.74, "real+synthetic": 0.72, "real+stain+synthetic": 0.78}
 CLASSES = ["background", "gland"]
@@ -92,7 +96,7 @@ def _write_evaluation(run: Path, rng: np.random.Generator, patches: pd.DataFrame
             scores = np.clip(level + difficulty + rng.normal(0, 0.02, len(test)), 0, 1)
             for (_, patient), score in zip(test.iterrows(), scores, strict=True):
                 row = {"arm": arm, "seed": seed, "patient": patient["patient"], "group": patient["group"], "patches": 2}
-                row |= {"iou": score, "dice": 2 * score / (1 + score)}
+                row |= {"iou": score, "dice": 2 * score / (1 + score), "validation_iou": level - 0.1}
                 rows.append(row | {f"iou_{name}": score for name in CLASSES})
     table = pd.DataFrame(rows)
     (run / "evaluation").mkdir(parents=True)
@@ -336,11 +340,11 @@ SUMMARY = {
 }
 
 
-def _compared(delta: float, half_width: float) -> dict:
+def _compared(delta: float, half_width: float, *, p_value: float = 0.01) -> dict:
     ci95 = [delta - half_width, delta + half_width]
     weak = {"arm": "real+synthetic", "baseline": "real", "delta_iou": 0.12, "ci95": [0.1, 0.14], "p_value": 0.0004}
-    strong = {"arm": "real+stain+synthetic", "baseline": "real+stain", "delta_iou": delta, "ci95": ci95, "p_value": 0.2}
-    return SUMMARY | {"comparisons": [weak, strong]}
+    strong = {"arm": "real+stain+synthetic", "baseline": "real+stain", "delta_iou": delta, "ci95": ci95}
+    return SUMMARY | {"comparisons": [weak, strong | {"p_value": p_value}]}
 
 
 @pytest.mark.parametrize(
@@ -351,6 +355,26 @@ def test_answer_follows_the_interval_against_the_strongest_baseline(delta, half_
     assert verdict in sentence and "from real+stain to real+stain+synthetic" in sentence
     assert report_text.signed(delta) in sentence and "24 test patients, 3 seeds, 4 annotated patients" in sentence
     assert "From real to real+synthetic: +0.120" in report_text.second_sentence(_compared(delta, half_width))
+
+
+def test_answer_is_about_the_headline_and_claims_only_what_survives_correction():
+    pair = {"arm": "real+synthetic", "baseline": "real+stain", "delta_iou": 0.03, "ci95": [0.01, 0.05]}
+    for p_adjusted, verdict in ((0.04, "images helped:"), (0.06, "images seemingly helped:")):
+        headline = pair | {"p_value": 0.02, "p_adjusted": p_adjusted}
+        summary = SUMMARY | {"comparisons": [headline], "headline": headline}
+        assert verdict in report_text.answer(summary)
+        assert "corrected" not in report_text.answer(summary)  # one comparison needs no correction
+        several = summary | {"comparisons": [headline, *_compared(0.04, 0.01)["comparisons"]]}
+        sentence = report_text.answer(several)
+        assert "from real+stain to real+synthetic, each the best of its kind on validation patients," in sentence
+        assert f"p = 0.020, corrected for 3 comparisons {p_adjusted:.3f}" in sentence
+        assert "From real+stain to real+stain+synthetic: +0.040" in report_text.second_sentence(several)
+
+
+def test_pairs_that_exchange_synthetic_images_for_something_else_do_not_say_what_they_add():
+    pairs = [("real+stain+synthetic", "real+stain+unfiltered"), ("real+stain+synthetic", "real+stain")]
+    summary = SUMMARY | {"comparisons": [{"arm": arm, "baseline": baseline} for arm, baseline in pairs]}
+    assert [pair["baseline"] for pair in report_text.synthesis_comparisons(summary)] == ["real+stain"]
 
 
 HEALTHY = {
@@ -366,8 +390,8 @@ HEALTHY = {
 
 
 def test_nothing_is_warned_of_when_all_is_well():
-    assert report_text.warnings(_compared(0.04, 0.01), HEALTHY, 0.9) == []
-    assert report_text.warnings(None, None, None) == []
+    assert report_warnings.warnings(_compared(0.04, 0.01), HEALTHY, 0.9) == []
+    assert report_warnings.warnings(None, None, None) == []
 
 
 @pytest.mark.parametrize(
@@ -375,6 +399,7 @@ def test_nothing_is_warned_of_when_all_is_well():
     [
         ({"n_test_patients": 9}, {}, 0.9, "Only 9 test patients"),
         ({"seeds": [0]}, {}, 0.9, "One seed"),
+        ({"seeds": [0, 1]}, {}, 0.9, "Only 2 seeds"),
         ({}, {"style_sensitivity": 0.05}, 0.9, "style condition is all but ignored"),
         ({}, {"layout_sensitivity": 0.05}, 0.9, "layout condition is all but ignored"),
         ({}, {"memorised_rate": 0.04}, 0.9, "some may be copies"),
@@ -384,5 +409,155 @@ def test_nothing_is_warned_of_when_all_is_well():
     ],
 )
 def test_each_doubt_is_raised(summary, generation, kept, words):
-    (warning,) = report_text.warnings(_compared(0.04, 0.01) | summary, HEALTHY | generation, kept)
+    (warning,) = report_warnings.warnings(_compared(0.04, 0.01) | summary, HEALTHY | generation, kept)
     assert words in warning
+
+
+@pytest.mark.parametrize(("delta", "apart", "warned"), [(0.04, 0.05, True), (0.04, 0.03, False), (0.001, 0.05, False)])
+def test_arm_whose_seeds_disagree_more_than_the_effect_is_named(delta, apart, warned):
+    summary = _compared(delta, 0.01)
+    arms = {arm: score | {"iou_by_seed": {"0": 0.7, "1": 0.7}} for arm, score in summary["arms"].items()}
+    arms["real+stain"]["iou_by_seed"] = {"0": 0.7, "1": 0.7 + apart, "2": 0.7}
+    found = report_warnings.warnings(summary | {"arms": arms}, HEALTHY, 0.9)
+    assert ["The seeds of real+stain lie" in warning for warning in found] == [True] * warned
+
+
+def test_leaks_are_found_by_patient_and_by_content(copied_run):
+    data = copied_run / "data"
+    patches = pd.read_parquet(data / "patches.parquet")
+    assert leaks(data, patches) == [] and leaks(data, None) == []
+    shutil.copy(data / "images" / "train03_0.png", data / "images" / "test05_1.png")
+    (warning,) = leaks(data, patches)
+    assert "train train03_0 = test test05_1" in warning
+    shutil.copy(data / "images" / "train00_0.png", data / "images" / "train01_1.png")  # one role: no leak
+    assert leaks(data, patches) == [warning]
+    glass = patches.assign(tissue_fraction=(patches["patch_id"] != "test05_1").astype(float))
+    assert leaks(data, glass) == []
+    two_roles = patches.assign(split=patches["split"].where(patches["patch_id"] != "val00_1", "test"))
+    assert "patient val00 has the roles test and val" in leaks(data, two_roles)[0]
+    report(copied_run)
+    assert _page(copied_run).index("Read before believing") < _page(copied_run).index("test test05_1")
+
+
+def test_settings_are_those_in_force(copied_run):
+    own = {"solver": "multistep", "nfe": 8, "guidance": "nested", "layout_guidance": 1.25, "grain": 1.0}
+    files.write_json(copied_run / "diffusion" / "model_index.json", {"sampling": own})
+    files.write_json(copied_run / "few_step" / "model_index.json", {"sampling": own | {"nfe": 4}})
+    config = copied_run / "config.yaml"
+    config.write_text("generate: {nfe: 20, solver: null, layout_guidance: 2.0, generator: full}\n")
+    found = report_run.settings(read_evidence(copied_run))
+    assert (found["NFE"], found["solver"], found["layout guidance"]) == ("20", "multistep", "2")
+    config.write_text("generate: {nfe: null, layout_guidance: 2.0, generator: few-step}\n")
+    found = report_run.settings(read_evidence(copied_run))
+    assert (found["NFE"], found["layout guidance"], found["generator"]) == ("4", "1.25", "few-step")
+    config.write_text("{}\n")
+    assert report_run.settings(read_evidence(copied_run))["grain"] == "1"
+
+
+def test_tables_hold_the_figures_of_the_summary(full_run):
+    summary = files.read_json(full_run / "evaluation" / "summary.json")
+    tables = {path.stem: pd.read_csv(path) for path in (full_run / "report" / "tables").glob("*.csv")}
+    assert set(tables) == {"arms", "comparisons", "groups", "per_patient", "generator"}
+    arms = tables["arms"].set_index("arm")
+    for arm, score in summary["arms"].items():
+        assert arms.loc[arm, "patient_iou_mean"] == pytest.approx(score["patient_iou_mean"])
+        assert arms.loc[arm, "ci95_low"] == pytest.approx(score["ci95"][0])
+        assert tables["per_patient"][f"iou_{arm}"].mean() == pytest.approx(score["patient_iou_mean"])
+    assert len(tables["comparisons"]) == len(summary["comparisons"])
+    assert tables["comparisons"]["p_adjusted"].tolist() == pytest.approx(
+        [row["p_adjusted"] for row in summary["comparisons"]]
+    )
+    assert len(tables["groups"]) == 2 * len(ARMS) and tables["groups"]["n_patients"].eq(6).all()
+    assert tables["generator"].set_index("figure").loc["nfe", "all"] == "12"
+
+
+def test_stale_tables_do_not_survive(copied_run):
+    (copied_run / "evaluation" / "generation.json").unlink()
+    report(copied_run)
+    names = {path.stem for path in (copied_run / "report" / "tables").iterdir()}
+    assert names == {"arms", "comparisons", "groups", "per_patient"}
+
+
+def test_model_card_names_data_licence_figures_and_limits(copied_run):
+    card = (copied_run / "report" / "model_card.md").read_text()
+    summary = files.read_json(copied_run / "evaluation" / "summary.json")
+    score = summary["arms"]["real+stain+synthetic"]  # best on validation patients
+    assert "segmentation/real+stain+synthetic/seed0" in card and f"{score['patient_iou_mean']:.3f}" in card
+    assert "| training, annotated | 2 | 2 | 4 |" in card and "| test | 12 | 12 | 24 |" in card
+    assert "Licence of the data: not stated" in card and "Not a medical device" in card
+    assert "layout agreement, mean IoU with the judge: 0.800" in card
+    (copied_run / "config.yaml").write_text("cohort: {table: a/slides.csv, licence: CC-BY-4.0}\n")
+    (copied_run / "evaluation" / "summary.json").unlink()
+    report(copied_run)
+    card = (copied_run / "report" / "model_card.md").read_text()
+    assert "Licence of the data: CC-BY-4.0" in card and "Cohort: slides.csv" in card and "Not evaluated yet" in card
+    assert "CC-BY-4.0" in _page(copied_run)
+
+
+def test_forest_puts_differences_on_one_scale_with_the_headline_first():
+    pairs = [
+        {"arm": "a", "baseline": "b", "delta_iou": 0.1, "ci95": [0.0, 0.2]},
+        {"arm": "c", "baseline": "b", "delta_iou": -0.1, "ci95": [-0.2, -0.05]},
+    ]
+    second, first = forest(pairs, pairs[1])[::-1]
+    assert (first["arm"], first["headline"], first["sign"]) == ("c", True, "worse")
+    assert (second["headline"], second["sign"]) == (False, "unclear")
+    assert [second[key] for key in ("zero", "left", "width", "dot")] == pytest.approx([50, 50, 50, 75])
+    assert [first[key] for key in ("zero", "left", "width", "dot")] == pytest.approx([50, 0, 37.5, 25])
+
+
+@pytest.fixture(scope="module")
+def experiment(full_run, tmp_path_factory) -> Path:
+    """Budgets 2 and all (6), two folds of the first: the arms gain by the budget, the main one is `all`."""
+    root = tmp_path_factory.mktemp("runs") / "study"
+    table = pd.read_csv(full_run / "evaluation" / "per_patient.csv")
+    pooled, summaries = [], {}
+    for name, budget, gain in (("budget2-fold0", 2, 0.0), ("budget2-fold1", 2, 0.0), ("budgetall", 6, 0.1)):
+        shutil.copytree(full_run, root / name)
+        own = table.assign(iou=(table["iou"] + gain).clip(0, 1), budget=budget, fold=0)
+        summaries[budget] = summary_table(own, list(ARMS), label_budget=budget, resamples=200)
+        files.write_json(root / name / "evaluation" / "summary.json", summaries[budget])
+        pooled += [own] if name != "budget2-fold1" else []
+    for name in ("config.yaml", "environment.json"):
+        shutil.copy(full_run / name, root / name)
+    (root / "evaluation").mkdir()
+    pd.concat(pooled).to_csv(root / "evaluation" / "per_patient.csv", index=False)
+    budgets = {str(budget): summary for budget, summary in summaries.items()}
+    files.write_json(root / "evaluation" / "summary.json", summaries[6] | {"budgets": budgets})
+    report(root)
+    return root
+
+
+def test_experiment_shows_every_budget_and_the_generator_of_the_main_one(experiment):
+    page, markdown = _page(experiment), (experiment / "summary.md").read_text()
+    evidence = read_evidence(experiment)
+    assert [part.name for part in evidence.parts] == ["budget2-fold0", "budget2-fold1", "budgetall"]
+    assert evidence.run.name == "budgetall" and list(evidence.budgets) == [2, 6]
+    assert set(evidence.per_patient["budget"]) == {6}
+    for budget, summary in evidence.budgets.items():
+        for score in summary["arms"].values():
+            assert f"{score['patient_iou_mean']:.3f}" in page and f"{score['patient_iou_mean']:.3f}" in markdown
+        assert f"## {budget} annotated patients" in markdown
+    assert "By number of annotated patients: with 2, " in page and "6 annotated patients)." in page
+    assert "budgetall</a> (its generator is shown below)" in page and "Not shown" not in page
+    assert "22 min 30 s" in page  # five stages of 70 s and eight segmenters of 12.5 s, in three runs
+    arms = pd.read_csv(experiment / "report" / "tables" / "arms.csv")
+    assert arms.groupby("label_budget")["arm"].nunique().to_dict() == {2: 4, 6: 4}
+
+
+def test_links_of_an_experiment_lead_to_its_runs(experiment):
+    targets = [link for link in re.findall(r'href="([^"#]+)"', _page(experiment))]
+    assert len(targets) == 3 and all((experiment / "report" / target).is_file() for target in targets)
+
+
+def test_experiment_that_has_only_begun_still_gets_a_page(tmp_path):
+    for name in (".", "budget2", "budget4"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "config.yaml").write_text("size: smoke\n")
+    report(tmp_path)
+    assert "There is no answer yet" in _page(tmp_path) and "The runs of this experiment" in _page(tmp_path)
+
+
+def test_curves_have_a_line_an_arm_with_all_budgets(experiment):
+    words = _panels_of(budgets_figure(read_evidence(experiment).budgets))
+    assert {"2", "6", *ARMS} <= set(words) and words.count("real+stain") == 2

@@ -107,6 +107,7 @@ def test_unchanged_stages_are_skipped(run: Recorder) -> None:
         ),
         ("segmentation.arms=[real, real+stain]", END),
         ("evaluate.bootstrap=10", END),
+        ("cohort.licence=CC0-1.0", {"report"}),
         ("evaluate.images_per_style=5", END),
         ("segmentation.arms=[real, full]", {"segmentation full seed 1", *END}),
         ("seed=1", ALL - {"prepare", JUDGE} - SEGMENTERS | SYNTHETIC | {"segmentation full seed 1"}),

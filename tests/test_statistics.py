@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stedm.evaluation.comparisons import default_comparisons, headline_comparison
 from stedm.evaluation.statistics import (
-    default_comparisons,
+    gap_closed,
+    holm,
     paired_bootstrap,
     seeds_by_patients,
     summarise,
@@ -79,6 +81,63 @@ def test_interval_covers_the_truth(seed_std):
     assert 0.9 <= covered / trials <= 0.99
 
 
+def test_nothing_is_found_too_often_where_there_is_nothing():
+    """24 patients, 3 seeds, crossed effects without a difference: p below 0.05 in about one of twenty tables."""
+    rng, found, trials = np.random.default_rng(7), 0, 400
+    for trial in range(trials):
+        effects = rng.normal(0, 1, 24) + rng.normal(0, 0.2, (3, 1)) + rng.normal(0, 0.5, (3, 24))
+        found += paired_bootstrap(effects, np.zeros((3, 24)), resamples=400, seed=trial).p_value < 0.05
+    assert 0.01 <= found / trials <= 0.09
+
+
+def test_holm_equals_a_table_computed_by_hand():
+    # Sorted .01 .02 .03 .04 are multiplied by 4, 3, 2, 1; the last two may not fall below .06.
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.5, 0.4]) == pytest.approx([0.8, 0.8])
+    assert holm([0.9, 0.6]) == pytest.approx([1.0, 1.0])
+    assert holm([0.03]) == [0.03] and holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_lies_between_the_value_and_bonferroni_and_keeps_the_order(p_values):
+    adjusted = holm(p_values)
+    assert all(p <= a <= min(1, len(p_values) * p) + 1e-12 for p, a in zip(p_values, adjusted, strict=True))
+    assert [adjusted[k] for k in np.argsort(p_values, kind="stable")] == sorted(adjusted)
+
+
+def test_gap_closed_is_exact_where_every_patient_closes_the_same_share():
+    rng = np.random.default_rng(0)
+    baseline, gap = rng.normal(0.7, 0.05, (3, 20)), rng.uniform(0.05, 0.2, (3, 20))
+    found = gap_closed(baseline + 0.25 * gap, baseline, baseline + gap, resamples=500)
+    assert found.value == pytest.approx(0.25) and found.ci95 == pytest.approx((0.25, 0.25))
+    for arm, share in ((baseline, 0), (baseline + gap, 1), (baseline - gap, -1)):
+        found = gap_closed(arm, baseline, baseline + gap, resamples=500)
+        assert (found.value, *found.ci95) == pytest.approx((share, share, share))
+
+
+def test_gap_that_may_not_be_there_has_no_share():
+    rng = np.random.default_rng(0)
+    baseline = rng.normal(0.7, 0.05, (3, 20))
+    assert gap_closed(baseline, baseline, baseline) is None
+    assert gap_closed(baseline, baseline, baseline - 0.1) is None
+    assert gap_closed(baseline, baseline, baseline + rng.normal(0.001, 0.05, (3, 20))) is None
+    with pytest.raises(ValueError, match="differ"):
+        gap_closed(baseline, baseline, baseline[:, :5])
+    with pytest.raises(ValueError, match="no patient"):
+        gap_closed(np.full((1, 2), np.nan), np.zeros((1, 2)), np.ones((1, 2)))
+
+
+def test_interval_of_the_gap_closed_covers_the_truth():
+    """Patients differ in both the gap and what is gained of it; seeds add to either."""
+    rng, covered, trials = np.random.default_rng(11), 0, 200
+    for trial in range(trials):
+        gap = 0.2 + rng.normal(0, 0.1, 30) + rng.normal(0, 0.02, (4, 30))
+        gain = 0.1 + 0.3 * (gap - 0.2) + rng.normal(0, 0.05, 30) + rng.normal(0, 0.01, (4, 1))
+        low, high = gap_closed(gain, np.zeros((4, 30)), gap, resamples=400, seed=trial).ci95
+        covered += low <= 0.5 <= high
+    assert 0.9 <= covered / trials <= 0.99
+
+
 def test_seed_to_seed_variance_widens_the_interval():
     patients = np.random.default_rng(0).normal(0, 0.01, (1, 30))
     steady = paired_bootstrap(np.repeat(patients, 3, 0), np.zeros((3, 30)))
@@ -103,6 +162,27 @@ def test_arms_are_compared_with_those_they_extend():
         ("real+stain+synthetic", "real"),
     ]
     assert default_comparisons(["real"]) == []
+    assert default_comparisons(["real+stain", "full"]) == []  # the ceiling is no arm to beat
+
+
+def test_ours_is_compared_with_what_could_take_its_place():
+    others = ["unfiltered", "unstyled", "annotated-only", "consistency", "mean-teacher", "transfer"]
+    arms = [f"real+stain+{other}" for other in (*others, "synthetic")]
+    assert default_comparisons(arms) == [("real+stain+synthetic", arm) for arm in arms[:-1]]
+    assert default_comparisons(["real+stain+unfiltered", "real+synthetic", "real+stain"]) == [
+        ("real+stain+unfiltered", "real+stain")
+    ]
+    both = ["real+stain+consistency", "real+stain+synthetic+consistency", "real+stain+unfiltered+consistency"]
+    assert sorted(default_comparisons(both)) == [(both[1], both[0]), (both[1], both[2]), (both[2], both[0])]
+
+
+def test_headline_is_chosen_among_ours_and_among_those_without_any_synthetic_images():
+    scores = {"real": 0.6, "real+stain": 0.7, "real+synthetic": 0.65, "real+stain+synthetic": 0.64}
+    assert headline_comparison(scores) == ("real+synthetic", "real+stain")
+    assert headline_comparison(scores | {"full": 0.9, "real+stain+unstyled": 0.8}) == ("real+synthetic", "real+stain")
+    assert headline_comparison(scores | {"real+synthetic": None}) == ("real+stain+synthetic", "real+stain")
+    assert headline_comparison({"real": 0.6, "real+stain": 0.7}) is None
+    assert headline_comparison({}) is None
 
 
 @pytest.fixture
@@ -128,9 +208,78 @@ def test_summary_table_has_the_contracted_keys_and_no_nan(per_patient):
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert summary["label_budget"] == 4 and summary["n_test_patients"] == 12 and summary["seeds"] == [0, 1]
     keys = {"patient_iou_mean", "patient_iou_std", "worst_decile_iou", "patient_dice_mean", "ci95"}
+    keys |= {"iou_by_seed", "validation_iou", "gap_closed", "gap_closed_ci95"}
     assert all(set(arm) == keys for arm in summary["arms"].values())
     (comparison,) = summary["comparisons"]
-    assert set(comparison) == {"arm", "baseline", "delta_iou", "ci95", "p_value"}
+    assert set(comparison) == {"arm", "baseline", "delta_iou", "ci95", "p_value", "p_adjusted"}
     means = {arm: value["patient_iou_mean"] for arm, value in summary["arms"].items()}
     assert comparison["delta_iou"] == pytest.approx(means["real+stain"] - means["real"])
     assert comparison["ci95"][0] < comparison["delta_iou"] < comparison["ci95"][1]
+    assert np.mean(list(summary["arms"]["real"]["iou_by_seed"].values())) == pytest.approx(means["real"])
+    assert summary["headline"] is None and summary["groups"] == {}
+
+
+def _levels(levels: dict[str, float]) -> pd.DataFrame:
+    """Arms that differ by constants: patients 0 to 9, of which two are `ihc`, seeds 0 and 1."""
+    noise = np.random.default_rng(0).normal(0, 0.05, 10)
+    return pd.DataFrame(
+        {"arm": arm, "seed": seed, "patient": f"p{p}", "group": "ihc" if p < 2 else "he", "iou": level + noise[p]}
+        for arm, level in levels.items()
+        for seed in (0, 1)
+        for p in range(10)
+    ).assign(dice=0.5)
+
+
+def test_headline_follows_validation_not_test_patients_and_joins_the_table():
+    levels = {"real+synthetic": 0.9, "real+stain+synthetic": 0.7, "real": 0.5, "real+stain+consistency": 0.6}
+    validation = {"real+synthetic": 0.1, "real+stain+synthetic": 0.3, "real": 0.1, "real+stain+consistency": 0.2}
+
+    def summary_of(*arms: str) -> dict:
+        table = _levels(levels)
+        return summary_table(
+            table.assign(validation_iou=table["arm"].map(validation)), arms, label_budget=4, resamples=200
+        )
+
+    summary = summary_of(*levels)
+    headline = summary["headline"]
+    assert (headline["arm"], headline["baseline"]) == ("real+stain+synthetic", "real+stain+consistency")
+    assert headline["delta_iou"] == pytest.approx(0.1) and headline in summary["comparisons"]
+    joined = summary_of("real", "real+stain+synthetic")
+    assert joined["headline"]["baseline"] == "real" and len(joined["comparisons"]) == 1
+    assert joined["arms"]["real"]["validation_iou"] == pytest.approx(0.1)
+    # A pair that no rule but the headline's asks for:
+    lone = summary_of("real+synthetic", "real+stain+consistency")
+    assert lone["comparisons"] == [lone["headline"]] and lone["headline"]["p_adjusted"] == lone["headline"]["p_value"]
+
+
+def test_adjusted_p_values_are_holms_over_the_whole_table():
+    levels = {"real": 0.5, "real+stain": 0.5, "real+synthetic": 0.6, "real+stain+synthetic": 0.7}
+    comparisons = summary_table(_levels(levels), list(levels), label_budget=4, resamples=200)["comparisons"]
+    assert [c["p_adjusted"] for c in comparisons] == holm([c["p_value"] for c in comparisons])
+    assert any(c["p_adjusted"] > c["p_value"] for c in comparisons)
+
+
+def test_gap_closed_of_an_arm_half_way_to_the_ceiling():
+    levels = {"real+stain": 0.5, "real+stain+synthetic": 0.6, "full": 0.7}
+    arms = summary_table(_levels(levels), list(levels), label_budget=4, resamples=200)["arms"]
+    shares = {arm: arms[arm]["gap_closed"] for arm in arms}
+    assert shares == pytest.approx({"real+stain": 0, "real+stain+synthetic": 0.5, "full": 1})
+    assert arms["real+stain+synthetic"]["gap_closed_ci95"] == pytest.approx([0.5, 0.5])
+    without = summary_table(_levels(levels), ["real+stain"], label_budget=4, resamples=200)["arms"]["real+stain"]
+    assert without["gap_closed"] is None and without["gap_closed_ci95"] is None
+
+
+def test_groups_are_summarised_over_their_own_patients():
+    table = _levels({"real": 0.5})
+    groups = summary_table(table, ["real"], label_budget=4, resamples=200)["groups"]
+    assert {name: found["n_patients"] for name, found in groups.items()} == {"he": 8, "ihc": 2}
+    of_group = table[(table["group"] == "he") & (table["seed"] == 0)]["iou"]
+    found = groups["he"]["arms"]["real"]
+    assert found["patient_iou_mean"] == pytest.approx(of_group.mean())
+    assert found["patient_iou_std"] == pytest.approx(of_group.std(ddof=1)) and found["n_patients"] == 8
+    nameless = summary_table(table.assign(group=np.nan), ["real"], label_budget=4, resamples=200)
+    assert nameless["groups"] == {}
+    table.loc[table["patient"] != "p0", "iou"] = np.nan
+    lonely = summary_table(table, ["real"], label_budget=4, resamples=200)["groups"]
+    assert lonely["he"]["arms"]["real"] == {"patient_iou_mean": None, "patient_iou_std": None, "n_patients": 0}
+    assert lonely["ihc"]["arms"]["real"]["patient_iou_std"] is None

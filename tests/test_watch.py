@@ -15,7 +15,7 @@ from stedm.models.autoencoder import FirstStage
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
 from stedm.presets import resolve
-from stedm.stages.report_text import ignored_conditions
+from stedm.stages.report_warnings import ignored_conditions
 from stedm.stages.watch import GeneratorWatch, ReconstructionWatch, validation_rows
 from stedm.training.tasks import AutoencoderTask, DiffusionTask
 

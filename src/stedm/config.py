@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
-Size = Literal["smoke", "tiny", "small", "base"]
 IGNORE = 255
 """Label value of pixels that are neither trained on nor counted."""
 ARMS = ("real", "real+stain", "real+synthetic", "real+stain+synthetic")
@@ -55,6 +54,8 @@ class CohortConfig:
     """Class name -> values in the mask, in class order, e.g. {background: [0], gland: ["1-254"], ignore: [255]}."""
     mpp: Optional[float] = None
     """Microns per pixel of every image; a table column `mpp` and this override what a slide's metadata says."""
+    licence: Optional[str] = None
+    """Licence of the images and masks, e.g. CC-BY-4.0; shown in the report and the model card, used for nothing."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
     """The procedural cohort."""
 
@@ -273,7 +274,7 @@ class EvaluateConfig:
 class RunConfig:
     """Everything a run depends on. `size` presets what is left empty."""
 
-    size: Size = "tiny"
+    size: Literal["smoke", "tiny", "small", "base"] = "tiny"
     """One dial: `smoke` (tests), `tiny` (two CPU cores, minutes), `small`, `base` (a GPU)."""
     seed: int = 0
     """Seed of training, planning and sampling."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stedm.config import DiffusionConfig, GenerateConfig, RunConfig, ingredients
+from stedm.config import CohortConfig, DiffusionConfig, GenerateConfig, RunConfig, ingredients
 from stedm.data.composition import composition_digest
 from stedm.stages.prepare import input_digest, prepare
 from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder
@@ -48,7 +48,7 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
             "prepare",
             lambda: prepare(run.data, config),
             run.data,
-            ("cohort", "split", "prepare"),
+            (*_keys("cohort", CohortConfig, without=("licence",)), "split", "prepare"),
             (),
             extra=input_digest(config),
         ),
@@ -74,7 +74,7 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
             "report",
             _later("report.report", run.root),
             run.report,
-            (),
+            ("cohort.licence",),
             ("evaluate", *(("control",) if with_control else ())),
         ),
     ]

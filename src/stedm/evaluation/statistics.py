@@ -8,11 +8,13 @@ with three seeds.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from stedm.config import FULL_ARM
+from stedm.evaluation.comparisons import STAIN_BASELINE, default_comparisons, headline_comparison
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,16 @@ class Comparison:
     """95 % bootstrap interval over patients and seeds."""
     p_value: float
     """Two-sided bootstrap p-value of "no difference"."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of the gap between a baseline and a ceiling an arm closes."""
+
+    value: float
+    """0 at the baseline, 1 at the ceiling; below 0 and above 1 are possible."""
+    ci95: tuple[float, float]
+    """95 % bootstrap interval over patients and seeds."""
 
 
 def _weights(rng: np.random.Generator, units: int, resamples: int) -> np.ndarray:
@@ -100,10 +112,7 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, *, resamples: int = 5000, see
     difference = difference[:, np.isfinite(difference).all(axis=0)]  # (S, P)
     if difference.size == 0:
         raise ValueError("no patient is scored in both arms")
-    rng = np.random.default_rng(seed)
-    of_seeds = _weights(rng, difference.shape[0], resamples)
-    of_patients = _weights(rng, difference.shape[1], resamples)
-    means = ((of_seeds @ difference) * of_patients).sum(axis=1)
+    (means,) = _crossed_means([difference], resamples=resamples, seed=seed)
     tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
     return Comparison(
         delta=float(difference.mean()),
@@ -112,24 +121,69 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, *, resamples: int = 5000, see
     )
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number (Holm 1979): each is what it would take to claim it and all smaller ones.
+
+    The k-th smallest of m is multiplied by m - k + 1, and is never below a smaller one's adjusted value nor above 1.
+    The chance of a single false claim among all that are made at 0.05 is then at most 0.05, however they depend.
+    """
+    order = np.argsort(p_values, kind="stable")
+    raised = np.asarray(p_values, dtype=float)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(raised))
+    return [float(value) for value in adjusted]
+
+
+def gap_closed(
+    arm: np.ndarray, baseline: np.ndarray, ceiling: np.ndarray, *, resamples: int = 5000, seed: int = 0
+) -> Share | None:
+    """Return (arm - baseline) / (ceiling - baseline) of the means, the same patients and seeds resampled in all three.
+
+    Args:
+        arm: (seeds, patients).
+        baseline: the same shape, same patients and seeds in the same order.
+        ceiling: likewise.
+        resamples: bootstrap resamples.
+        seed: seed of the bootstrap.
+
+    Returns:
+        None if the ceiling is not above the baseline in 97.5 % of the resamples: there is no telling what a share of
+        a gap is that may not be there.
+
+    Raises:
+        ValueError: if shapes differ or no patient is scored in all three.
+    """
+    scores = [np.atleast_2d(np.asarray(values, dtype=float)) for values in (arm, baseline, ceiling)]
+    if len({values.shape for values in scores}) > 1:
+        raise ValueError(f"arms differ in (seeds, patients): {[values.shape for values in scores]}")
+    known = np.isfinite(scores).all(axis=(0, 1))
+    if not known.any():
+        raise ValueError("no patient is scored in all three arms")
+    gains = [(scores[k] - scores[1])[:, known] for k in (0, 2)]  # (S, P)
+    gain, gap = _crossed_means(gains, resamples=resamples, seed=seed)
+    if gains[1].mean() <= 0 or np.quantile(gap, 0.025) <= 0:
+        return None
+    there = gap > 0
+    return Share(value=float(gains[0].mean() / gains[1].mean()), ci95=_interval(gain[there] / gap[there]))
+
+
+def _crossed_means(tables: Sequence[np.ndarray], *, resamples: int, seed: int) -> list[np.ndarray]:
+    """Means (resamples,) of each table (seeds, patients), all of them under the same resampling of both."""
+    rng = np.random.default_rng(seed)
+    of_seeds = _weights(rng, tables[0].shape[0], resamples)
+    of_patients = _weights(rng, tables[0].shape[1], resamples)
+    return [((of_seeds @ table) * of_patients).sum(axis=1) for table in tables]
+
+
 def seeds_by_patients(per_patient: pd.DataFrame, arm: str, *, metric: str = "iou") -> pd.DataFrame:
     """Pivot the per-patient table to one arm's (seeds, patients) frame, both sorted; missing scores are NaN."""
     rows = per_patient[per_patient["arm"] == arm]
     return rows.pivot(index="seed", columns="patient", values=metric).sort_index(axis=0).sort_index(axis=1)
 
 
-def default_comparisons(arms: Sequence[str]) -> list[tuple[str, str]]:
-    """List (arm, baseline) pairs in which the arm has every ingredient of the baseline and more.
-
-    Ingredients are what the plus signs join: `real+stain+synthetic` is compared with `real+stain`,
-    `real+synthetic` and `real`.
-    """
-    pairs = [(arm, base) for base, arm in permutations(arms, 2) if set(base.split("+")) < set(arm.split("+"))]
-    return sorted(pairs, key=lambda pair: (arms.index(pair[0]), -len(pair[1].split("+")), arms.index(pair[1])))
-
-
 def _arm_entry(per_patient: pd.DataFrame, arm: str, **options: int) -> dict[str, Any]:
-    iou = summarise(seeds_by_patients(per_patient, arm).to_numpy(), **options)
+    scores = seeds_by_patients(per_patient, arm)
+    iou = summarise(scores.to_numpy(), **options)
     dice = summarise(seeds_by_patients(per_patient, arm, metric="dice").to_numpy(), **options)
     return {
         "patient_iou_mean": iou.mean,
@@ -137,6 +191,7 @@ def _arm_entry(per_patient: pd.DataFrame, arm: str, **options: int) -> dict[str,
         "worst_decile_iou": iou.worst_decile,
         "patient_dice_mean": dice.mean,
         "ci95": list(iou.ci95),
+        "iou_by_seed": {str(seed): float(mean) for seed, mean in scores.mean(axis=1).dropna().items()},
     }
 
 
@@ -152,6 +207,48 @@ def _comparison_entry(scores: Mapping[str, pd.DataFrame], arm: str, baseline: st
     }
 
 
+def _gap_entry(scores: Mapping[str, pd.DataFrame], arm: str, **options: int) -> dict[str, Any]:
+    """`gap_closed` and its interval, both None without baseline, ceiling, or a gap between them."""
+    names = (arm, STAIN_BASELINE, FULL_ARM)
+    if not set(names) <= set(scores):
+        return {"gap_closed": None, "gap_closed_ci95": None}
+    first, *others = [scores[name] for name in names]
+    seeds, patients = first.index, first.columns
+    for other in others:
+        seeds, patients = seeds.intersection(other.index), patients.intersection(other.columns)
+    tables = [scores[name].loc[seeds, patients].to_numpy() for name in names]
+    found = gap_closed(tables[0], tables[1], tables[2], **options)
+    return {"gap_closed": found and found.value, "gap_closed_ci95": found and list(found.ci95)}
+
+
+def _validation_iou(per_patient: pd.DataFrame, arm: str) -> float | None:
+    """Mean over an arm's segmenters of their validation patients' IoU; None where it is not known."""
+    if "validation_iou" not in per_patient:
+        return None
+    mean = per_patient.loc[per_patient["arm"] == arm, "validation_iou"].mean()
+    return float(mean) if np.isfinite(mean) else None
+
+
+def _groups(per_patient: pd.DataFrame, scores: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """Mean and spread of each arm over the patients of each group that has a name."""
+    if "group" not in per_patient:
+        return {}
+    group_of = per_patient.drop_duplicates("patient").set_index("patient")["group"].astype(object).fillna("")
+    found: dict[str, Any] = {}
+    for name in sorted(set(group_of) - {""}):
+        members = group_of.index[group_of == name]
+        arms = {}
+        for arm, frame in scores.items():
+            values = frame[frame.columns.intersection(members)].mean(axis=0, skipna=False).dropna()
+            arms[arm] = {
+                "patient_iou_mean": float(values.mean()) if len(values) else None,
+                "patient_iou_std": float(values.std(ddof=1)) if len(values) > 1 else None,
+                "n_patients": len(values),
+            }
+        found[name] = {"n_patients": len(members), "arms": arms}
+    return found
+
+
 def summary_table(
     per_patient: pd.DataFrame,
     arms: Sequence[str],
@@ -163,20 +260,33 @@ def summary_table(
     """Build the content of `evaluation/summary.json` from the per-patient table.
 
     Args:
-        per_patient: columns arm, seed, patient, iou, dice.
+        per_patient: columns arm, seed, patient, iou, dice; group where patients have one; and validation_iou, the IoU
+            over validation patients of the segmenter that the scores are of: the headline's two arms are chosen by it.
         arms: the arms to summarise, in the order they are to be shown.
         label_budget: number of annotated patients.
         resamples: bootstrap resamples.
         seed: seed of the bootstrap.
     """
     scores = {arm: seeds_by_patients(per_patient, arm) for arm in arms}
+    validation = {arm: _validation_iou(per_patient, arm) for arm in arms}
     options = {"resamples": resamples, "seed": seed}
+    headline = headline_comparison(validation)
+    pairs = default_comparisons(list(arms))
+    pairs += [headline] if headline and headline not in pairs else []
+    comparisons = [_comparison_entry(scores, arm, baseline, **options) for arm, baseline in pairs]
+    for found, p_adjusted in zip(comparisons, holm([found["p_value"] for found in comparisons]), strict=True):
+        found["p_adjusted"] = p_adjusted
     return {
         "label_budget": label_budget,
         "n_test_patients": int(per_patient["patient"].nunique()),
         "seeds": sorted(int(value) for value in per_patient["seed"].unique()),
-        "arms": {arm: _arm_entry(per_patient, arm, **options) for arm in arms},
-        "comparisons": [
-            _comparison_entry(scores, arm, baseline, **options) for arm, baseline in default_comparisons(list(arms))
-        ],
+        "arms": {
+            arm: _arm_entry(per_patient, arm, **options)
+            | {"validation_iou": validation[arm]}
+            | _gap_entry(scores, arm, **options)
+            for arm in arms
+        },
+        "comparisons": comparisons,
+        "headline": comparisons[pairs.index(headline)] if headline else None,
+        "groups": _groups(per_patient, scores),
     }

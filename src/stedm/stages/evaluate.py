@@ -1,5 +1,8 @@
 """Stage `evaluate`: every segmenter on every test patient, and what the generator really does."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -14,6 +17,8 @@ from stedm.models.segmenter import Segmenter
 from stedm.stages.grids import best_and_worst, save_overlays
 from stedm.stages.measure import measure_generator
 from stedm.stages.run_folder import RunFolder, train_patches
+
+_MOST_SHOWN = 4
 
 
 def evaluate(run: RunFolder, config: RunConfig) -> None:
@@ -35,30 +40,48 @@ def evaluate(run: RunFolder, config: RunConfig) -> None:
     write_json(run.evaluation / "summary.json", summary)
     if (run.synthetic / "manifest.parquet").exists():
         write_json(run.evaluation / "generation.json", _generation(run, config))
-    for label, patient in zip(
-        ("best", "worst"), best_and_worst(per_patient, config.segmentation.arms[-1]), strict=True
-    ):
+    shown = _shown_arms(summary)
+    write_json(run.evaluation / "overlays" / "arms.json", shown)
+    for label, patient in zip(("best", "worst"), best_and_worst(per_patient, shown[-1]), strict=True):
         rows = np.flatnonzero(test["patient"] == patient)[:4]
-        shown = {arm: maps[rows] for arm, maps in predictions.items()}
         name = "".join(c if c.isalnum() else "_" for c in patient)
-        save_overlays(run.evaluation / "overlays" / f"{label}_{name}.png", images[rows], label_maps[rows], shown)
+        maps = {arm: predictions[arm][rows] for arm in shown}
+        save_overlays(run.evaluation / "overlays" / f"{label}_{name}.png", images[rows], label_maps[rows], maps)
+
+
+def _validation_iou(segmenter: Path) -> float:
+    """IoU over validation patients of the weights that were kept, the best of their training; NaN if never scored."""
+    return float(pd.read_csv(segmenter / "metrics.csv")["val_iou"].max())
+
+
+def _shown_arms(summary: dict[str, Any]) -> list[str]:
+    """Arms whose predictions are pictured, the one that best and worst are told by at the end."""
+    arms, headline = list(summary["arms"]), summary["headline"]
+    if headline is None:
+        return arms[-_MOST_SHOWN:]
+    return list(dict.fromkeys([arms[0], headline["baseline"], headline["arm"]]))
 
 
 def _per_patient(
     run: RunFolder, config: RunConfig, test: pd.DataFrame, images: np.ndarray, label_maps: np.ndarray
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Scores per arm, seed and patient; and the predictions (n, H, W) of each arm's first seed, for pictures."""
+    """Scores per arm, seed and patient, and the predictions (n, H, W) of each arm's first seed, for pictures.
+
+    `validation_iou` is the segmenter's, the same for all its patients: arms are chosen by it and never by the scores.
+    """
     classes = run.classes()
     tables, shown = [], {}
     for arm in config.segmentation.arms:
         for seed in config.segmentation.seeds:
-            segmenter = Segmenter.from_pretrained(run.segmenter(arm, seed)).to(best_device())
+            folder = run.segmenter(arm, seed)
+            segmenter = Segmenter.from_pretrained(folder).to(best_device())
             maps = segmenter.predict(images)
             shown.setdefault(arm, maps)
             confusions = np.stack([confusion(p, y, len(classes)) for p, y in zip(maps, label_maps, strict=True)])
             table = patient_scores(test["patient"].tolist(), confusions, classes=classes, groups=test["group"].tolist())
             table.insert(0, "seed", seed)
             table.insert(0, "arm", arm)
+            table["validation_iou"] = _validation_iou(folder)
             tables.append(table)
     return pd.concat(tables, ignore_index=True), shown
 

@@ -17,6 +17,7 @@ from stedm.evaluation.probe import StyleProbe
 from stedm.files import atomic_path
 from stedm.stages.report_pictures import colour_layout
 from stedm.stages.run_folder import RunFolder, train_patches
+from stedm.stages.sampling_settings import in_force
 
 ROWS, COLUMNS, SHOWN = 6, 6, 3
 
@@ -77,15 +78,8 @@ def style_set_size(config: RunConfig) -> int:
 
 
 def sampling_of(model: StyleDiffusion, config: RunConfig) -> Sampling:
-    """The model's own sampling settings, changed by what the `generate` section gives.
-
-    Guidance that is given shapes the pairs the few-step generator learns from; drawing with it must not guide again.
-    """
-    names = {field.name for field in dataclasses.fields(Sampling)}
-    if config.generate.generator == "few-step":
-        names -= {"guidance", "layout_guidance", "style_guidance"}
-    given = {name: getattr(config.generate, name) for name in names}
-    return dataclasses.replace(model.sampling, **{name: value for name, value in given.items() if value is not None})
+    """The model's own sampling settings, changed by what the `generate` section gives."""
+    return Sampling(**in_force(dataclasses.asdict(model.sampling), dataclasses.asdict(config.generate)))
 
 
 def _row(style_set: np.ndarray, images: np.ndarray, shown: int) -> np.ndarray:

@@ -88,7 +88,8 @@ def input_digest(config: RunConfig) -> str:
 
 def _extraction_key(config: RunConfig) -> dict[str, str]:
     """What the patch files depend on."""
-    content = [FORMAT, dataclasses.asdict(config.cohort), dataclasses.asdict(config.prepare)]
+    cohort = dataclasses.replace(config.cohort, licence=None)  # words about the images change no patch
+    content = [FORMAT, dataclasses.asdict(cohort), dataclasses.asdict(config.prepare)]
     settings = json.dumps(content, sort_keys=True)
     return {"settings": hashlib.sha256(settings.encode()).hexdigest(), "inputs": input_digest(config)}
 

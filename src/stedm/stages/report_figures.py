@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
 
 from stedm.evaluation.statistics import seeds_by_patients
-from stedm.stages.report_text import signed
 
 # Okabe and Ito's palette: told apart with any kind of colour vision, and in grey.
 ARM_COLOURS = {
@@ -20,8 +20,10 @@ ARM_COLOURS = {
     "real+stain": "#d08c00",
     "real+synthetic": "#56a7d8",
     "real+stain+synthetic": "#00598f",
+    "full": "#1d2430",
 }
-OTHER_COLOURS = ("#009e73", "#cc79a7", "#b8460e", "#8a7a00")
+OTHER_COLOURS = ("#009e73", "#cc79a7", "#b8460e", "#8a7a00", "#7a5ba6", "#3a8f9d", "#a3344f", "#5d6b1e")
+OTHER_MARKERS = ("s", "D", "^", "v", "P", "X", "p")
 BETTER, WORSE = "#00598f", "#c8500a"
 INK, FAINT = "#1d2430", "#c9ced6"
 FULL_IN, HALF_IN = 10.8, 5.3
@@ -64,12 +66,18 @@ def arm_colours(arms: Sequence[str]) -> dict[str, str]:
     return {arm: ARM_COLOURS.get(arm) or next(others) for arm in arms}
 
 
+def arm_markers(arms: Sequence[str]) -> dict[str, str]:
+    """Give every arm its mark: circles for the arms with colours of their own, other shapes for the rest in turn."""
+    others = iter(OTHER_MARKERS * len(arms))
+    return {arm: "o" if arm in ARM_COLOURS else next(others) for arm in arms}
+
+
 def arms_figure(per_patient: pd.DataFrame, arms: Mapping[str, Mapping[str, Any]]) -> str:
     """Plot every test patient, the mean with its interval, the spread and the worst decile of each arm."""
     colours = arm_colours(list(arms))
     rng = np.random.default_rng(0)
     with matplotlib.rc_context(STYLE):
-        figure, (axes,) = _panels(1, FULL_IN, 0.75 + 0.62 * len(arms))
+        figure, (axes,) = _panels(1, FULL_IN, 0.75 + (0.62 if len(arms) <= 6 else 0.5) * len(arms))
         for row, (arm, score) in enumerate(arms.items()):
             values = seeds_by_patients(per_patient, arm).mean(axis=0).dropna().to_numpy()
             mean, std, colour = score["patient_iou_mean"], score["patient_iou_std"], colours[arm]
@@ -96,7 +104,8 @@ def _paired_panel(axes: Axes, baseline: pd.Series, arm: pd.Series, names: tuple[
         axes.vlines(x[mask], before[mask], after[mask], colors=colour, lw=2, alpha=0.45)
         axes.scatter(x[mask], after[mask], s=26, c=colour, lw=0, zorder=3)
     axes.scatter(x, before, s=17, facecolors="white", edgecolors="#6b6b6b", linewidths=1.1, zorder=2)
-    axes.set_title(f"{names[0]} → {names[1]}: better for {better.sum()} of {len(order)} patients")
+    title = f"{names[0]} → {names[1]}: better for {better.sum()} of {len(order)} patients"
+    axes.set_title(title, fontsize=9.5 if len(title) <= 70 else 7.8)
     axes.set(ylabel="IoU", xlim=(-0.8, len(order) - 0.2), xlabel="test patients, by their score without")
     axes.grid(axis="y", c="#e6e9ee", lw=0.8)
     axes.set_axisbelow(True)
@@ -122,24 +131,45 @@ def paired_figure(per_patient: pd.DataFrame, pairs: Sequence[Mapping[str, Any]])
         return _uri(figure)
 
 
-def comparisons_figure(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """Plot the differences between arms with their intervals."""
+def spread_figure(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """Plot the standard deviation over patients against the worst decile, a point an arm: best at the top left."""
+    colours, markers = arm_colours(list(arms)), arm_markers(list(arms))
     with matplotlib.rc_context(STYLE):
-        figure, (axes,) = _panels(1, HALF_IN, 0.65 + 0.42 * len(comparisons))
-        for row, found in enumerate(comparisons):
-            low, high = found["ci95"]
-            colour = BETTER if low > 0 else WORSE if high < 0 else "#6b6b6b"
-            axes.plot([low, high], [row, row], c=colour, lw=2.5, solid_capstyle="butt")
-            axes.plot(found["delta_iou"], row, "o", c=colour, ms=6.5, mec="white", mew=1)
-            axes.annotate(
-                signed(found["delta_iou"]), (found["delta_iou"], row), (0, 6), textcoords="offset points", ha="center"
-            )
-        axes.axvline(0, c=INK, lw=0.8)
-        axes.set_yticks(range(len(comparisons)), [f"{c['baseline']} → {c['arm']}" for c in comparisons])
-        axes.tick_params(axis="y", length=0, labelsize=8)
-        axes.set(ylim=(len(comparisons) - 0.4, -0.7), xlabel="difference in mean patient IoU")
-        axes.spines["left"].set_visible(False)
+        figure, (axes,) = _panels(1, HALF_IN, 3.4 if len(arms) <= 8 else 4.6)
+        std, worst = (np.array([arm[key] for arm in arms.values()]) for key in ("patient_iou_std", "worst_decile_iou"))
+        for x, y, arm in zip(std, worst, arms, strict=True):
+            axes.plot(x, y, markers[arm], c=colours[arm], ms=7.5, mec="white", mew=1)
+        room = max(np.ptp(std), 0.01)
+        axes.set_xlim(std.min() - 0.12 * room, std.max() + 0.85 * room)  # the names stand right of the points
+        axes.margins(y=0.12)
+        label_points(axes, {arm: (x, y) for arm, x, y in zip(arms, std, worst, strict=True)}, colours)
+        axes.set(xlabel="std over patients (less is better)", ylabel="worst decile, IoU (more is better)")
+        axes.grid(c="#e6e9ee", lw=0.8)
+        axes.set_axisbelow(True)
         return _uri(figure)
+
+
+def label_points(axes: Axes, points: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
+    """Write the names of points (x, y) in a column right of them, each as near its point's height as there is room."""
+    figure = axes.get_figure()
+    assert figure is not None
+    figure.draw_without_rendering()  # only the layout says what a point of text is in data units
+    names = sorted(points, key=lambda name: points[name][1])
+    across, at = np.array([axes.transData.transform(points[name]) for name in names]).T
+    steps = np.arange(len(names)) * figure.dpi / 72 * 9.5
+    moved = isotonic_regression(at - steps).x + steps
+    for name, right_px, up_px in zip(names, across.max() - across, moved - at, strict=True):
+        label = axes.annotate(
+            name,
+            points[name],
+            (12 + right_px * 72 / figure.dpi, up_px * 72 / figure.dpi),
+            textcoords="offset points",
+            va="center",
+            color=colours[name],
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": colours[name], "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 4},
+        )
+        label.set_in_layout(False)
 
 
 def histogram_figure(values: np.ndarray, *, label: str, limits: tuple[float, float], threshold: float | None) -> str:
@@ -211,5 +241,7 @@ def curves_figure(trainings: Mapping[str, Sequence[pd.DataFrame]]) -> str | None
                 axes.yaxis.set_minor_formatter("")
             axes.set(title=column.replace("_", " "), xlabel="step")
         if len(trainings) > 1:
-            figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(trainings))
+            figure.legend(
+                *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(trainings), 5)
+            )
         return _uri(figure)

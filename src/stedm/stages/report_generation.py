@@ -40,6 +40,16 @@ def style_table(generation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return rows
 
 
+def figures_by_group(generation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every number and name of `generation.json` as a row: figure, all, seen, unseen; None where there is none."""
+    groups = [generation, generation.get("seen") or {}, generation.get("unseen") or {}]
+    names = [key for key, value in generation.items() if isinstance(value, int | float | str)]
+    return [
+        {"figure": key, **dict(zip(("all", "seen", "unseen"), (group.get(key) for group in groups), strict=True))}
+        for key in names
+    ]
+
+
 def style_counts(generation: Mapping[str, Any] | None) -> dict[str, str]:
     """Group -> how many patients and images were measured, in words."""
     groups = {name: (generation or {}).get(name) or {} for name in ("seen", "unseen")}

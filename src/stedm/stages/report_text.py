@@ -1,19 +1,15 @@
-"""What the report says in words: the answer, the warnings, and `summary.md`. Figures come from the run's files only."""
+"""What the report says in words: the answer, and how figures are written. They come from the run's files only."""
 
 from collections.abc import Mapping
 from typing import Any
 
-FEW_PATIENTS = 10
-IGNORED_CONDITION = 0.1
-COPYING = 0.5
-WEAK_LAYOUT = 0.5
-FEW_KEPT = 0.5
-REMEDIES = {
-    "style": "raise diffusion.steps, look whether the patients differ in stain at all, or try another "
-    "diffusion.style_set",
-    "layout": "raise diffusion.steps, look whether masks and images match, or annotate more patients",
-}
-"""What to try when the generator ignores a condition."""
+from stedm.config import FULL_ARM, ingredients
+from stedm.evaluation.comparisons import OURS, STAIN_BASELINE
+
+UNKNOWN = "\N{EN DASH}"
+"""Stands in a table where a figure is not known."""
+SURE = 0.05
+"""Adjusted p-value up to which a difference is claimed."""
 
 
 def signed(value: float) -> str:
@@ -24,6 +20,19 @@ def signed(value: float) -> str:
 def interval(ci95: list[float]) -> str:
     """Format a 95 % interval of differences."""
     return f"{signed(ci95[0])} to {signed(ci95[1])}"
+
+
+def percent(share: float) -> str:
+    """Format a share as whole percent."""
+    return f"{100 * share:.0f} %".replace("-", "\N{MINUS SIGN}")
+
+
+def closed_gap(score: Mapping[str, Any]) -> str:
+    """Write the share of the gap to the ceiling that an arm closes, with its interval, if it is known."""
+    if score.get("gap_closed") is None:
+        return UNKNOWN
+    low, high = map(percent, score["gap_closed_ci95"])
+    return f"{percent(score['gap_closed'])} ({low.removesuffix(' %')} to {high})"
 
 
 def p_text(p_value: float) -> str:
@@ -45,24 +54,40 @@ def count(number: int, noun: str) -> str:
 
 
 def synthesis_comparisons(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Pick the comparisons that differ by synthetic images alone, the strongest baseline first.
+    """Pick the comparisons that say what synthetic images are worth, the headline first.
 
-    The strongest baseline is the one with most ingredients: synthetic images have to earn their place on top of stain
-    augmentation, not instead of it.
+    The headline is the best arm with them against the best without, as validation patients choose them. The others
+    differ by synthetic images alone, those with most ingredients first: synthetic images have to earn their place on
+    top of stain augmentation, not instead of it.
     """
-    pairs = [
-        c for c in summary["comparisons"] if set(c["arm"].split("+")) - set(c["baseline"].split("+")) == {"synthetic"}
-    ]
-    return sorted(pairs, key=lambda c: -len(c["arm"].split("+")))
+    headline = summary.get("headline")
+    alone = [c for c in summary["comparisons"] if ingredients(c["baseline"]) | {OURS} == ingredients(c["arm"])]
+    alone.sort(key=lambda c: -len(ingredients(c["arm"])))
+    return [headline, *(c for c in alone if c != headline)] if headline else alone
 
 
-def _verdict(comparison: Mapping[str, Any]) -> str:
+def is_clear(comparison: Mapping[str, Any]) -> bool:
+    """Whether a difference is claimed: zero outside its interval, and the p-value small after correction."""
     low, high = comparison["ci95"]
-    if low > 0:
-        return "Synthetic images helped"
-    if high < 0:
-        return "Synthetic images hurt"
-    return "Synthetic images made no clear difference"
+    return (low > 0 or high < 0) and comparison.get("p_adjusted", comparison["p_value"]) <= SURE
+
+
+def verdict(comparison: Mapping[str, Any]) -> str:
+    """Say in words what a comparison shows of synthetic images."""
+    low, high = comparison["ci95"]
+    if low <= 0 <= high:
+        return "Synthetic images made no clear difference"
+    seemingly = "" if is_clear(comparison) else "seemingly "
+    return f"Synthetic images {seemingly}{'helped' if low > 0 else 'hurt'}"
+
+
+def measured(comparison: Mapping[str, Any], family: int) -> str:
+    """Write interval, p-value and, of several comparisons, the p-value corrected for their number (`family`)."""
+    p = f"p {p_text(comparison['p_value'])}"
+    if family > 1 and comparison.get("p_adjusted") is not None:
+        corrected = p_text(comparison["p_adjusted"]).removeprefix("= ")
+        p += f", corrected for {family} comparisons {corrected}"
+    return f"95 % interval {interval(comparison['ci95'])}, {p}"
 
 
 def answer(summary: Mapping[str, Any] | None) -> str:
@@ -83,11 +108,12 @@ def answer(summary: Mapping[str, Any] | None) -> str:
             f"{score['patient_iou_mean']:.3f} (95 % interval {low:.3f} to {high:.3f}; {scope})."
         )
     first = pairs[0]
+    chosen = ", each the best of its kind on validation patients," if summary.get("headline") else ","
     before, after = (summary["arms"][first[key]]["patient_iou_mean"] for key in ("baseline", "arm"))
     return (
-        f"{_verdict(first)}: from {first['baseline']} to {first['arm']}, the mean patient IoU went from {before:.3f} "
-        f"to {after:.3f}, a difference of {signed(first['delta_iou'])} (95 % interval {interval(first['ci95'])}, "
-        f"p {p_text(first['p_value'])}; {scope})."
+        f"{verdict(first)}: from {first['baseline']} to {first['arm']}{chosen} the mean patient IoU went from "
+        f"{before:.3f} to {after:.3f}, a difference of {signed(first['delta_iou'])} "
+        f"({measured(first, len(summary['comparisons']))}; {scope})."
     )
 
 
@@ -106,124 +132,19 @@ def second_sentence(summary: Mapping[str, Any] | None) -> str:
     sentences += [
         f"From {pair['baseline']} to {pair['arm']}: {signed(pair['delta_iou'])} "
         f"({interval(pair['ci95'])}, p {p_text(pair['p_value'])})."
-        for pair in pairs[1:]
+        for pair in pairs[1:3]
     ]
+    if arm.get("gap_closed") is not None:
+        sentences.append(f"{first['arm']} closes {closed_gap(arm)} of the gap from {STAIN_BASELINE} to {FULL_ARM}.")
     return " ".join(sentences)
 
 
-def _known(values: Mapping[str, Any] | None, *keys: str) -> bool:
-    return values is not None and all(values.get(key) is not None for key in keys)
-
-
-def _evaluation_warnings(summary: Mapping[str, Any] | None) -> list[str]:
-    if summary is None:
-        return []
-    found = []
-    if summary["n_test_patients"] < FEW_PATIENTS:
-        found.append(
-            f"Only {count(summary['n_test_patients'], 'test patient')}: intervals over fewer than {FEW_PATIENTS} "
-            "patients are rough, and the worst decile is a single patient."
-        )
-    if len(summary["seeds"]) == 1:
-        found.append("One seed: the intervals do not contain the difference from one training to the next.")
-    return found
-
-
-def _generation_warnings(generation: Mapping[str, Any]) -> list[str]:
-    found = []
-    if _known(generation, "style_sensitivity") and generation["style_sensitivity"] < IGNORED_CONDITION:
-        matched, shuffled = generation["style_distance_matched"], generation["style_distance_shuffled"]
-        found.append(
-            f"The style condition is all but ignored: images lie {matched:.2f} from the patient whose style they "
-            f"were given, and {shuffled:.2f} from other patients."
-        )
-    if _known(generation, "layout_sensitivity") and generation["layout_sensitivity"] < IGNORED_CONDITION:
-        found.append(
-            f"The layout condition is all but ignored: images agree with their own layouts by an IoU that is only "
-            f"{generation['layout_sensitivity']:.2f} above that with the layouts of other images."
-        )
-    if _known(generation, "layout_agreement") and generation["layout_agreement"] < WEAK_LAYOUT:
-        found.append(
-            f"Layouts are poorly obeyed: the judge, a segmenter trained on real images, agrees with them by an IoU of "
-            f"{generation['layout_agreement']:.2f} only."
-        )
-    if _known(generation, "nearest_real_ratio") and generation["nearest_real_ratio"] < COPYING:
-        found.append(
-            f"Synthetic images lie much closer to training images than those to each other (ratio "
-            f"{generation['nearest_real_ratio']:.2f}): look for copies among the pairs below before sharing any."
-        )
-    if _known(generation, "memorised_rate", "memorised_rate_real"):
-        drawn, real = generation["memorised_rate"], generation["memorised_rate_real"]
-        if drawn > 2 * real + 0.01:
-            found.append(
-                f"{100 * drawn:.1f} % of the drawn images lie as near to a training image as one in a hundred real "
-                f"images does ({100 * real:.1f} % of never-seen patients' images do): some may be copies."
-            )
-    return found
-
-
-def warnings(
-    summary: Mapping[str, Any] | None, generation: Mapping[str, Any] | None, kept_share: float | None
-) -> list[str]:
-    """List what a reader must know before believing the figures.
-
-    Args:
-        summary: content of evaluation/summary.json, if there.
-        generation: content of evaluation/generation.json, if there.
-        kept_share: share of synthetic images the filter kept, 0 to 1, if known.
-    """
-    found = _evaluation_warnings(summary) + _generation_warnings(generation or {})
-    if kept_share is not None and kept_share < FEW_KEPT:
-        found.append(
-            f"The filter kept {100 * kept_share:.0f} % of the synthetic images: most do not show the layout they were "
-            "given."
-        )
-    return found
-
-
-def ignored_conditions(validation: Mapping[str, Any] | None) -> list[str]:
-    """Say which conditions a generator ignores, by how much, and what to try: a sentence each.
-
-    Args:
-        validation: content of diffusion/validation.json, if there.
-    """
-    whose = {"style": "another patient's style", "layout": "another image's layout"}
-    return [
-        f"The {name} condition is ignored: on validation images, {whose[name]} changes the loss by "
-        f"{100 * validation[f'{name}_gain']:+.2f} % (standard error {100 * validation[f'{name}_gain_se']:.2f} %). "
-        f"Try: {REMEDIES[name]}."
-        for name in (validation["ignored"] if validation else [])
-    ]
-
-
-def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def summary_markdown(name: str, summary: Mapping[str, Any] | None, cautions: list[str]) -> str:
-    """Write the short summary: answer, warnings, arms, comparisons."""
-    parts = [f"# {name}", " ".join(filter(None, [answer(summary), second_sentence(summary)]))]
-    if cautions:
-        parts.append("\n".join(f"- Warning: {caution}" for caution in cautions))
-    if summary is not None:
-        arms = [
-            [
-                arm,
-                f"{score['patient_iou_mean']:.3f}",
-                f"{score['ci95'][0]:.3f} to {score['ci95'][1]:.3f}",
-                f"{score['patient_iou_std']:.3f}",
-                f"{score['worst_decile_iou']:.3f}",
-                f"{score['patient_dice_mean']:.3f}",
-            ]
-            for arm, score in summary["arms"].items()
-        ]
-        parts.append(_markdown_table(["arm", "mean IoU", "95 % interval", "std", "worst decile", "mean Dice"], arms))
-        pairs = [
-            [f"{c['baseline']} → {c['arm']}", signed(c["delta_iou"]), interval(c["ci95"]), f"{c['p_value']:.4f}"]
-            for c in summary["comparisons"]
-        ]
+def budgets_sentence(budgets: Mapping[int, Mapping[str, Any]]) -> str:
+    """Say what synthetic images were worth at each label budget; empty for fewer than two of them."""
+    parts = []
+    for budget, summary in budgets.items():
+        pairs = synthesis_comparisons(summary)
         if pairs:
-            parts.append(_markdown_table(["comparison", "IoU difference", "95 % interval", "p"], pairs))
-        parts.append("Over patients; the intervals of comparisons are over patients and seeds.")
-    return "\n\n".join(parts) + "\n"
+            found = pairs[0]
+            parts.append(f"with {budget}, {signed(found['delta_iou'])} ({interval(found['ci95'])})")
+    return f"By number of annotated patients: {'; '.join(parts)}." if len(parts) > 1 else ""

@@ -20,7 +20,7 @@ from stedm.diffusion.validation import Validation, ValidationBatch, other_patien
 from stedm.files import write_json
 from stedm.models.autoencoder import FirstStage
 from stedm.stages.grids import StyleGrid
-from stedm.stages.report_text import ignored_conditions
+from stedm.stages.report_warnings import ignored_conditions
 from stedm.stages.run_folder import RunFolder
 from stedm.training.log import Observation
 from stedm.training.tasks import AutoencoderTask, DiffusionTask

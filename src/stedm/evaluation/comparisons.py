@@ -1,0 +1,51 @@
+"""Which arms are compared with which: those they extend, those they must beat, and the best of either kind."""
+
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+
+from stedm.config import FULL_ARM, ingredients
+
+OURS = "synthetic"
+"""The ingredient whose worth is the question: images in the styles of unannotated patients, filtered."""
+CONTROL_SETS = ("unfiltered", "unstyled", "annotated-only")
+"""Synthetic sets that lack one thing that ours has."""
+RIVALS = ("consistency", "mean-teacher", "transfer")
+"""Other ways to use unannotated patients."""
+STAIN_BASELINE = "real+stain"
+"""The arm that the ceiling's gap is measured from."""
+
+
+def default_comparisons(arms: Sequence[str]) -> list[tuple[str, str]]:
+    """List (arm, baseline) pairs: what an arm adds to a smaller one, then ours against what could take its place.
+
+    An arm is compared with every arm that lacks some of its ingredients: `real+stain+synthetic` with `real+stain`,
+    `real+synthetic` and `real`. An arm with `synthetic` is also compared with the arms that have a control or a rival
+    in its place.
+    """
+    parts = {arm: ingredients(arm) for arm in arms if arm != FULL_ARM}
+    pairs = list(permutations(parts, 2))
+    extended = [(arm, base) for base, arm in pairs if parts[base] < parts[arm]]
+    extended.sort(key=lambda pair: (arms.index(pair[0]), -len(parts[pair[1]]), arms.index(pair[1])))
+    replaced = [(arm, base) for arm, base in pairs if _is_ours_replaced(parts[arm], parts[base])]
+    return extended + replaced
+
+
+def _is_ours_replaced(arm: set[str], baseline: set[str]) -> bool:
+    others = {*CONTROL_SETS, *RIVALS} - arm
+    return OURS in arm and any(baseline == arm - {OURS} | {other} for other in others)
+
+
+def headline_comparison(validation_iou: Mapping[str, float | None]) -> tuple[str, str] | None:
+    """Choose (best arm with our synthetic images, best arm without any) by validation patients; None without both.
+
+    The ceiling `full` and the control sets are neither: the first may not be had, the others are not ours.
+
+    Args:
+        validation_iou: mean IoU over validation patients of each arm; None where it is not known.
+    """
+    scores = {arm: iou for arm, iou in validation_iou.items() if iou is not None and arm != FULL_ARM}
+    ours = [arm for arm in scores if OURS in ingredients(arm)]
+    without = [arm for arm in scores if not ingredients(arm) & {OURS, *CONTROL_SETS}]
+    if not ours or not without:
+        return None
+    return max(ours, key=scores.__getitem__), max(without, key=scores.__getitem__)

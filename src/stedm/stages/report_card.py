@@ -1,0 +1,104 @@
+"""The model card: what generator and segmenter of a run were made from, what they are for, and how good they are."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from stedm.config import FULL_ARM, ingredients
+from stedm.stages.report_evidence import Evidence
+from stedm.stages.report_generation import style_counts, style_table
+from stedm.stages.report_run import cohort, data_source, settings
+from stedm.stages.report_tables import markdown_table
+from stedm.stages.report_text import UNKNOWN
+
+
+def model_card(template: jinja2.Template, evidence: Evidence, cautions: Sequence[str]) -> str:
+    """Write the card of the generator and of the segmenter to ship, as Markdown.
+
+    Args:
+        template: `model_card.md.j2`.
+        evidence: what the run holds; what it does not is named as not measured.
+        cautions: the report's warnings, which are limits of the models.
+    """
+    summary = evidence.summary
+    arm = shipped_arm(summary)
+    part = "." if evidence.run == evidence.root else evidence.run.name
+    seeds = summary["seeds"] if summary else []
+    return template.render(
+        name=evidence.name,
+        prefix="" if part == "." else f"{part}/",
+        classes=evidence.classes,
+        source=data_source(evidence.config),
+        roles=_roles(evidence),
+        settings=settings(evidence),
+        generation=evidence.generation,
+        generator_table=_generator_table(evidence.generation),
+        generator_folder="few_step" if _is_few_step(evidence.config) else "diffusion",
+        arm=arm,
+        seed=seeds[0] if seeds else None,
+        score=summary["arms"][arm] if summary and arm else None,
+        summary=summary,
+        trained_on=trained_on(arm) if arm else "",
+        group_rows=_group_table(summary, arm),
+        cautions=cautions,
+        environment=evidence.environment,
+    )
+
+
+def shipped_arm(summary: Mapping[str, Any] | None) -> str | None:
+    """The arm that validation patients like best, the ceiling `full` apart; the last where they were not asked."""
+    arms = {arm: score for arm, score in (summary or {"arms": {}})["arms"].items() if arm != FULL_ARM}
+    known = {arm: score["validation_iou"] for arm, score in arms.items() if score.get("validation_iou") is not None}
+    return max(known, key=known.__getitem__) if known else next(reversed(arms), None)
+
+
+def trained_on(arm: str) -> str:
+    """Say in words what a segmenter of an arm sees in training."""
+    words = {
+        "stain": "stain augmentation",
+        "transfer": "annotated images re-stained towards unannotated training patients",
+        "mean-teacher": "a mean teacher on unannotated training images",
+        "consistency": "consistency on unannotated training images",
+        "synthetic": "synthetic images in the styles of unannotated training patients, filtered",
+        "unfiltered": "the synthetic images without the filter",
+        "unstyled": "synthetic images drawn without a style",
+        "annotated-only": "synthetic images of a generator trained on annotated patients only",
+    }
+    parts = ["annotated training images", *(text for name, text in words.items() if name in ingredients(arm))]
+    return ", ".join(parts)
+
+
+def _roles(evidence: Evidence) -> str:
+    rows = cohort(evidence.patches) or []
+    keys = ("patients", "slides", "patches")
+    cells = [[row["role"], *(f"{row[key]:,}" for key in keys), row["groups"]] for row in rows]
+    return markdown_table(["role", *keys, "groups"], cells) if rows else ""
+
+
+def _generator_table(generation: Mapping[str, Any] | None) -> str:
+    def cell(value: Any, digits: int) -> str:
+        return UNKNOWN if value is None else f"{value:.{digits}f}"
+
+    rows = style_table(generation)
+    counts = style_counts(generation)
+    header = ["figure", *(f"{name} styles ({counts[name]})" for name in ("seen", "unseen")), "real images"]
+    keys = ("seen", "unseen", "real")
+    cells = [[row["label"], *(cell(row[key], row["digits"]) for key in keys)] for row in rows]
+    return markdown_table(header, cells) if rows else ""
+
+
+def _group_table(summary: Mapping[str, Any] | None, arm: str | None) -> str:
+    groups = (summary or {}).get("groups") or {}
+    rows = []
+    for name, found in groups.items():
+        score = found["arms"][arm]
+        values = (score[key] for key in ("patient_iou_mean", "patient_iou_std"))
+        rows.append(
+            [name, str(score["n_patients"]), *(UNKNOWN if value is None else f"{value:.3f}" for value in values)]
+        )
+    return markdown_table(["group", "test patients", "mean IoU", "std"], rows) if rows else ""
+
+
+def _is_few_step(config: Mapping[str, Any]) -> bool:
+    return (config.get("generate") or {}).get("generator") == "few-step"

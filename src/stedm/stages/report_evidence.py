@@ -1,0 +1,118 @@
+"""What a run folder holds for its report, read once; None where a stage has written nothing yet."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from stedm import files
+from stedm.errors import UserError
+
+_PART = re.compile(r"budget(\d+|all)(?:-fold(\d+))?")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The files of a run, or of an experiment: several runs that differ in label budget and fold."""
+
+    root: Path
+    """The folder the report is about and is written to."""
+    run: Path
+    """The run folder whose generator is shown: `root`, or the first fold of an experiment's main budget."""
+    parts: tuple[Path, ...]
+    """Every run folder whose results are in the summary: `root` alone, or those of the experiment."""
+    config_text: str
+    """config.yaml of `root`, as it stands."""
+    config: Mapping[str, Any]
+    """config.yaml of `run`."""
+    environment: Mapping[str, Any] | None
+    summary: Mapping[str, Any] | None
+    """evaluation/summary.json of `root`."""
+    per_patient: pd.DataFrame | None
+    """evaluation/per_patient.csv of `root`, the rows of the main label budget."""
+    generation: Mapping[str, Any] | None
+    validation: Mapping[str, Any] | None
+    """diffusion/validation.json."""
+    patches: pd.DataFrame | None
+    manifest: pd.DataFrame | None
+    classes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.root.resolve().name
+
+    @property
+    def budgets(self) -> dict[int, Mapping[str, Any]]:
+        """Summary of each label budget, ascending; empty for a single run."""
+        found = (self.summary or {}).get("budgets") or {}
+        return {int(budget): found[budget] for budget in sorted(found, key=int)}
+
+
+def read_evidence(root: Path) -> Evidence:
+    """Read what there is below `root`, a run folder or the folder of an experiment.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    if not (root / "config.yaml").is_file():
+        raise UserError(f"{root} is not a run folder: it has no config.yaml; name the folder given to `stedm run`")
+    summary = json_of(root / "evaluation" / "summary.json")
+    parts = _parts(root)
+    run = _main_part(parts, summary)
+    per_patient = table_of(root / "evaluation" / "per_patient.csv")
+    if per_patient is not None and summary is not None and "budget" in per_patient:
+        per_patient = per_patient[per_patient["budget"] == summary["label_budget"]]
+    return Evidence(
+        root=root,
+        run=run,
+        parts=parts,
+        config_text=(root / "config.yaml").read_text(encoding="utf-8"),
+        config=yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {},
+        environment=json_of(root / "environment.json"),
+        summary=summary,
+        per_patient=per_patient,
+        generation=json_of(run / "evaluation" / "generation.json"),
+        validation=json_of(run / "diffusion" / "validation.json"),
+        patches=table_of(run / "data" / "patches.parquet"),
+        manifest=table_of(run / "synthetic" / "manifest.parquet"),
+        classes=tuple((json_of(run / "data" / "classes.json") or {"classes": []})["classes"]),
+    )
+
+
+def json_of(path: Path) -> Any:
+    """Content of a JSON file; None without it."""
+    return files.read_json(path) if path.is_file() else None
+
+
+def table_of(path: Path) -> pd.DataFrame | None:
+    """A CSV or Parquet table; None without it. Patients and groups are text: one named 0012 stays 0012."""
+    if not path.is_file():
+        return None
+    return (
+        pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype={"patient": str, "group": str})
+    )
+
+
+def _parts(root: Path) -> tuple[Path, ...]:
+    """The runs of an experiment, by budget and fold; `root` itself when it is a single run."""
+    found = []
+    for path in root.iterdir():
+        named = _PART.fullmatch(path.name)
+        if named and (path / "config.yaml").is_file():
+            budget = float("inf") if named[1] == "all" else int(named[1])
+            found.append((budget, int(named[2] or 0), path))
+    return tuple(path for *_, path in sorted(found)) or (root,)
+
+
+def _main_part(parts: tuple[Path, ...], summary: Mapping[str, Any] | None) -> Path:
+    """The first part with the summary's label budget; the first of all where none has it."""
+    for part in parts:
+        own = json_of(part / "evaluation" / "summary.json")
+        if own is not None and summary is not None and own["label_budget"] == summary["label_budget"]:
+            return part
+    return parts[0]

@@ -1,0 +1,124 @@
+"""The report on what was run: patients by role, time a stage, and the settings that were in force."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stedm import files
+from stedm.stages.report_evidence import Evidence, json_of
+from stedm.stages.sampling_settings import in_force
+
+STAGES = ("data", "autoencoder", "diffusion", "control", "few_step", "synthetic", "segmentation", "evaluation")
+MARKERS = ("fingerprint.json", "filter.json")
+"""What a stage leaves when it is done; the filter has its own, for it shares a folder."""
+ROLES = (
+    ("train", True, "training, annotated"),
+    ("train", False, "training, unannotated"),
+    ("val", None, "validation"),
+    ("test", None, "test"),
+    ("unseen", None, "never seen, for the generator's measures"),
+)
+SETTINGS = {
+    "size": "size",
+    "seed": "seed",
+    "patch width, px": "prepare.patch_px",
+    "label budget, patients": "split.label_budget",
+    "label budgets": "experiment.budgets",
+    "folds": "experiment.folds",
+    "unlabelled share": "diffusion.unlabelled_share",
+    "style set": "diffusion.style_set",
+    "images per style set": "diffusion.style_images",
+    "style encoder": "diffusion.style_encoder",
+    "aggregation": "diffusion.aggregation",
+    "diffusion steps": "diffusion.steps",
+    "synthetic images": "generate.images",
+    "layouts drawn": "generate.layouts",
+    "styles drawn": "generate.styles",
+    "generator": "generate.generator",
+    "solver": "generate.solver",
+    "NFE": "generate.nfe",
+    "guidance": "generate.guidance",
+    "layout guidance": "generate.layout_guidance",
+    "style guidance": "generate.style_guidance",
+    "grain": "generate.grain",
+    "filter: least agreement": "filter.min_agreement",
+    "segmenter encoder": "segmentation.encoder",
+    "segmenter steps": "segmentation.steps",
+    "synthetic share": "segmentation.synthetic_share",
+    "segmenter seeds": "segmentation.seeds",
+}
+"""Label in the report -> key of the config."""
+
+
+def settings(evidence: Evidence) -> dict[str, str]:
+    """Settings in force by their labels; what `generate` leaves to the generator comes from its model folder."""
+    generate = evidence.config.get("generate") or {}
+    folder = "few_step" if generate.get("generator") == "few-step" else "diffusion"
+    own = (json_of(evidence.run / folder / "model_index.json") or {}).get("sampling") or {}
+    config = {**evidence.config, "generate": {**generate, **in_force(own, generate)}}
+    if evidence.budgets:
+        config["split"] = None  # the budgets stand in its place
+        config["experiment"] = (config.get("experiment") or {}) | {"budgets": list(evidence.budgets)}
+
+    def value(key: str) -> Any:
+        return functools.reduce(lambda node, part: (node or {}).get(part), key.split("."), config)
+
+    found = {label: value(key) for label, key in SETTINGS.items()}
+    return {label: _worded(setting) for label, setting in found.items() if setting not in (None, [])}
+
+
+def _worded(setting: Any) -> str:
+    if isinstance(setting, list):
+        return ", ".join(map(_worded, setting))
+    return f"{setting:g}" if isinstance(setting, float) else str(setting)
+
+
+def cohort(patches: pd.DataFrame | None) -> list[dict[str, Any]] | None:
+    """Count patients, slides, patches and groups by role."""
+    if patches is None:
+        return None
+    rows = []
+    for split, annotated, role in ROLES:
+        members = patches[patches["split"] == split]
+        if annotated is not None:
+            members = members[members["annotated"] == annotated]
+        if members.empty and split == "unseen":
+            continue
+        groups = members.groupby("group")["patient"].nunique() if "group" in members else pd.Series(dtype=int)
+        rows.append(
+            {
+                "role": role,
+                "patients": members["patient"].nunique(),
+                "slides": len(members[["patient", "slide"]].drop_duplicates()),
+                "patches": len(members),
+                "groups": ", ".join(f"{name} {number}" for name, number in groups.items() if name),
+            }
+        )
+    return rows
+
+
+def data_source(config: Mapping[str, Any]) -> dict[str, str]:
+    """Name of the cohort's table and the licence of its images, in words."""
+    section = config.get("cohort") or {}
+    table = section.get("table")
+    return {
+        "table": Path(table).name if table else "the procedural cohort that stedm draws itself",
+        "licence": section.get("licence") or "not stated",
+    }
+
+
+def times(parts: Sequence[Path]) -> list[dict[str, Any]]:
+    """Sum the seconds each stage took; the parts of a stage (filter, arms and seeds) count towards it."""
+    found = []
+    others = sorted({path.name for part in parts for path in part.iterdir() if path.is_dir()} - {*STAGES, "report"})
+    for stage in (*STAGES, *others):
+        markers = [path for part in parts for name in MARKERS for path in sorted((part / stage).rglob(name))]
+        seconds = [files.read_json(path).get("seconds") for path in markers]
+        known = [float(value) for value in seconds if value is not None]
+        if known:
+            found.append({"stage": stage.replace("_", "-"), "seconds": sum(known)})
+    longest = max((row["seconds"] for row in found), default=0.0)
+    return [{**row, "share": row["seconds"] / longest if longest else 0.0} for row in found]

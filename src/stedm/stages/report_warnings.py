@@ -1,0 +1,124 @@
+"""What a reader must know before believing the figures."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stedm.stages.report_text import count, is_clear, signed, synthesis_comparisons
+
+FEW_PATIENTS = 10
+FEW_SEEDS = 3
+IGNORED_CONDITION = 0.1
+COPYING = 0.5
+WEAK_LAYOUT = 0.5
+FEW_KEPT = 0.5
+REMEDIES = {
+    "style": "raise diffusion.steps, look whether the patients differ in stain at all, or try another "
+    "diffusion.style_set",
+    "layout": "raise diffusion.steps, look whether masks and images match, or annotate more patients",
+}
+"""What to try when the generator ignores a condition."""
+
+
+def _known(values: Mapping[str, Any] | None, *keys: str) -> bool:
+    return values is not None and all(values.get(key) is not None for key in keys)
+
+
+def _evaluation_warnings(summary: Mapping[str, Any] | None) -> list[str]:
+    if summary is None:
+        return []
+    found = []
+    if summary["n_test_patients"] < FEW_PATIENTS:
+        found.append(
+            f"Only {count(summary['n_test_patients'], 'test patient')}: intervals over fewer than {FEW_PATIENTS} "
+            "patients are rough, and the worst decile is a single patient."
+        )
+    if len(summary["seeds"]) == 1:
+        found.append("One seed: the intervals do not contain the difference from one training to the next.")
+    elif len(summary["seeds"]) < FEW_SEEDS:
+        found.append(
+            f"Only {len(summary['seeds'])} seeds: how much one training differs from the next is known roughly."
+        )
+    return found + _unsteady_arms(summary)
+
+
+def _unsteady_arms(summary: Mapping[str, Any]) -> list[str]:
+    """Arms of a claimed effect whose seeds lie further apart than the effect is large."""
+    found = {}
+    for pair in synthesis_comparisons(summary):
+        for arm in (pair["arm"], pair["baseline"]):
+            means = list((summary["arms"][arm].get("iou_by_seed") or {0: 0.0}).values())
+            apart = max(means) - min(means)
+            if is_clear(pair) and apart > abs(pair["delta_iou"]):
+                found[arm] = (
+                    f"The seeds of {arm} lie {apart:.3f} apart, more than the difference of "
+                    f"{signed(pair['delta_iou'])} from {pair['baseline']} to {pair['arm']}: train more seeds before "
+                    "relying on it."
+                )
+    return list(found.values())
+
+
+def _generation_warnings(generation: Mapping[str, Any]) -> list[str]:
+    found = []
+    if _known(generation, "style_sensitivity") and generation["style_sensitivity"] < IGNORED_CONDITION:
+        matched, shuffled = generation["style_distance_matched"], generation["style_distance_shuffled"]
+        found.append(
+            f"The style condition is all but ignored: images lie {matched:.2f} from the patient whose style they "
+            f"were given, and {shuffled:.2f} from other patients."
+        )
+    if _known(generation, "layout_sensitivity") and generation["layout_sensitivity"] < IGNORED_CONDITION:
+        found.append(
+            f"The layout condition is all but ignored: images agree with their own layouts by an IoU that is only "
+            f"{generation['layout_sensitivity']:.2f} above that with the layouts of other images."
+        )
+    if _known(generation, "layout_agreement") and generation["layout_agreement"] < WEAK_LAYOUT:
+        found.append(
+            f"Layouts are poorly obeyed: the judge, a segmenter trained on real images, agrees with them by an IoU of "
+            f"{generation['layout_agreement']:.2f} only."
+        )
+    if _known(generation, "nearest_real_ratio") and generation["nearest_real_ratio"] < COPYING:
+        found.append(
+            f"Synthetic images lie much closer to training images than those to each other (ratio "
+            f"{generation['nearest_real_ratio']:.2f}): look for copies among the pairs below before sharing any."
+        )
+    if _known(generation, "memorised_rate", "memorised_rate_real"):
+        drawn, real = generation["memorised_rate"], generation["memorised_rate_real"]
+        if drawn > 2 * real + 0.01:
+            found.append(
+                f"{100 * drawn:.1f} % of the drawn images lie as near to a training image as one in a hundred real "
+                f"images does ({100 * real:.1f} % of never-seen patients' images do): some may be copies."
+            )
+    return found
+
+
+def warnings(
+    summary: Mapping[str, Any] | None, generation: Mapping[str, Any] | None, kept_share: float | None
+) -> list[str]:
+    """List what a reader must know before believing the figures.
+
+    Args:
+        summary: content of evaluation/summary.json, if there.
+        generation: content of evaluation/generation.json, if there.
+        kept_share: share of synthetic images the filter kept, 0 to 1, if known.
+    """
+    found = _evaluation_warnings(summary) + _generation_warnings(generation or {})
+    if kept_share is not None and kept_share < FEW_KEPT:
+        found.append(
+            f"The filter kept {100 * kept_share:.0f} % of the synthetic images: most do not show the layout they were "
+            "given."
+        )
+    return found
+
+
+def ignored_conditions(validation: Mapping[str, Any] | None) -> list[str]:
+    """Say which conditions a generator ignores, by how much, and what to try: a sentence each.
+
+    Args:
+        validation: content of diffusion/validation.json, if there.
+    """
+    whose = {"style": "another patient's style", "layout": "another image's layout"}
+    return [
+        f"The {name} condition is ignored: on validation images, {whose[name]} changes the loss by "
+        f"{100 * validation[f'{name}_gain']:+.2f} % (standard error {100 * validation[f'{name}_gain_se']:.2f} %). "
+        f"Try: {REMEDIES[name]}."
+        for name in (validation["ignored"] if validation else [])
+    ]
