@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stedm.config import DiffusionConfig, GenerateConfig, RunConfig, ingredients
+from stedm.config import FULL_ARM, DiffusionConfig, GenerateConfig, RunConfig, SplitConfig, ingredients
 from stedm.data.composition import composition_digest
 from stedm.stages.prepare import input_digest, prepare
 from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder
@@ -34,6 +34,8 @@ class Stage:
     extra: str = ""
     keeps_folder: bool = False
     """Shares its folder with an earlier stage: cleaning up must not remove it."""
+    after: tuple[str, ...] = ()
+    """Stages that come first, but of whose results only what `keys` and `extra` say is read."""
 
 
 def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
@@ -43,14 +45,15 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
     judge = (JUDGE_ARM, config.seed)
     others = [name for name in (*names, *([] if judge in names else [judge])) if name != (TEACHER_ARM, config.seed)]
     with_control = config.diffusion.annotated_only_control
-    return [
+    digest = input_digest(config)
+    stages = [
         Stage(
             "prepare",
             lambda: prepare(run.data, config),
             run.data,
             ("cohort", "split", "prepare"),
             (),
-            extra=input_digest(config),
+            extra=digest,
         ),
         Stage(
             "autoencoder",
@@ -78,6 +81,11 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
             ("evaluate", *(("control",) if with_control else ())),
         ),
     ]
+    full = f"segmentation {FULL_ARM} "
+    return [
+        _whoever_is_annotated(stage, digest) if stage.name == "autoencoder" or stage.name.startswith(full) else stage
+        for stage in stages
+    ]
 
 
 def _generator_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[Stage]:
@@ -91,7 +99,7 @@ def _generator_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[S
             _later("diffusion.train_diffusion", run, config),
             run.diffusion,
             keys,
-            ("autoencoder", *pseudo),
+            ("prepare", "autoencoder", *pseudo),
         ),
         *([_few_step_stage(run, config)] if few else []),
         Stage(
@@ -121,8 +129,17 @@ def _control_stage(run: RunFolder, config: RunConfig) -> Stage:
         _later("diffusion.train_control", run, config),
         run.control,
         _generator_keys("annotated_only_control", "pseudo_confidence"),
-        ("autoencoder",),
+        ("prepare", "autoencoder"),
     )
+
+
+def _whoever_is_annotated(stage: Stage, digest: str) -> Stage:
+    """The same stage for every label budget, which moves no patient into or out of the training images.
+
+    Patches and roles follow from these keys and `digest`, that of the inputs.
+    """
+    keys = (*stage.keys, "cohort", "prepare", *_keys("split", SplitConfig, without=("label_budget",)))
+    return dataclasses.replace(stage, keys=keys, needs=(), after=stage.needs, extra=f"{stage.extra} {digest}")
 
 
 def _generator_keys(*without: str) -> tuple[str, ...]:
@@ -183,7 +200,7 @@ def needed(stages: list[Stage], until: str) -> list[Stage]:
     wanted = {stage.name for stage in stages if stage.name.startswith(until)}
     for stage in reversed(stages):
         if stage.name in wanted:
-            wanted.update(stage.needs)
+            wanted.update((*stage.needs, *stage.after))
     return [stage for stage in stages if stage.name in wanted]
 
 
