@@ -122,7 +122,9 @@ def _parser(name: str, command: Command) -> argparse.ArgumentParser:
         exit_on_error=False,
     )
     parser.add_argument("--config", help="YAML config; without it the defaults, or the run folder's own config.yaml")
-    parser.add_argument("--out", default=command.out, help=f"run folder, also without the flag (default: {command.out})")
+    parser.add_argument(
+        "--out", default=command.out, help=f"run folder, the flag may be left out (default: {command.out})"
+    )
     parser.add_argument("--size", help="smoke, tiny, small or base: the one dial")
     for flag, key in LISTS.items():
         parser.add_argument(f"--{flag}", help=f"separated by commas: added to those of the run folder, if any ({key})")

@@ -114,13 +114,15 @@ def _fold_split(patients: pd.DataFrame, config: SplitConfig) -> "pd.Series[str]"
     """train, val, test or unseen of each patient when fold j of n is tested; only `split.seed` decides on the folds."""
     j, n = config.fold or (0, 1)
     if patients["split"].isin(["train", "val", "test"]).any():
-        raise UserError("test folds cannot be drawn: the table's column 'split' says who is tested; remove it or the folds")
+        raise UserError(
+            "the table's column 'split' says who is tested: there is nothing to fold; remove it, or the folds"
+        )
     rng = np.random.default_rng([config.seed, n])
     free = patients[patients["has_mask"] & (patients["split"] == "")]
     if config.val_patients < 1 or len(free) < n:
         raise UserError(
-            f"{len(free)} patients with masks in {n} test folds and {config.val_patients} validation patients: each fold"
-            " needs one patient or more, and so does validation; lower experiment.folds or set split.val_patients >= 1"
+            f"{len(free)} patients with masks in {n} test folds and {config.val_patients} validation patients: each"
+            " fold needs one, and so does validation; lower experiment.folds or set split.val_patients >= 1"
         )
     test = _in_proportion(_ranks(free, rng), rng)[j::n]
     rest = free.drop(index=test)

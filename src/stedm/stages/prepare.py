@@ -53,7 +53,7 @@ def prepare(out: Path, config: RunConfig) -> None:
         cohort["split"] = cohort["split"].where(cohort["split"] == "unseen", "")
     splits = split_patients(cohort, config.split)
     if not splits["train_unannotated"] and config.generate.styles == "unannotated" and config.split.label_budget:
-        raise UserError("every training patient is annotated; set generate.styles: annotated, or lower the label budget")
+        raise UserError("every training patient is annotated; set generate.styles: annotated, or a lower label budget")
     if not whole:
         _extract(out, config, cohort_config, cohort, patients={name for names in splits.values() for name in names})
     classes = read_json(out / "classes.json")["classes"]

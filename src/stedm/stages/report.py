@@ -143,6 +143,8 @@ def _segmentation(run: Path, summary: Mapping[str, Any] | None) -> dict[str, Any
     per_patient = _table(run / "evaluation" / "per_patient.csv")
     if summary is None or per_patient is None:
         return None
+    if "budget" in per_patient:  # of several label budgets, the main one
+        per_patient = per_patient[per_patient["budget"] == summary["label_budget"]]
     arms, pairs = list(summary["arms"]), text.synthesis_comparisons(summary)
     best = {
         key: operator_(arm[key] for arm in summary["arms"].values())
