@@ -128,7 +128,6 @@ def evaluate_root(run: RunFolder, config: RunConfig) -> None:
             dtype={"patient": str, "group": str},
             keep_default_na=False,
             na_values=[""],
-            float_precision="round_trip",
         )
         fold = part.config.split.fold
         tables.append(table.assign(budget=budgets[part.name], fold=fold[0] if fold else 0))

@@ -124,7 +124,7 @@ def _fold_split(patients: pd.DataFrame, config: SplitConfig) -> "pd.Series[str]"
             f"{len(free)} patients with masks in {n} test folds and {config.val_patients} validation patients: each"
             " fold needs one, and so does validation; lower experiment.folds or set split.val_patients >= 1"
         )
-    test = _in_proportion(_ranks(free, rng), rng)[j::n]
+    test = _ranks(free, rng).sort_values(["place", "rank"]).index[j::n]  # dealt out group after group
     rest = free.drop(index=test)
     if len(rest) < config.val_patients + 1:
         raise UserError(
