@@ -17,9 +17,10 @@ from stedm.config import RunConfig
 from stedm.config_file import extended, load_config
 from stedm.errors import UserError
 from stedm.evaluation.statistics import summary_table
+from stedm.experiment import parts_of
 from stedm.files import link, read_json, write_json
 from stedm.graph import Stage, stages_of
-from stedm.run import run_all
+from stedm.run import run_all, run_named_stage
 from stedm.stages.prepare import prepare
 from stedm.stages.run_folder import RunFolder
 
@@ -169,6 +170,17 @@ def test_killed_and_started_again_does_the_rest_once_and_ends_the_same(
     done, run.stop_at = set(run.ran) - {name}, ""
     assert set(run(options)) == every - done and set(Counter(run.ran).values()) == {1}
     assert results(run.folder) == whole
+
+
+def test_a_worker_process_links_as_it_is_told(run: Experiment) -> None:
+    config = load_config(overrides=[*BASE, "experiment.budgets=[2, 4]"])
+    two, four, root = parts_of(config, run.folder)
+    assert (two.name, four.name, root.name) == ("budget2", "budget4", "")
+    run_named_stage(two.config, two.run.root, "autoencoder", "f", None)
+    run_named_stage(four.config, four.run.root, "autoencoder", "f", two.run.autoencoder)
+    assert run.ran == ["budget2/autoencoder"]
+    assert read_json(four.run.autoencoder / "fingerprint.json")["fingerprint"] == "f"
+    assert [stage.name for stage in root.stages()] == ["evaluate", "report"]
 
 
 def test_killed_while_linking_leaves_nothing_half_linked(run: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,12 +406,6 @@ def test_first_stage_and_ceiling_are_the_same_bits_whatever_the_label_budget(tmp
         markers.append({name: read_json(out / name / "fingerprint.json")["fingerprint"] for name in folders})
     assert weights[0] == weights[1] and len(weights[0]) == 2
     assert [name for name in folders if markers[0][name] != markers[1][name]] == ["data"]
-
-    both = load_config(overrides=[*options, "experiment.budgets=[1, 3]"])
-    root = run_all(both, tmp_path / "root", until="segmentation full", jobs=2)
-    name = "segmentation/full/seed0/model.safetensors"
-    assert os.path.samefile(root / "budget1" / name, root / "budget3" / name)
-    assert (root / "budget1" / name).read_bytes() == weights[0][name]
 
 
 def test_the_procedural_cohort_can_be_folded(tmp_path: Path) -> None:
