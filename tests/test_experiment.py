@@ -244,6 +244,14 @@ def test_a_finished_plain_run_becomes_the_sub_run_that_it_is(run: Experiment) ->
     assert not (run.folder / "data").exists() and (run.folder / "budget4" / "data").exists()
 
 
+def test_what_a_plain_run_leaves_beside_sub_runs_is_no_obstacle(run: Experiment) -> None:
+    run("experiment.budgets=[2, 3]")
+    run("split.label_budget=2")
+    assert not (run.folder / "evaluation" / "summary.json").exists()
+    assert run.names("experiment.budgets=[2, 3]") == run.names("experiment.budgets=[2, 3]") == set()
+    assert set(read_json(run.folder / "evaluation" / "summary.json")["budgets"]) == {"2", "3"}
+
+
 def test_a_plain_run_of_another_budget_is_not_overwritten(run: Experiment) -> None:
     run("split.label_budget=3")
     with pytest.raises(UserError, match="label budget 3, which is not among"):

@@ -159,6 +159,8 @@ def adopt(parts: Sequence[Part]) -> None:
     if len(parts) == 1 or not (root.run.data.exists() and saved.exists()):
         return
     earlier = load_config(saved)
+    if is_experiment(earlier):
+        return
     earlier_is = (_budget(earlier), earlier.split.fold)
     same = [part for part in parts[:-1] if (_budget(part.config), part.config.split.fold) == earlier_is]
     if not same:

@@ -39,14 +39,22 @@ class Stage:
 
 
 def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
-    """Every stage of a run, in order."""
+    """Every stage of a run, in order; first stage and ceiling are the same for every label budget."""
+    digest = input_digest(config)
+    blind = ("autoencoder", f"segmentation {FULL_ARM} ")
+    return [
+        _whoever_is_annotated(stage, digest) if stage.name.startswith(blind) else stage
+        for stage in _stages(config, run, digest)
+    ]
+
+
+def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
     teacher = _segmenter_name(TEACHER_ARM, config.seed)
     names = [(arm, seed) for arm in config.segmentation.arms for seed in config.segmentation.seeds]
     judge = (JUDGE_ARM, config.seed)
     others = [name for name in (*names, *([] if judge in names else [judge])) if name != (TEACHER_ARM, config.seed)]
     with_control = config.diffusion.annotated_only_control
-    digest = input_digest(config)
-    stages = [
+    return [
         Stage(
             "prepare",
             lambda: prepare(run.data, config),
@@ -80,11 +88,6 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
             (),
             ("evaluate", *(("control",) if with_control else ())),
         ),
-    ]
-    full = f"segmentation {FULL_ARM} "
-    return [
-        _whoever_is_annotated(stage, digest) if stage.name == "autoencoder" or stage.name.startswith(full) else stage
-        for stage in stages
     ]
 
 
