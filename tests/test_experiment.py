@@ -210,6 +210,7 @@ def test_an_attempt_begun_in_any_sub_run_is_continued_there(run: Experiment) -> 
     run.stop_at = ""
     assert "budget2/autoencoder" in (ran := run("experiment.budgets=[4, 2]")) and "budget4/autoencoder" not in ran
     assert run.ran.index("budget2/autoencoder") < run.ran.index("budget4/diffusion")
+    assert (run.folder / "budget4" / "autoencoder" / "result-autoencoder").exists()
 
 
 def test_a_sub_run_is_an_ordinary_run_folder(run: Experiment) -> None:
