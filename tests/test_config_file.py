@@ -152,7 +152,7 @@ def test_table_resolves_against_the_file_that_names_it(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert load_config(path).cohort.table == expected
     assert load_config(path.relative_to(tmp_path)).cohort.table == expected
-    assert load_config(path, ["cohort.table=other.csv"]).cohort.table == "other.csv"
+    assert load_config(path, ["cohort.table=other.csv"]).cohort.table == str(tmp_path.resolve() / "other.csv")
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", "."])

@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-import stedm.run
+import stedm.experiment
 from stedm.config import RunConfig
 from stedm.config_file import load_config
 from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
 from stedm.files import read_json
-from stedm.run import Stage, run_all, stages_of
+from stedm.graph import Stage, stages_of
+from stedm.run import run_all
 from stedm.stages.run_folder import RunFolder
 
 BASE = ["size=smoke", "segmentation.seeds=[0, 1]", "diffusion.annotated_only_control=true"]
@@ -64,7 +65,7 @@ class Recorder:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder(tmp_path / "run")
-    monkeypatch.setattr(stedm.run, "stages_of", recorder.stages)
+    monkeypatch.setattr(stedm.experiment, "stages_of", recorder.stages)
     return recorder
 
 
@@ -72,7 +73,7 @@ def test_every_stage_runs_once_after_what_it_needs(run: Recorder) -> None:
     assert run() == ALL and len(run.ran) == len(ALL)
     stages = {stage.name: stage for stage in stages_of(load_config(overrides=BASE), RunFolder(run.folder))}
     for name in run.ran:
-        assert all(run.ran.index(need) < run.ran.index(name) for need in stages[name].needs)
+        assert all(run.ran.index(need) < run.ran.index(name) for need in (*stages[name].needs, *stages[name].after))
 
 
 def test_unchanged_stages_are_skipped(run: Recorder) -> None:
@@ -86,7 +87,8 @@ def test_unchanged_stages_are_skipped(run: Recorder) -> None:
     ("override", "expected"),
     [
         ("cohort.phantom.seed=1", ALL),
-        ("split.label_budget=5", ALL),
+        ("split.label_budget=5", ALL - {"autoencoder", JUDGE}),
+        ("split.unseen_patients=1", ALL),
         ("prepare.patch_px=32", ALL),
         ("autoencoder.steps=9", {"autoencoder", "diffusion", "control", *AFTER_DIFFUSION}),
         ("diffusion.joint_stain=0.5", {"autoencoder", "diffusion", "control", *AFTER_DIFFUSION}),

@@ -1,6 +1,7 @@
 """Roles of patients: disjoint, complete, reproducible, only patients with masks measured."""
 
 import dataclasses
+from itertools import pairwise
 
 import pandas as pd
 import pytest
@@ -63,6 +64,48 @@ def test_table_may_name_unseen_patients_with_or_without_masks():
         split_patients(table, SplitConfig(annotated=["p05"]))
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 99), unmasked=st.integers(0, 9), unseen=st.integers(0, 8), fold=st.sampled_from([None, [1, 3]])
+)
+def test_a_label_budget_moves_nobody_but_the_annotated(seed, unmasked, unseen, fold):
+    table = cohort(30, unmasked=unmasked, groups=4)
+    table["may_annotate"] = table["patient"] != "p20"
+    config = SplitConfig(val_patients=2, test_patients=5, unseen_patients=unseen, fold=fold, seed=seed)
+    drawn = [split_patients(table, dataclasses.replace(config, label_budget=n)) for n in (1, 2, 3, None)]
+    for smaller, larger in pairwise(drawn):
+        assert set(smaller["train_annotated"]) < set(larger["train_annotated"])
+        assert all(smaller[role] == larger[role] for role in ("val", "test", "unseen"))
+    assert len(drawn[-1]["unseen"]) == unseen and not set(drawn[-1]["unseen"]) & set(drawn[-1]["train_annotated"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 99), unmasked=st.integers(0, 9), n=st.integers(2, 7))
+def test_every_patient_with_masks_is_tested_in_one_fold(seed, unmasked, n):
+    table, masked = cohort(30, unmasked=unmasked), [f"p{i:02d}" for i in range(unmasked, 30)]
+    config = SplitConfig(val_patients=2, label_budget=2, seed=seed)
+    folds = [split_patients(table, dataclasses.replace(config, fold=[j, n])) for j in range(n)]
+    assert sorted(name for roles in folds for name in roles["test"]) == masked
+    for roles in folds:
+        members = [patient for role in ROLES for patient in roles[role]]
+        assert (
+            sorted(members) == sorted(set(table["patient"])) and len(roles["val"]) == len(roles["train_annotated"]) == 2
+        )
+    sizes = [len(roles["test"]) for roles in folds]
+    assert max(sizes) - min(sizes) <= 1
+    other = dataclasses.replace(config, val_patients=3, label_budget=1, test_patients=1, unseen_patients=2, fold=[0, n])
+    assert split_patients(table, other)["test"] == folds[0]["test"]
+
+
+def test_folds_hold_the_groups_in_proportion():
+    table = cohort(60, groups=3)
+    group = table.groupby("patient")["group"].first()
+    for j in range(5):
+        tested = split_patients(table, SplitConfig(fold=[j, 5]))["test"]
+        counts = pd.Series([group[name] for name in tested]).value_counts()
+        assert len(counts) == 3 and counts.max() - counts.min() <= 1
+
+
 def test_another_seed_draws_other_patients():
     drawn = {tuple(split_patients(cohort(30), SplitConfig(test_patients=5, seed=seed))["test"]) for seed in range(5)}
     assert len(drawn) > 1
@@ -109,6 +152,11 @@ def test_named_patients_are_annotated_and_never_held_out():
         (cohort(3, split=["train", "train", "test"]), SplitConfig(label_budget=1), "no val patient"),
         (cohort(3, split=["train", "val", "test"], unmasked=1), SplitConfig(label_budget=1), "label_budget"),
         (cohort(3, split=["train", "val", "test"]), SplitConfig(annotated=["p01"]), "is in val"),
+        (cohort(3, split=["train", "val", "test"]), SplitConfig(fold=[0, 2]), "'split' says who is tested"),
+        (cohort(4), SplitConfig(fold=[0, 5], val_patients=1), "lower experiment.folds"),
+        (cohort(4), SplitConfig(fold=[0, 2], val_patients=0), "val_patients >= 1"),
+        (cohort(6), SplitConfig(fold=[0, 2], val_patients=3), "fold 0 of 2 leaves 3 patients"),
+        (cohort(8), SplitConfig(val_patients=2, test_patients=2, unseen_patients=2, label_budget=3), "unseen_patients"),
     ],
 )
 def test_what_is_lacking_is_said(table, config, expected):

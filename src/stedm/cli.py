@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import stedm
-from stedm.config_file import dump_config, keys_with_help, load_config
+from stedm.config_file import dump_config, extended, keys_with_help, load_config
 from stedm.errors import UserError
 
 
@@ -43,8 +43,10 @@ COMMANDS = {
     "evaluate": Command(
         "score the arms patient by patient", "stedm evaluate --config my.yaml --out runs/my", "evaluate"
     ),
-    "report": Command("one self-contained HTML file", "stedm report --out runs/my", "report"),
+    "report": Command("one self-contained HTML file", "stedm report runs/my", "report"),
 }
+LISTS = {"arms": "segmentation.arms", "seeds": "segmentation.seeds", "budgets": "experiment.budgets"}
+"""Short flags that add to what the run folder has, and their keys."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,12 +76,17 @@ def _main(words: list[str]) -> int:
 
 
 def _run_command(name: str, command: Command, words: list[str]) -> int:
+    if words and Path(words[0]).is_dir():
+        words = ["--out", *words]
     options, overrides = _parser(name, command).parse_known_args(words)
     config_path = options.config
     saved = Path(options.out) / "config.yaml"
-    if config_path is None and name not in ("demo", "run") and saved.exists():
+    added = {key: getattr(options, flag) for flag, key in LISTS.items() if getattr(options, flag) is not None}
+    continues = name not in ("demo", "run") or (added and not options.size)  # a saved config has its size's presets
+    if config_path is None and continues and saved.exists():
         config_path = str(saved)
-    config = load_config(config_path, _flags(overrides, options.size))
+    lists = [extended(key, listed, saved) for key, listed in added.items()]
+    config = load_config(config_path, [*_flags(overrides, options.size), *lists])
     if options.print_config:
         print(dump_config(config), end="")
         return 0
@@ -115,8 +122,12 @@ def _parser(name: str, command: Command) -> argparse.ArgumentParser:
         exit_on_error=False,
     )
     parser.add_argument("--config", help="YAML config; without it the defaults, or the run folder's own config.yaml")
-    parser.add_argument("--out", default=command.out, help=f"run folder (default: {command.out})")
+    parser.add_argument(
+        "--out", default=command.out, help=f"run folder, the flag may be left out (default: {command.out})"
+    )
     parser.add_argument("--size", help="smoke, tiny, small or base: the one dial")
+    for flag, key in LISTS.items():
+        parser.add_argument(f"--{flag}", help=f"separated by commas: added to those of the run folder, if any ({key})")
     parser.add_argument("--jobs", type=int, help="stages at the same time (default: CPU cores, at most 4; 1 on a GPU)")
     parser.add_argument("--print_config", action="store_true", help="print the resolved config and stop")
     return parser

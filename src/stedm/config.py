@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
+from stedm.config_experiment import ExperimentConfig
+
 IGNORE = 255
 """Label value of pixels that are neither trained on nor counted."""
 ARMS = ("real", "real+stain", "real+synthetic", "real+stain+synthetic")
@@ -74,6 +76,8 @@ class SplitConfig:
     """Test patients drawn when the table has no `split` column."""
     unseen_patients: int = 0
     """Unannotated training patients set aside: trained on by no stage, they lend never-seen styles to `evaluate`."""
+    fold: Optional[list[int]] = None
+    """[j, n]: patients with masks are dealt into n folds, and fold j (0 to n - 1) is tested; for `test_patients`."""
     seed: int = 0
     """Seed of the draw."""
 
@@ -197,7 +201,7 @@ class GenerateConfig:
     composition: Optional[str] = None
     """CSV of the fractions of prior layouts: column `group` (`*`: any other), one per class; rows are alternatives."""
     styles: Literal["unannotated", "annotated", "none"] = "unannotated"
-    """Patients whose styles are drawn; `none` samples without a style."""
+    """Patients whose styles are drawn (annotated ones if all are, by `label_budget` null); `none`: without a style."""
     style_images: int = 4
     """Images per style set in sampling; `linear` aggregation takes as many as in training, whatever stands here."""
     generator: Literal["full", "few-step"] = "full"
@@ -272,29 +276,20 @@ class EvaluateConfig:
 
 @dataclass
 class RunConfig:
-    """Everything a run depends on. `size` presets what is left empty."""
+    """Everything a run depends on: a section a stage. `size` presets what is left empty."""
 
     size: Literal["smoke", "tiny", "small", "base"] = "tiny"
     """One dial: `smoke` (tests), `tiny` (two CPU cores, minutes), `small`, `base` (a GPU)."""
     seed: int = 0
     """Seed of training, planning and sampling."""
     cohort: CohortConfig = field(default_factory=CohortConfig)
-    """The cohort."""
     split: SplitConfig = field(default_factory=SplitConfig)
-    """The patients' roles."""
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
-    """Patches."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    """First stage."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    """Generator."""
     few_step: FewStepConfig = field(default_factory=FewStepConfig)
-    """Few-step generator."""
     generate: GenerateConfig = field(default_factory=GenerateConfig)
-    """Synthetic set."""
     filter: FilterConfig = field(default_factory=FilterConfig)
-    """Filter."""
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
-    """Segmenter."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    """Evaluation."""
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)

@@ -1,7 +1,9 @@
 """From YAML file and flags to a RunConfig, and back. Configs are data: no class paths, no evaluated strings."""
 
+import contextlib
 import dataclasses
 import difflib
+import json
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,8 +37,30 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         key, separator, text = override.partition("=")
         if not separator:
             raise UserError(f"--{override}: expected section.key=value")
-        _set(values, key.lstrip("-"), _yaml(text, f"--{key}"))
+        value = _yaml(text, f"--{key}")
+        if (*key.lstrip("-").split("."),) in _PATHS and isinstance(value, str):
+            value = str(Path(value).resolve())  # the config is saved in the run folder, and read again from there
+        _set(values, key.lstrip("-"), value)
     return resolve(_build(RunConfig, values, "command line", ""))
+
+
+def extended(key: str, words: str, saved: Path) -> str:
+    """An override `key=[...]`: the list that the config `saved` has, if it is there, and the comma-separated `words`.
+
+    Budgets are sorted, `all` last; a run without a list of budgets has one, its label budget.
+    """
+    listed = [_yaml(word, f"--{key}") for word in words.strip("[] ").split(",") if word.strip()]
+    if not listed:
+        raise UserError(f"--{key}: {words!r} names nothing; separate names or numbers by commas")
+    if saved.exists():
+        earlier = load_config(saved)
+        section, _, name = key.partition(".")
+        budget = "all" if earlier.split.label_budget is None else earlier.split.label_budget
+        listed = [*(getattr(getattr(earlier, section), name) or [budget]), *listed]
+    values = [value for k, value in enumerate(listed) if value not in listed[:k]]
+    if key == "experiment.budgets":
+        values.sort(key=lambda budget: budget if isinstance(budget, int) else float("inf"))
+    return f"{key}={json.dumps(values)}"
 
 
 def dump_config(config: RunConfig) -> str:
@@ -124,9 +148,15 @@ def _value(kind: Any, value: Any, origin: str, key: str) -> Any:
     form, arguments = get_origin(kind), get_args(kind)
     wrong = UserError(f"{origin}: `{key}` is {value!r}; expected {_type_name(kind)}")
     if form in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
+        kinds = [a for a in arguments if a is not type(None)]
+        if value is None and len(kinds) < len(arguments):
             return None
-        return _value(next(a for a in arguments if a is not type(None)), value, origin, key)
+        if len(kinds) == 1:
+            return _value(kinds[0], value, origin, key)
+        for alternative in kinds:
+            with contextlib.suppress(UserError):
+                return _value(alternative, value, origin, key)
+        raise wrong
     if form is Literal:
         if value not in arguments:
             near = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1)

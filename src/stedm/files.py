@@ -74,3 +74,23 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Read a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` a second name of a file, or of every file in a folder; a copy where the file system has no links.
+
+    A folder appears whole or not at all. What writes here replaces files and never changes them, so neither name sees
+    what later becomes of the other.
+    """
+    with atomic_folder(target) if source.is_dir() else atomic_path(target) as temporary:
+        if source.is_dir():
+            shutil.copytree(source, temporary, copy_function=_link_file, dirs_exist_ok=True)
+        else:
+            _link_file(source, temporary)
+
+
+def _link_file(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stedm.config import CohortConfig, DiffusionConfig, GenerateConfig, RunConfig, ingredients
+from stedm.config import (
+    FULL_ARM,
+    CohortConfig,
+    DiffusionConfig,
+    GenerateConfig,
+    RunConfig,
+    SplitConfig,
+    ingredients,
+)
 from stedm.data.composition import composition_digest
 from stedm.stages.prepare import input_digest, prepare
 from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder
@@ -34,10 +42,21 @@ class Stage:
     extra: str = ""
     keeps_folder: bool = False
     """Shares its folder with an earlier stage: cleaning up must not remove it."""
+    after: tuple[str, ...] = ()
+    """Stages that come first, but of whose results only what `keys` and `extra` say is read."""
 
 
 def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
-    """Every stage of a run, in order."""
+    """Every stage of a run, in order; first stage and ceiling are the same for every label budget."""
+    digest = input_digest(config)
+    blind = ("autoencoder", f"segmentation {FULL_ARM} ")
+    return [
+        _whoever_is_annotated(stage, digest) if stage.name.startswith(blind) else stage
+        for stage in _stages(config, run, digest)
+    ]
+
+
+def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
     teacher = _segmenter_name(TEACHER_ARM, config.seed)
     names = [(arm, seed) for arm in config.segmentation.arms for seed in config.segmentation.seeds]
     judge = (JUDGE_ARM, config.seed)
@@ -48,9 +67,9 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
             "prepare",
             lambda: prepare(run.data, config),
             run.data,
-            (*_keys("cohort", CohortConfig, without=("licence",)), "split", "prepare"),
+            (*_cohort_keys(), "split", "prepare"),
             (),
-            extra=input_digest(config),
+            extra=digest,
         ),
         Stage(
             "autoencoder",
@@ -91,7 +110,7 @@ def _generator_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[S
             _later("diffusion.train_diffusion", run, config),
             run.diffusion,
             keys,
-            ("autoencoder", *pseudo),
+            ("prepare", "autoencoder", *pseudo),
         ),
         *([_few_step_stage(run, config)] if few else []),
         Stage(
@@ -121,8 +140,22 @@ def _control_stage(run: RunFolder, config: RunConfig) -> Stage:
         _later("diffusion.train_control", run, config),
         run.control,
         _generator_keys("annotated_only_control", "pseudo_confidence"),
-        ("autoencoder",),
+        ("prepare", "autoencoder"),
     )
+
+
+def _whoever_is_annotated(stage: Stage, digest: str) -> Stage:
+    """The same stage for every label budget, which moves no patient into or out of the training images.
+
+    Patches and roles follow from these keys and `digest`, that of the inputs.
+    """
+    keys = (*stage.keys, *_cohort_keys(), "prepare", *_keys("split", SplitConfig, without=("label_budget",)))
+    return dataclasses.replace(stage, keys=keys, needs=(), after=stage.needs, extra=f"{stage.extra} {digest}")
+
+
+def _cohort_keys() -> tuple[str, ...]:
+    """What the patches depend on: of the cohort all but its licence."""
+    return _keys("cohort", CohortConfig, without=("licence",))
 
 
 def _generator_keys(*without: str) -> tuple[str, ...]:
@@ -183,7 +216,7 @@ def needed(stages: list[Stage], until: str) -> list[Stage]:
     wanted = {stage.name for stage in stages if stage.name.startswith(until)}
     for stage in reversed(stages):
         if stage.name in wanted:
-            wanted.update(stage.needs)
+            wanted.update((*stage.needs, *stage.after))
     return [stage for stage in stages if stage.name in wanted]
 
 

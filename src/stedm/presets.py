@@ -89,7 +89,8 @@ def _check(config: RunConfig) -> None:
     _check_lists(config)
     _check_shares(config)
     _check_counts(config)
-    _check_folds(config)
+    _check_unfolding(config)
+    _check_experiment(config)
     _check_patch_px(config)
     if config.generate.composition is not None and config.generate.layouts == "real":
         raise UserError("generate.composition: real layouts keep their fractions; set generate.layouts: prior or mixed")
@@ -155,12 +156,31 @@ def _check_counts(config: RunConfig) -> None:
             raise UserError(f"{section}.learning_rate: {learning_rate} is not above 0; 1e-3 is a good start")
 
 
-def _check_folds(config: RunConfig) -> None:
+def _check_unfolding(config: RunConfig) -> None:
     options = config.segmentation
     if options.space_to_depth not in (1, 2, 4):
         raise UserError(f"segmentation.space_to_depth: {options.space_to_depth} is not 1, 2 or 4; change it to one")
     if options.encoder_weights and options.space_to_depth != 1:
         raise UserError("segmentation.encoder_weights expect unfolded pixels; set segmentation.space_to_depth: 1")
+
+
+def _check_experiment(config: RunConfig) -> None:
+    budgets, folds, fold = config.experiment.budgets, config.experiment.folds, config.split.fold
+    if len(set(budgets)) < len(budgets):
+        raise UserError(f"experiment.budgets: {budgets} names one twice; remove it")
+    for budget in budgets:
+        if budget != "all" and budget < 1:
+            raise UserError(f"experiment.budgets: {budget} is too few; give 1 or more, or all")
+    if folds < 1:
+        raise UserError(f"experiment.folds: {folds} is too few; give 1 or more")
+    if budgets and config.split.annotated:
+        raise UserError("split.annotated names the annotated patients; remove it, or experiment.budgets")
+    if fold is not None and not (len(fold) == 2 and 0 <= fold[0] < fold[1] >= 2):
+        raise UserError(f"split.fold: {fold} is not [j, n] with n of 2 or more and j from 0 to n - 1")
+    if folds > 1 and fold is not None:
+        raise UserError("experiment.folds tests fold after fold; remove split.fold, which names one")
+    if (folds > 1 or fold is not None) and config.split.annotated:
+        raise UserError("split.annotated: a patient that is tested in some fold cannot always be annotated; remove it")
 
 
 def _check_patch_px(config: RunConfig) -> None:

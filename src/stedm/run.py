@@ -6,8 +6,9 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,35 @@ from rich.console import Console
 from stedm.config import RunConfig
 from stedm.config_file import save_config
 from stedm.errors import UserError
-from stedm.files import read_json, remove_temporaries, write_json
-from stedm.graph import Stage, fingerprint_of, needed, stages_of
+from stedm.experiment import Part, adopt, annotated_patients, is_experiment, parts_of
+from stedm.files import link, read_json, remove_temporaries, write_json
+from stedm.graph import Stage, fingerprint_of, needed
+from stedm.stages.prepare import share_patches
 from stedm.stages.run_folder import RunFolder
 from stedm.workers import Workers
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage of one of the run folders; `source` is another's, whose result is the same and is linked."""
+
+    part: Part
+    stage: Stage
+    fingerprint: str
+    source: "Job | None" = None
+
+    @property
+    def name(self) -> str:
+        return self.part.named(self.stage.name)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        names = [self.part.named(name) for name in (*self.stage.needs, *self.stage.after)]
+        return (*names, *([self.source.name] if self.source else []))
+
+    @property
+    def folder(self) -> Path:
+        return self.stage.folder
 
 
 def run_all(
@@ -27,60 +53,134 @@ def run_all(
 ) -> Path:
     """Run every stage (or every stage up to those whose name starts with `until`) and return the run folder.
 
-    Stages whose config and inputs are unchanged are skipped; an interrupted stage continues. jobs: processes that
-    work on independent stages at the same time; the processor's threads are shared out among them. Raises UserError.
+    Stages whose config and inputs are unchanged are skipped; an interrupted stage continues; what several label budgets
+    share is done once. jobs: processes that work on independent stages at the same time; the processor's threads are
+    shared out among them. Raises UserError.
     """
     console = console or Console(stderr=True)
-    run = RunFolder(folder)
-    stages = stages_of(config, run)
-    if until is not None:
-        wanted = [k for k, stage in enumerate(stages) if stage.name.startswith(until)]
-        if not wanted:
-            raise UserError(f"{until} is no stage of this config; set generate.generator: {until}")
-        last = max(wanted)
-        stages = needed(stages[: last + 1], until)
-    fresh = not run.root.exists()
-    try:
-        with _locked(run.root):
-            remove_temporaries(run.root)
-            _run_stages(stages, config, run, jobs=jobs, console=console)
-    except UserError:
-        if fresh and not (run.data / "fingerprint.json").exists():
-            shutil.rmtree(run.root, ignore_errors=True)  # a mistake in the input leaves nothing behind
-        raise
-    return run.root
+    parts = parts_of(config, folder)
+    root = parts[-1].run.root
+    fresh = [part.run.root for part in reversed(parts) if not part.run.root.exists()]
+    with ExitStack() as locks:
+        try:
+            locks.enter_context(_locked(root))
+            adopt(parts)
+            every = _all_jobs(parts, until)
+            for part in parts[:-1]:
+                locks.enter_context(_locked(part.run.root))
+            remove_temporaries(root)
+            _run_jobs(every, parts, jobs=jobs, console=console)
+        except UserError:
+            for path in fresh:  # a mistake in the input leaves nothing behind
+                if not any(path.glob("data/fingerprint.json")) and not any(path.glob("*/data/fingerprint.json")):
+                    shutil.rmtree(path, ignore_errors=True)
+            raise
+    return root
 
 
-def _run_stages(stages: list[Stage], config: RunConfig, run: RunFolder, *, jobs: int, console: Console) -> None:
+def _all_jobs(parts: Sequence[Part], until: str | None) -> list[Job]:
+    """The stages of all parts, or those up to `until`, with their fingerprints."""
+    jobs: list[Job] = []
+    for part in parts:
+        fingerprints = {job.name: job.fingerprint for job in jobs}
+        for stage in _up_to(until, part.stages()):
+            known = {name: fingerprints[part.named(name)] for name in stage.needs}
+            fingerprints[part.named(stage.name)] = fingerprint_of(stage, part.config, known)
+            jobs.append(Job(part, stage, fingerprints[part.named(stage.name)]))
+    if not jobs:
+        raise UserError(f"{until} is no stage of this config; set generate.generator: {until}")
+    return jobs
+
+
+def _up_to(until: str | None, stages: list[Stage]) -> list[Stage]:
+    if until is None:
+        return stages
+    last = max((k for k, stage in enumerate(stages) if stage.name.startswith(until)), default=-1)
+    return needed(stages[: last + 1], until)
+
+
+def _run_jobs(every: list[Job], parts: Sequence[Part], *, jobs: int, console: Console) -> None:
     """`prepare` first and here: a mistake in the input must come before anything else. Then the others."""
-    fingerprints: dict[str, str] = {}
-    for stage in stages:
-        fingerprints[stage.name] = fingerprint_of(stage, config, fingerprints)
-    todo = [stage for stage in stages if not is_done(stage, fingerprints[stage.name])]
-    for stage in stages:
-        if stage not in todo:
-            console.print(f"{stage.name:<44} unchanged")
+    todo = _in_order(_once_each(every))
+    open_names = {job.name for job in todo}
+    for job in every:
+        if job.name not in open_names:
+            console.print(f"{job.name:<44} unchanged")
     with Workers(run_named_stage, jobs=min(jobs, max(1, len(todo) - 1))) as workers:
-        if todo and todo[0].name == "prepare":
-            _say(console, todo[0], execute(todo.pop(0), fingerprints["prepare"]))
-        save_config(config, run.root / "config.yaml")  # the input is good: only now does the folder take this config on
-        write_json(run.root / "environment.json", environment() | {"jobs": workers.jobs})
+        _prepare([job for job in todo if job.stage.name == "prepare"], parts, console)
+        todo = [job for job in todo if job.stage.name != "prepare"]
+        for part in parts:  # the input is good: only now do the folders take this config on
+            save_config(part.config, part.run.root / "config.yaml")
+            write_json(part.run.root / "environment.json", environment() | {"jobs": workers.jobs})
         if workers.jobs > 1:
-            arguments = {stage.name: (config, run.root, stage.name, fingerprints[stage.name]) for stage in todo}
-            workers.run(todo, arguments, done=lambda stage, seconds: _say(console, stage, seconds))
+            arguments = {job.name: _arguments(job) for job in todo}
+            workers.run(todo, arguments, done=lambda job, seconds: _say(console, job, seconds))
             return
-        for stage in todo:
-            _say(console, stage, execute(stage, fingerprints[stage.name]))
+        for job in todo:
+            _say(console, job, _do(job.stage, job.fingerprint, job.source and job.source.folder))
 
 
-def _say(console: Console, stage: Stage, seconds: float) -> None:
-    console.print(f"{stage.name:<44} {seconds:7.1f} s")
+def _prepare(jobs: list[Job], parts: Sequence[Part], console: Console) -> None:
+    """The largest budget first: if it is too large, this is known before any patch is cut."""
+    for job in sorted(jobs, key=lambda job: -(job.part.config.split.label_budget or 0)):
+        try:
+            share_patches(job.folder, [part.run.data for part in parts if part is not job.part], job.part.config)
+            _say(console, job, execute(job.stage, job.fingerprint))
+        except UserError as error:
+            raise UserError(f"{job.part.name}: {error}" if job.part.name else str(error)) from None
+    if is_experiment(parts[-1].config):
+        annotated_patients(parts[-1].config, parts[-1].run.root)
 
 
-def run_named_stage(config: RunConfig, root: Path, name: str, fingerprint: str) -> float:
-    """Execute one stage in a worker process; seconds it took."""
-    stage = next(stage for stage in stages_of(config, RunFolder(root)) if stage.name == name)
-    return execute(stage, fingerprint)
+def _once_each(every: list[Job]) -> list[Job]:
+    """What is not done; of jobs with the same result one is to be done, and the others are to link it."""
+    results: dict[tuple[str, str], list[Job]] = {}
+    for job in every:
+        results.setdefault((job.stage.name, job.fingerprint), []).append(job)
+    todo = []
+    for same in results.values():
+        done = [job for job in same if is_done(job.stage, job.fingerprint)]
+        source = (done or [job for job in same if _is_begun(job.stage, job.fingerprint)] or same)[0]
+        todo += [job if job is source else replace(job, source=source) for job in same if job not in done]
+    return todo
+
+
+def _in_order(jobs: list[Job]) -> list[Job]:
+    """The jobs, each after those it needs, otherwise in the order given."""
+    waiting, ordered = list(jobs), list[Job]()
+    while waiting:
+        open_names = {job.name for job in waiting}
+        ordered.append(next(job for job in waiting if not open_names & set(job.needs)))
+        waiting.remove(ordered[-1])
+    return ordered
+
+
+def _say(console: Console, job: Job, seconds: float) -> None:
+    console.print(f"{job.name:<44} " + (f"shared with {job.source.part.name}" if job.source else f"{seconds:7.1f} s"))
+
+
+def _arguments(job: Job) -> tuple[RunConfig, Path, str, str, Path | None]:
+    source = job.source.folder if job.source else None
+    return job.part.config, job.part.run.root, job.stage.name, job.fingerprint, source
+
+
+def run_named_stage(config: RunConfig, root: Path, name: str, fingerprint: str, source: Path | None) -> float:
+    """Execute one stage in a worker process, or link its result from folder `source`; seconds it took."""
+    stage = next(stage for stage in Part("", config, RunFolder(root)).stages() if stage.name == name)
+    return _do(stage, fingerprint, source)
+
+
+def _do(stage: Stage, fingerprint: str, source: Path | None) -> float:
+    if source is None:
+        return execute(stage, fingerprint)
+    link(source, stage.folder)
+    return 0.0
+
+
+def _is_begun(stage: Stage, fingerprint: str) -> bool:
+    """Whether an interrupted attempt at this very result can be continued."""
+    done, begun = stage.folder / stage.marker, stage.folder / f"begun-{stage.marker}"
+    return not done.exists() and begun.exists() and bool(read_json(begun)["fingerprint"] == fingerprint)
 
 
 def is_done(stage: Stage, fingerprint: str) -> bool:
@@ -92,7 +192,7 @@ def is_done(stage: Stage, fingerprint: str) -> bool:
 def execute(stage: Stage, fingerprint: str) -> float:
     """Do a stage, continuing where an interrupted attempt at the same fingerprint stopped; seconds it took."""
     done, begun = stage.folder / stage.marker, stage.folder / f"begun-{stage.marker}"
-    unfinished = not done.exists() and begun.exists() and read_json(begun)["fingerprint"] == fingerprint
+    unfinished = _is_begun(stage, fingerprint)
     # The phantom's and the patches' own check decides what of data/ can be kept.
     if not unfinished and not stage.keeps_folder and stage.name != "prepare":
         shutil.rmtree(stage.folder, ignore_errors=True)

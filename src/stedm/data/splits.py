@@ -14,17 +14,21 @@ def split_patients(cohort: pd.DataFrame, config: SplitConfig) -> dict[str, list[
     """Patients of each role, sorted: train_annotated, train_unannotated, val, test, unseen.
 
     The table's `split` column decides where it is filled in; otherwise validation and test patients are drawn from
-    those with masks, in proportion to the groups. Annotated patients are drawn from the training patients with masks
-    (and `may_annotate`, if the table has it), group after group, or are `split.annotated`. Patients of validation and
-    test without masks are left out: nothing could be measured on them. Unseen patients, whose images no stage trains
-    on, are those the table names and `unseen_patients` of the unannotated ones.
+    those with masks, in proportion to the groups. With `split.fold`, the patients with masks are dealt into folds, and
+    those of one fold are tested; the split column must not say who is. Annotated patients are drawn from the training
+    patients with masks (and `may_annotate`, if the table has it), group after group, or are `split.annotated`.
+    Patients of validation and test without masks are left out: nothing could be measured on them. Unseen patients,
+    whose images no stage trains on, are those the table names and `unseen_patients` of the training patients.
 
-    Raises UserError saying what is lacking.
+    The label budget moves nobody but annotated patients: those of a larger one hold those of a smaller one, and
+    validation, test and unseen patients stay. Raises UserError saying what is lacking.
     """
     patients = _patients(cohort)
     rng = np.random.default_rng(config.seed)
     named = _named(patients, config)
-    if (patients["split"] == "").all():
+    if config.fold is not None:
+        patients["split"] = _fold_split(patients, config)
+    elif (patients["split"] == "").all():
         patients["split"] = _drawn_split(patients, named, config, rng)
     parts = {split: patients[patients["split"] == split] for split in ("train", "val", "test", "unseen")}
     for split in ("val", "test"):
@@ -33,10 +37,10 @@ def split_patients(cohort: pd.DataFrame, config: SplitConfig) -> dict[str, list[
             raise UserError(
                 f"no {split} patient with masks; give some in the column 'split' or set split.{split}_patients >= 1"
             )
-    annotated = _annotated(parts["train"], named, config, rng)
-    others = parts["train"].drop(index=annotated)
-    unseen = _unseen(others, config, rng)
-    unannotated = others.index.difference(unseen)
+    order = named or _order(parts["train"], rng)
+    unseen = _unseen(parts["train"], order, config, rng)
+    annotated = named or _annotated([name for name in order if name not in unseen], config)
+    unannotated = parts["train"].index.difference([*annotated, *unseen])
     held_out = (list(parts["val"].index), list(parts["test"].index), [*parts["unseen"].index, *unseen])
     members = (annotated, list(unannotated), *held_out)
     return {role: sorted(names) for role, names in zip(ROLES, members, strict=True)}
@@ -78,25 +82,59 @@ def _ranks(patients: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     return shuffled.assign(rank=shuffled.groupby("group").cumcount(), place=shuffled["group"].map(place))
 
 
-def _in_proportion(patients: pd.DataFrame, rng: np.random.Generator) -> pd.Index:
-    """The patients in a random order of which every beginning holds the groups in proportion."""
-    ranked = _ranks(patients, rng)
+def _in_proportion(ranked: pd.DataFrame, rng: np.random.Generator) -> pd.Index:
+    """The patients in an order of which every beginning holds the groups in proportion, each group by `rank`."""
     relative = (ranked["rank"] + rng.random(len(ranked))) / ranked.groupby("group")["rank"].transform("size")
     return ranked.index[np.argsort(relative.to_numpy(), kind="stable")]
 
 
-def _unseen(others: pd.DataFrame, config: SplitConfig, rng: np.random.Generator) -> list[str]:
-    """`unseen_patients` of the unannotated training patients, those with masks first; at least one is left over."""
+def _unseen(train: pd.DataFrame, order: list[str], config: SplitConfig, rng: np.random.Generator) -> list[str]:
+    """`unseen_patients` of the training patients, whatever the label budget.
+
+    Those with masks first, in proportion to the groups; of a group those who cannot be annotated, then the last to be.
+    """
     if config.unseen_patients == 0:
         return []
-    if config.unseen_patients >= len(others):
+    place = {name: k for k, name in enumerate(reversed(order), start=1)}
+    free = train.drop(index=config.annotated or [])
+    masked, others = (_ranks(free[free["has_mask"] == has], rng) for has in (True, False))
+    masked = masked.assign(place=[place.get(name, 0) for name in masked.index]).sort_values("place", kind="stable")
+    masked = masked.assign(rank=masked.groupby("group").cumcount())
+    budget = len(order) if config.annotated else config.label_budget or 1
+    spare = len(train) - budget
+    if config.unseen_patients >= spare:
         raise UserError(
-            f"split.unseen_patients asks for {config.unseen_patients} of {len(others)} unannotated training patient(s),"
-            " and one at least must be left to train on; lower it, or split.label_budget"
+            f"split.unseen_patients asks for {config.unseen_patients} of {spare} unannotated training patient(s),"
+            " and one at least must be left to train on; lower it, or the label budget"
         )
-    masked = others["has_mask"]
-    order = [*_in_proportion(others[masked], rng), *_in_proportion(others[~masked], rng)]
-    return order[: config.unseen_patients]
+    return [*_in_proportion(masked, rng), *_in_proportion(others, rng)][: config.unseen_patients]
+
+
+def _fold_split(patients: pd.DataFrame, config: SplitConfig) -> "pd.Series[str]":
+    """train, val, test or unseen of each patient when fold j of n is tested; only `split.seed` decides on the folds."""
+    j, n = config.fold or (0, 1)
+    if patients["split"].isin(["train", "val", "test"]).any():
+        raise UserError(
+            "the table's column 'split' says who is tested: there is nothing to fold; remove it, or the folds"
+        )
+    rng = np.random.default_rng([config.seed, n])
+    free = patients[patients["has_mask"] & (patients["split"] == "")]
+    if config.val_patients < 1 or len(free) < n:
+        raise UserError(
+            f"{len(free)} patients with masks in {n} test folds and {config.val_patients} validation patients: each"
+            " fold needs one, and so does validation; lower experiment.folds or set split.val_patients >= 1"
+        )
+    test = _ranks(free, rng).sort_values(["place", "rank"]).index[j::n]  # dealt out group after group
+    rest = free.drop(index=test)
+    if len(rest) < config.val_patients + 1:
+        raise UserError(
+            f"fold {j} of {n} leaves {len(rest)} patients with masks, too few for {config.val_patients} validation"
+            " patients and 1 annotated; lower split.val_patients or set more experiment.folds"
+        )
+    val = _in_proportion(_ranks(rest, rng), rng)[: config.val_patients]
+    roles = patients["split"].replace("", "train")
+    roles[test], roles[val] = "test", "val"
+    return roles
 
 
 def _drawn_split(
@@ -116,22 +154,26 @@ def _drawn_split(
             f" {config.test_patients} test + {kept} annotated; lower split.val_patients, split.test_patients or"
             " split.label_budget"
         )
-    drawn = _in_proportion(free, rng)[:held_out]
+    drawn = _in_proportion(_ranks(free, rng), rng)[:held_out]
     roles = rng.permutation(["val"] * config.val_patients + ["test"] * config.test_patients)
     return pd.Series("train", index=patients.index).where(
         ~patients.index.isin(drawn), pd.Series(roles, index=drawn).reindex(patients.index)
     )
 
 
-def _annotated(train: pd.DataFrame, named: list[str], config: SplitConfig, rng: np.random.Generator) -> list[str]:
-    """The annotated patients: the named ones, or `label_budget` drawn group after group."""
-    if named:
-        return named
+def _order(train: pd.DataFrame, rng: np.random.Generator) -> list[str]:
+    """Who is annotated first, second, ...: group after group."""
     candidates = train[train["may_annotate"]]
-    budget = len(candidates) if config.label_budget is None else config.label_budget
-    if budget < 1 or len(candidates) < budget:
+    return list(_ranks(candidates, rng).sort_values(["rank", "place"], kind="stable").index)
+
+
+def _annotated(order: list[str], config: SplitConfig) -> list[str]:
+    """The first `label_budget` of `order`."""
+    budget = len(order) if config.label_budget is None else config.label_budget
+    if budget < 1 or len(order) < budget:
         raise UserError(
-            f"split.label_budget asks for {budget} annotated patient(s), and {len(candidates)} training patient(s) have"
+            f"split.label_budget asks for {budget} annotated patient(s), and {len(order)} training patient(s) have"
             " masks and may be annotated; annotate more patients or set split.label_budget between 1 and that number"
+            + (", or lower split.unseen_patients" if config.unseen_patients else "")
         )
-    return list(_ranks(candidates, rng).sort_values(["rank", "place"], kind="stable").index[:budget])
+    return order[:budget]

@@ -70,7 +70,9 @@ def make_plan(
     options = config.generate
     annotated = train_patches(patches, annotated=True)
     lenders = train_patches(patches, annotated=options.styles == "annotated")
-    if options.styles != "annotated":  # images without a mask of an annotated patient have a style that is known
+    if config.split.label_budget is None and not len(lenders):  # everyone is annotated
+        lenders = annotated
+    elif options.styles != "annotated":  # images without a mask of an annotated patient have a style that is known
         lenders = lenders[~lenders["patient"].isin(annotated["patient"])]
     if len(lenders) == 0:
         raise UserError(f"generate.styles: no {options.styles} training patient to take a style from")

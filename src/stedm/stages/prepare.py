@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,13 @@ from stedm.data.slide import Slide
 from stedm.data.splits import split_patients
 from stedm.data.tissue import tissue_fraction, tissue_mask, white_point
 from stedm.errors import UserError
-from stedm.files import atomic_path, read_json, write_json
+from stedm.files import atomic_path, link, read_json, write_json
 
 _OVERVIEW_PX = 8
 """Overview pixels per patch width: enough to see which patches are bare glass."""
+
+EXTRACTED = "extracted.parquet"
+"""In the data folder, written last: every patch, whatever roles the patients have."""
 
 FORMAT = 2
 """Raise it when the same settings give other patches: the procedural cohort drawn differently, for one."""
@@ -38,36 +41,79 @@ def prepare(out: Path, config: RunConfig) -> None:
     """Write the run's data folder `out`: cohort.parquet, patches.parquet, splits.json, classes.json, images/, masks/.
 
     Table, files, labels and splits are checked before the first patch is written. Killed and started again, it keeps
-    the patches that are there, as long as table, files, `cohort` and `prepare` settings are the same. Raises UserError.
+    the patches that are there, as long as table, files, `cohort` and `prepare` settings are the same; roles may change.
+    Raises UserError.
     """
     key = _extraction_key(config)
-    unchanged = (out / "extraction.json").exists() and read_json(out / "extraction.json") == key
+    unchanged = _extracted_from(out) == key
+    whole = unchanged and (out / EXTRACTED).exists()
     cohort_config = config.cohort if config.cohort.table else _phantom(out, config.cohort, reuse=unchanged)
-    cohort = read_cohort(cohort_config)
+    cohort = (read_table if whole else read_cohort)(cohort_config)
+    if config.split.fold and not config.cohort.table:  # its own roles are a suggestion
+        cohort["split"] = cohort["split"].where(cohort["split"] == "unseen", "")
     splits = split_patients(cohort, config.split)
-    if config.generate.styles == "unannotated" and not splits["train_unannotated"]:
-        raise UserError("every training patient is annotated; set generate.styles: annotated, or a split.label_budget")
+    if not splits["train_unannotated"] and config.generate.styles == "unannotated" and config.split.label_budget:
+        raise UserError("every training patient is annotated; set generate.styles: annotated, or a lower label budget")
+    if not whole:
+        _extract(out, config, cohort_config, cohort, patients={name for names in splits.values() for name in names})
+    classes = read_json(out / "classes.json")["classes"]
+    patches = _with_roles(pd.read_parquet(out / EXTRACTED), classes, splits)
+    for name, table in (("cohort", cohort), ("patches", patches)):
+        with atomic_path(out / f"{name}.parquet") as temporary:
+            table.to_parquet(temporary)
+    write_json(out / "splits.json", splits)
+
+
+def _extract(
+    out: Path, config: RunConfig, cohort_config: CohortConfig, cohort: pd.DataFrame, *, patients: set[str]
+) -> None:
+    """Cut the patches of `patients` into images/ and masks/, and write EXTRACTED: what is the same whoever has a role.
+
+    Patches that an interrupted attempt with the same settings left are kept.
+    """
+    key = _extraction_key(config)
     with _progress() as progress:
         labels = resolve_labels(cohort_config, cohort)
         if config.generate.composition:  # a mistake in it should not come to light after the training
             CompositionTable.read(config.generate.composition, labels.classes)
         _check_pixels(cohort, str(cohort_config.table), progress)
-        if not unchanged:
+        if _extracted_from(out) != key:
+            (out / EXTRACTED).unlink(missing_ok=True)
             for name in ("images", "masks"):
                 shutil.rmtree(out / name, ignore_errors=True)
             write_json(out / "extraction.json", key)
-        extractor = _Extractor(out, config.prepare, labels, splits)
+        extractor = _Extractor(out, config.prepare, labels)
         task = progress.add_task("cutting patches", total=len(cohort))
         records: list[dict[str, Any]] = []
         for position, row in enumerate(cohort.itertuples(index=False)):
-            records += extractor.patches(position, row)
+            records += extractor.patches(position, row) if row.patient in patients else []
             progress.advance(task)
-    patches = _patch_table(records, labels.classes, splits)
-    for name, table in (("cohort", cohort), ("patches", patches)):
-        with atomic_path(out / f"{name}.parquet") as temporary:
-            table.to_parquet(temporary)
-    write_json(out / "splits.json", splits)
     write_json(out / "classes.json", {"classes": labels.classes, "ignore": IGNORE, "patch_px": config.prepare.patch_px})
+    fractions = [f"fraction_{name}" for name in labels.classes]
+    columns = ["patch_id", "patient", "slide", "source", "group", "has_mask"]
+    columns += ["x_um", "y_um", "mpp", "tissue_fraction", *fractions, "image", "mask"]
+    with atomic_path(out / EXTRACTED) as temporary:
+        pd.DataFrame(records).reindex(columns=columns).astype(dict.fromkeys(fractions, float)).to_parquet(temporary)
+
+
+def share_patches(out: Path, others: Iterable[Path], config: RunConfig) -> None:
+    """Let data folder `out` have the patches of one of `others` that cut the same: as hard links, where these work."""
+    key = _extraction_key(config)
+    if _extracted_from(out) == key and (out / EXTRACTED).exists():
+        return
+    for other in others:
+        if _extracted_from(other) == key and (other / EXTRACTED).exists():
+            (out / "extraction.json").unlink(missing_ok=True)
+            for name in ("phantom", "images", "masks", "classes.json", EXTRACTED):
+                if (other / name).exists():
+                    link(other / name, out / name)
+            write_json(out / "extraction.json", key)  # the last, for a process that is killed here
+            return
+
+
+def _extracted_from(out: Path) -> Any:
+    """The extraction key of the patches in `out`; None without any."""
+    return read_json(out / "extraction.json") if (out / "extraction.json").exists() else None
 
 
 def input_digest(config: RunConfig) -> str:
@@ -121,16 +167,13 @@ def _open(row: Any) -> Slide:
 class _Extractor:
     """Cuts the patches of one cohort row after the other into images/ and masks/."""
 
-    def __init__(self, out: Path, config: PrepareConfig, labels: LabelMap, splits: dict[str, list[str]]) -> None:
+    def __init__(self, out: Path, config: PrepareConfig, labels: LabelMap) -> None:
         self._out, self._config, self._labels = out, config, labels
-        self._role = {patient: role for role, patients in splits.items() for patient in patients}
         for name in ("images", "masks"):
             (out / name).mkdir(parents=True, exist_ok=True)
 
     def patches(self, position: int, row: Any) -> Iterator[dict[str, Any]]:
-        """Records of the patches table for the image in `row`; nothing for patients without a role."""
-        if row.patient not in self._role:
-            return
+        """Records of the patches of the image in `row`, without roles."""
         patch_px = self._config.patch_px
         label_map = self._labels.apply(read_mask(row.mask), source=row.mask) if row.mask else None
         with _open(row) as slide:
@@ -147,7 +190,7 @@ class _Extractor:
                 record = self._record(patch_id, position, row)
                 if label_map is not None:
                     patch = extract_label_patch(label_map, x * scale, y * scale, scale=scale, patch_px=patch_px)
-                    record |= self._labelled(patch_id, patch, annotated=record["annotated"])
+                    record |= self._labelled(patch_id, patch)
                 yield record | {"x_um": x * mpp, "y_um": y * mpp, "mpp": mpp, "tissue_fraction": fraction}
 
     def _occupied(self, slide: Slide, mpp: float) -> tuple[np.ndarray, list[tuple[int, int]]]:
@@ -182,42 +225,45 @@ class _Extractor:
         return name
 
     def _record(self, patch_id: str, position: int, row: Any) -> dict[str, Any]:
-        role = self._role[row.patient]
         return {
             "patch_id": patch_id,
             "patient": row.patient,
             "slide": row.slide,
             "source": f"r{position:05d}",
             "group": row.group,
-            "split": role.partition("_")[0],
-            "annotated": bool(row.mask) and role not in ("train_unannotated", "unseen"),
             "has_mask": bool(row.mask),
             "image": f"images/{patch_id}.png",
             "mask": "",
         }
 
-    def _labelled(self, patch_id: str, patch: np.ndarray, *, annotated: bool) -> dict[str, Any]:
-        """Write the label map of a patch; its path and, where it may be used, the share of each class."""
+    def _labelled(self, patch_id: str, patch: np.ndarray) -> dict[str, Any]:
+        """Write the label map of a patch; its path and the share of each class."""
         fields: dict[str, Any] = {"mask": self._write(f"masks/{patch_id}.png", patch)}
         counts = np.bincount(patch[patch != IGNORE], minlength=len(self._labels.classes))
-        if annotated and counts.sum():
+        if counts.sum():
             shares = (counts / counts.sum()).tolist()
             fields |= {f"fraction_{name}": share for name, share in zip(self._labels.classes, shares, strict=True)}
         return fields
 
 
-def _patch_table(records: list[dict[str, Any]], classes: list[str], splits: dict[str, list[str]]) -> pd.DataFrame:
-    """The patches table; raises UserError when a role is left without patches."""
-    leading = ["patch_id", "patient", "slide", "source", "group", "split", "annotated", "has_mask"]
-    fractions = [f"fraction_{name}" for name in classes]
-    columns = [*leading, "x_um", "y_um", "mpp", "tissue_fraction", *fractions, "image", "mask"]
-    table = pd.DataFrame(records).reindex(columns=columns)
-    for role in ("train_annotated", "val", "test"):
-        if not table.loc[table["annotated"].astype(bool), "patient"].isin(splits[role]).any():
+def _with_roles(extracted: pd.DataFrame, classes: list[str], splits: dict[str, list[str]]) -> pd.DataFrame:
+    """The patches table: patches with their patients' roles, class fractions only of those whose annotation is used.
+
+    Raises UserError when a role is left without patches.
+    """
+    role = extracted["patient"].map({patient: role for role, patients in splits.items() for patient in patients})
+    annotated = extracted["has_mask"].astype(bool) & ~role.isin(["train_unannotated", "unseen"])
+    for name in ("train_annotated", "val", "test"):
+        if not (annotated & (role == name)).any():
             raise UserError(
-                f"no patch of the {role} patients {splits[role][:3]} holds tissue; lower prepare.min_tissue"
+                f"no patch of the {name} patients {splits[name][:3]} holds tissue; lower prepare.min_tissue"
             )
-    return table.astype(dict.fromkeys(fractions, float))
+    table = extracted.copy()
+    table.insert(5, "split", role.str.partition("_")[0])
+    table.insert(6, "annotated", annotated)
+    for name in classes:
+        table[f"fraction_{name}"] = table[f"fraction_{name}"].where(annotated)
+    return table
 
 
 def _safe(name: str) -> str:
