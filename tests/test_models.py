@@ -19,7 +19,7 @@ from stedm.models.layers import AdaptiveGroupNorm, groups_for, time_features
 from stedm.models.model_folder import CONFIG, WEIGHTS, FolderModel
 from stedm.models.segmenter import Segmenter
 from stedm.models.style import Aggregation, ConvStyleEncoder, RegionPooling, StyleExtractor
-from stedm.models.unet import LayoutEmbedding, UNet, one_hot_layout
+from stedm.models.unet import LayoutEmbedding, StylePrior, UNet, one_hot_layout
 
 TIMM = "test_resnet"
 AGGREGATIONS = ("mean", "max", "linear", "attention")
@@ -63,6 +63,9 @@ class ModelContract:
     def run(self, model: Any, seed: int = 0) -> Tensor:
         raise NotImplementedError
 
+    def loss(self, model: Any, output: Tensor, target: Tensor, seed: int) -> Tensor:
+        return (output - target).square().mean()
+
     @pytest.fixture
     def model(self) -> FolderModel:
         torch.manual_seed(0)
@@ -97,7 +100,7 @@ class ModelContract:
             optimiser.zero_grad()
             output = self.run(model, seed)
             target = torch.randn(output.shape, generator=torch.Generator().manual_seed(9 + seed))
-            (output - target).square().mean().backward()
+            self.loss(model, output, target, seed).backward()
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None and parameter.grad.abs().max() > 1e-9:
                     untouched.discard(name)
@@ -187,6 +190,10 @@ class TestUNet(ModelContract):
 
     def run(self, model: UNet, seed: int = 0) -> Tensor:
         return model(**unet_inputs(model, seed))
+
+    def loss(self, model: UNet, output: Tensor, target: Tensor, seed: int) -> Tensor:
+        conditions = {name: value for name, value in unet_inputs(model, seed).items() if name not in ("z_t", "t")}
+        return super().loss(model, output, target, seed) + model.prior_nll(target, **conditions)
 
 
 class TestBottleneckUNet(TestUNet):
@@ -416,6 +423,40 @@ def test_velocity_of_gaussian_latents_is_exact_before_any_training() -> None:
         torch.testing.assert_close(residual.square().mean((0, 2, 3)), (sigma**2 / D).flatten(), rtol=0.03, atol=0)
         # The best guess leaves an error that z_t says nothing more about.
         assert (residual * (z_t - z_t.mean(0))).mean((0, 2, 3)).abs().max() < 0.03
+
+
+def test_prior_at_a_border_has_the_moments_of_the_mixture() -> None:
+    prior = StylePrior(style_dim=2, latent_channels=1)
+    mu, sigma, share = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 0.2]), 0.3
+    with torch.no_grad():  # style (1, 0) is the first class's, (0, 1) the second's
+        prior.project.weight.copy_(torch.stack([mu, 3 * torch.atanh(sigma.log() / 3)]))
+        shares = torch.tensor([[1.0, 0.0, share], [0.0, 1.0, 1 - share]]).view(1, 2, 1, 3)
+        found = prior(torch.eye(2)[None], shares)
+    first = torch.rand(400_000) < share
+    drawn = torch.where(first, mu[0], mu[1]) + torch.where(first, sigma[0], sigma[1]) * torch.randn(400_000)
+    torch.testing.assert_close(found[0].flatten(), torch.tensor([2.0, -1.0, float(drawn.mean())]), atol=0.01, rtol=0)
+    torch.testing.assert_close(found[1].flatten(), torch.tensor([0.5, 0.2, float(drawn.std())]), atol=0.01, rtol=0)
+
+
+def test_likelihood_teaches_the_prior_what_each_class_looks_like() -> None:
+    """Two classes with means and deviations of their own, that the style vectors say nothing of: all in the bias."""
+    torch.manual_seed(0)
+    model = unet(style_vectors=CLASSES + 1)
+    layout = torch.zeros(16, PX, PX, dtype=torch.uint8)
+    layout[:, :, PX // 2 :] = 1
+    mu, sigma = (torch.tensor(x).repeat_interleave(4).view(1, 1, 1, 8) for x in ([0.8, -1.2], [0.1, 0.6]))
+    style = nn.Parameter(torch.randn(1, CLASSES + 1, 8))
+    given = torch.ones(16, dtype=torch.bool)
+    optimiser = torch.optim.Adam([style, *model.prior.parameters()], lr=0.02)
+    conditions = {"layout": layout, "layout_given": given, "style_given": given}
+    for _ in range(400):
+        z = mu + sigma * torch.randn(16, 4, 8, 8)
+        loss = model.prior_nll(z, style=style.expand(16, -1, -1), **conditions)
+        optimiser.zero_grad(), loss.backward(), optimiser.step()
+    shares = torch.eye(CLASSES + 1)[:2].T.reshape(1, CLASSES + 1, 1, 2)
+    found_mu, found_sigma = model.prior(style, shares)
+    torch.testing.assert_close(found_mu, mu[..., [0, 4]].expand(1, 4, 1, 2), atol=0.06, rtol=0)
+    torch.testing.assert_close(found_sigma, sigma[..., [0, 4]].expand(1, 4, 1, 2), atol=0.06, rtol=0.1)
 
 
 def test_a_standard_prior_stays_standard() -> None:

@@ -4,6 +4,8 @@ Style comes as K vectors: one for all (K = 1), or one for each layout class and 
 (K = N + 1), each of which modulates the cells of its class.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,7 +52,8 @@ class StylePrior(nn.Module):
 
     E[v | z_t] = -mu + (t - a sigma^2) (z_t - a mu) / D,   Var[v | z_t] = sigma^2 / D.
 
-    So a class is in its patient's colour from the first steps of training on, in styles that were never seen too.
+    Trained by its own likelihood (`nll`), which also tells the style encoder directly what a class looks like, so that
+    a class is in its patient's colour in styles that were never seen too.
     """
 
     def __init__(self, style_dim: int, latent_channels: int) -> None:
@@ -60,10 +63,20 @@ class StylePrior(nn.Module):
         nn.init.zeros_(self.project.bias)
 
     def forward(self, style: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """style (B, K, d), shares (B, K, h, w) -> mu, sigma (B, C, h, w) each, or (B, C, 1, 1); sigma in 1/20 .. 20."""
+        """style (B, K, d), shares (B, K, h, w) -> mu, sigma (B, C, h, w) each, or (B, C, 1, 1); sigma 1/20 or more.
+
+        A cell at a border is of one class or the other: its Gaussian has the mean and the variance of their mixture.
+        """
         with torch.autocast(style.device.type, enabled=False):  # colours want more than eight bits
-            mean, log_std = blend(self.project(style.float()), shares.float()).chunk(2, dim=1)
-            return mean, (3 * torch.tanh(log_std / 3)).exp()
+            mean, log_std = self.project(style.float()).chunk(2, dim=2)  # (B, K, C) each
+            square = (6 * torch.tanh(log_std / 3)).exp() + mean.square()  # (B, K, C)
+            mu, square = blend(torch.cat([mean, square], dim=2), shares.float()).chunk(2, dim=1)
+            return mu, (square - mu.square()).clamp_min(math.exp(-6)).sqrt()
+
+
+def gaussian_nll(z: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+    """Mean of -log N(z; mu, sigma^2) over all values, in nats, less the constant log sqrt(2 pi); a scalar."""
+    return (((z - mu) / sigma).square() / 2 + sigma.log()).mean()
 
 
 class UNet(FolderModel):
@@ -154,6 +167,16 @@ class UNet(FolderModel):
         factor: int = self.config["factor"]
         return factor * 2 ** (self.levels - 1)
 
+    def prior_nll(
+        self, z: Tensor, *, layout: Tensor, layout_given: Tensor, style: Tensor, style_given: Tensor
+    ) -> Tensor:
+        """Negative log-likelihood of latents z (B, C, h, w) under the style prior; other arguments as in `forward`."""
+        style = torch.where(style_given[:, None, None], style, self.null_style.to(style.dtype))  # (B, K, d)
+        shares = F.avg_pool2d(
+            one_hot_layout(layout, layout_given, self.config["num_classes"]), self.config["factor"]
+        )  # (B, N + 1, h, w)
+        return gaussian_nll(z.float(), *self.prior(style, shares))
+
     def forward(
         self, z_t: Tensor, t: Tensor, *, layout: Tensor, layout_given: Tensor, style: Tensor, style_given: Tensor
     ) -> Tensor:
@@ -165,7 +188,7 @@ class UNet(FolderModel):
         c = F.silu(c + s if deep else c)  # (B, K or 1, cond)
         onehot = one_hot_layout(layout, layout_given, self.config["num_classes"])  # (B, N + 1, H, W)
         shares = self._shares(onehot)  # a level: (B, N + 1, h, w)
-        mu, sigma = self.prior(style, shares[0])  # (B, C, h, w) each
+        mu, sigma = (x.detach() for x in self.prior(style, shares[0]))  # (B, C, h, w) each
         time = t[:, None, None, None]
         a, D = 1 - time, ((1 - time) * sigma) ** 2 + time**2
         x = (z_t - a * mu) / D.sqrt()  # (B, C, h, w), unit variance

@@ -21,6 +21,8 @@ from stedm.training.losses import (
 from stedm.training.muon import Muon
 
 Batch = dict[str, Tensor]
+PRIOR_WEIGHT = 0.1
+"""Weight of the style prior's likelihood beside the flow-matching loss."""
 
 
 def warmup_cosine(step: int, steps: int) -> float:
@@ -83,7 +85,10 @@ class AutoencoderTask(Task):
 
 
 class DiffusionTask(Task):
-    """Train the velocity network and the style extractor together: the style encoder is in the optimiser."""
+    """Train the velocity network and the style extractor together: the style encoder is in the optimiser.
+
+    Two losses: flow matching for the network, and likelihood for the style prior, which the network takes as given.
+    """
 
     def __init__(self, unet: UNet, style_extractor: StyleExtractor, **options) -> None:  # type: ignore[no-untyped-def]
         super().__init__(**options)
@@ -91,20 +96,15 @@ class DiffusionTask(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         z = batch["z"].float()  # (B, C, h, w)
-        style = self.style_extractor(batch["style_images"])  # (B, K, d)
+        conditions = {name: batch[name] for name in ("layout", "layout_given", "style_given")}
+        conditions["style"] = self.style_extractor(batch["style_images"])  # (B, K, d)
 
         def velocity(z_t: Tensor, t: Tensor) -> Tensor:
-            return self.unet(
-                z_t.contiguous(memory_format=torch.channels_last),
-                t,
-                layout=batch["layout"],
-                layout_given=batch["layout_given"],
-                style=style,
-                style_given=batch["style_given"],
-            )
+            return self.unet(z_t.contiguous(memory_format=torch.channels_last), t, **conditions)
 
         t = sample_times(len(z)).to(z.device)
-        return flow_matching_loss(velocity, z, t=t, e=torch.randn_like(z))
+        loss = flow_matching_loss(velocity, z, t=t, e=torch.randn_like(z))
+        return loss + PRIOR_WEIGHT * self.unet.prior_nll(z, **conditions)
 
 
 class FewStepTask(Task):
