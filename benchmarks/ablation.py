@@ -31,7 +31,6 @@ PAPER: Changes = {
         "injection": "bottleneck",
         "style_pooling": "image",
         "style_prior": "standard",
-        "joint_stain": 0.0,
         "pseudo_confidence": None,
         "unknown_share": 0.0,
     },
@@ -43,20 +42,19 @@ STEPS: dict[str, Changes] = {
     "8 evaluations, second order": {"generate": {"solver": "multistep", "nfe": 8}},
     "style in every block": {"diffusion": {"injection": "all"}},
     "unannotated images, null layout": {"diffusion": {"unlabelled_share": 0.5}},
-    "joint stain change": {"diffusion": {"joint_stain": 1.0}},
     "pseudo-layouts": {"diffusion": {"pseudo_confidence": 0.9}},
     "partly unknown layouts": {"diffusion": {"unknown_share": 0.3}},
     "a style for each class": {"diffusion": {"style_pooling": "class"}},
     "style prior": {"diffusion": {"style_prior": "learned"}},
     "scanner's grain": {"generate": {"grain": 1.0}},
-    "nested guidance": {"generate": {"guidance": "nested", "layout_guidance": 1.25}},
+    "milder guidance": {"generate": {"style_guidance": 1.25, "nfe": 4}},
 }
 """Each row keeps what the rows above it changed; the last is ours."""
 INSTEAD: dict[str, Changes] = {
-    "composed guidance": {"generate": {"guidance": "composed"}},
-    "no guidance": {"generate": {"layout_guidance": 1.0, "style_guidance": 1.0}},
+    "nested guidance on layout too": {"generate": {"guidance": "nested", "layout_guidance": 1.25}},
+    "composed guidance": {"generate": {"guidance": "composed", "layout_guidance": 1.25}},
+    "no guidance": {"generate": {"style_guidance": 1.0}},
     "without unannotated images": {"diffusion": {"unlabelled_share": 0.0}},
-    "without joint stain change": {"diffusion": {"joint_stain": 0.0}},
     "without pseudo-layouts": {"diffusion": {"pseudo_confidence": None}},
     "without unknown parts": {"diffusion": {"unknown_share": 0.0}},
 }
@@ -99,8 +97,8 @@ def slug(row: str) -> str:
 def origin_of(row: str, out: Path) -> Path:
     """The folder a row starts from: one whose generator it shares, where there is one; else the shared stages."""
     same_generator = {"8 evaluations, second order": "paper-like", "scanner's grain": "style prior"}
-    same_generator |= {"nested guidance": "scanner's grain"}
-    same_generator |= {name: "nested guidance" for name in ("composed guidance", "no guidance")}
+    guided = ("milder guidance", "nested guidance on layout too", "composed guidance", "no guidance")
+    same_generator |= {name: "scanner's grain" for name in guided}
     folder = out / slug(same_generator.get(row, ""))
     return folder if row in same_generator and (folder.with_suffix(".json")).exists() else out / "shared"
 

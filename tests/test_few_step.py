@@ -71,11 +71,12 @@ class LinearNet(nn.Module):
 def test_trained_on_pairs_one_step_gives_the_teachers_latent() -> None:
     """Straight pairs leave one evaluation nothing to lose."""
     torch.manual_seed(0)
-    task = FewStepTask(LinearNet(), learning_rate=0.05, steps=400, seed=0)  # type: ignore[arg-type]
+    task = FewStepTask(LinearNet(), learning_rate=0.1, steps=1500, seed=0)  # type: ignore[arg-type]
     batches = PairBatches(pairs(), batch_size=32, seed=0)
-    optimiser = torch.optim.Adam(task.parameters(), lr=0.05)
-    for step in range(400):
+    optimiser = torch.optim.Adam(task.parameters(), lr=0.1)
+    for step in range(1500):
         torch.manual_seed(step)
+        optimiser.param_groups[0]["lr"] = 0.1 * (1 - step / 1500)
         loss = task.training_step(batches(step), 0)
         optimiser.zero_grad()
         loss.backward()

@@ -1,6 +1,7 @@
 """Contracts of every network in a model folder: name a class, get nine tests. Then what is special about each."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from stedm.models.autoencoder import FirstStage
 from stedm.models.layers import AdaptiveGroupNorm, groups_for, time_features
 from stedm.models.model_folder import CONFIG, WEIGHTS, FolderModel
 from stedm.models.segmenter import Segmenter
-from stedm.models.style import Aggregation, ConvStyleEncoder, RegionPooling, StyleExtractor
+from stedm.models.style import Aggregation, ConvStyleEncoder, RegionPooling, StyleExtractor, region_moments
 from stedm.models.unet import LayoutEmbedding, StylePrior, UNet, one_hot_layout
+from stedm.training.losses import regions_loss
 
 TIMM = "test_resnet"
 AGGREGATIONS = ("mean", "max", "linear", "attention")
@@ -39,6 +41,7 @@ def unet(**changes: Any) -> UNet:
 def unet_inputs(model: UNet, seed: int = 0) -> dict[str, Tensor]:
     """A batch in which layout and style are given, or not, in all four ways."""
     grid = PX // model.config["factor"]
+    numbers = model.config["style_dim"] + 2 * model.config["latent_channels"]
     generator = torch.Generator().manual_seed(seed)
     layout = torch.randint(0, CLASSES, (B, PX, PX), generator=generator)
     layout[:, :4] = 255
@@ -47,7 +50,7 @@ def unet_inputs(model: UNet, seed: int = 0) -> dict[str, Tensor]:
         "t": torch.rand(B, generator=generator),
         "layout": layout,
         "layout_given": torch.tensor([True, True, False, False]),
-        "style": torch.randn(B, model.config["style_vectors"], model.config["style_dim"], generator=generator),
+        "style": torch.randn(B, model.config["style_vectors"], numbers, generator=generator),
         "style_given": torch.tensor([True, False, True, False]),
     }
 
@@ -62,9 +65,6 @@ class ModelContract:
 
     def run(self, model: Any, seed: int = 0) -> Tensor:
         raise NotImplementedError
-
-    def loss(self, model: Any, output: Tensor, target: Tensor, seed: int) -> Tensor:
-        return (output - target).square().mean()
 
     @pytest.fixture
     def model(self) -> FolderModel:
@@ -100,7 +100,7 @@ class ModelContract:
             optimiser.zero_grad()
             output = self.run(model, seed)
             target = torch.randn(output.shape, generator=torch.Generator().manual_seed(9 + seed))
-            self.loss(model, output, target, seed).backward()
+            (output - target).square().mean().backward()
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None and parameter.grad.abs().max() > 1e-9:
                     untouched.discard(name)
@@ -191,10 +191,6 @@ class TestUNet(ModelContract):
     def run(self, model: UNet, seed: int = 0) -> Tensor:
         return model(**unet_inputs(model, seed))
 
-    def loss(self, model: UNet, output: Tensor, target: Tensor, seed: int) -> Tensor:
-        conditions = {name: value for name, value in unet_inputs(model, seed).items() if name not in ("z_t", "t")}
-        return super().loss(model, output, target, seed) + model.prior_nll(target, **conditions)
-
 
 class TestBottleneckUNet(TestUNet):
     def make(self) -> UNet:
@@ -219,17 +215,17 @@ class TestBottleneckUNetWithAStyleForEachClass(TestUNet):
 
 
 class StyleContract(ModelContract):
-    output_shape = (B, 4, 8)
+    output_shape = (B, 4, 16)
     regions = 4
     aggregation = "attention"
     encoder = "conv"
 
     def make(self) -> StyleExtractor:
         options = {"encoder": self.encoder, "aggregation": self.aggregation, "regions": self.regions}
-        return StyleExtractor(dim=8, set_size=N, **options)
+        return StyleExtractor(dim=8, set_size=N, latent_channels=4, **options)
 
     def run(self, model: StyleExtractor, seed: int = 0) -> Tensor:
-        return model(images(B, N, 3, PX, PX, seed=seed))
+        return model(images(B, N, 3, PX, PX, seed=seed), images(B, N, 4, 8, 8, seed=seed + 1))
 
 
 class TestAttentionStyle(StyleContract):
@@ -237,7 +233,7 @@ class TestAttentionStyle(StyleContract):
 
 
 class TestOneVectorStyle(StyleContract):
-    output_shape = (B, 1, 8)
+    output_shape = (B, 1, 16)
     regions = 1
 
 
@@ -359,7 +355,7 @@ def test_style_and_layout_matter_exactly_when_they_are_given(injection: str) -> 
 
 def test_style_reaches_every_residual_block() -> None:
     model = unet(injection="all")
-    style = torch.randn(B, 1, 8, requires_grad=True)
+    style = torch.randn(B, 1, 16, requires_grad=True)
     received: dict[str, bool] = {}
 
     def listen(name: str) -> Any:
@@ -395,7 +391,8 @@ def test_velocity_of_gaussian_latents_is_exact_before_any_training() -> None:
     nn.init.zeros_(model.conv_out.weight), nn.init.zeros_(model.conv_out.bias)
     mu, sigma = torch.tensor([0.7, -0.4, 0.0, 1.5]), torch.tensor([0.3, 1.0, 2.0, 0.5])
     with torch.no_grad():
-        model.prior.project.bias.copy_(torch.cat([mu, 3 * torch.atanh(sigma.log() / 3)]))
+        model.prior.gate.bias.fill_(30.0)  # trust what is measured
+        measured = torch.cat([mu, 3 * torch.atanh(sigma.log() / 3)])
     n = 4000
     mu, sigma = mu.view(1, 4, 1, 1), sigma.view(1, 4, 1, 1)
     z, e = mu + sigma * torch.randn(n, 4, 8, 8), torch.randn(n, 4, 8, 8)
@@ -404,7 +401,7 @@ def test_velocity_of_gaussian_latents_is_exact_before_any_training() -> None:
     for time in (0.2, 0.6, 0.95):
         t = torch.full((n,), time)
         z_t = (1 - time) * z + time * e
-        style = torch.zeros(n, CLASSES + 1, 8)
+        style = torch.cat([torch.zeros(8), measured]).expand(n, CLASSES + 1, 16)
         v = torch.cat(
             [
                 model(
@@ -427,42 +424,41 @@ def test_velocity_of_gaussian_latents_is_exact_before_any_training() -> None:
 
 def test_prior_at_a_border_has_the_moments_of_the_mixture() -> None:
     prior = StylePrior(style_dim=2, latent_channels=1)
+    nn.init.constant_(prior.gate.bias, 30.0)
     mu, sigma, share = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 0.2]), 0.3
-    with torch.no_grad():  # style (1, 0) is the first class's, (0, 1) the second's
-        prior.project.weight.copy_(torch.stack([mu, 3 * torch.atanh(sigma.log() / 3)]))
-        shares = torch.tensor([[1.0, 0.0, share], [0.0, 1.0, 1 - share]]).view(1, 2, 1, 3)
-        found = prior(torch.eye(2)[None], shares)
+    style = torch.cat([torch.zeros(2, 2), torch.stack([mu, 3 * torch.atanh(sigma.log() / 3)], 1)], 1)[None]
+    shares = torch.tensor([[1.0, 0.0, share], [0.0, 1.0, 1 - share]]).view(1, 2, 1, 3)
+    found = prior(style, shares)
     first = torch.rand(400_000) < share
     drawn = torch.where(first, mu[0], mu[1]) + torch.where(first, sigma[0], sigma[1]) * torch.randn(400_000)
-    torch.testing.assert_close(found[0].flatten(), torch.tensor([2.0, -1.0, float(drawn.mean())]), atol=0.01, rtol=0)
-    torch.testing.assert_close(found[1].flatten(), torch.tensor([0.5, 0.2, float(drawn.std())]), atol=0.01, rtol=0)
+    for value, expected in zip(found, ([2.0, -1.0, float(drawn.mean())], [0.5, 0.2, float(drawn.std())]), strict=True):
+        torch.testing.assert_close(value.flatten(), torch.tensor(expected), atol=0.01, rtol=0)
 
 
-def test_likelihood_teaches_the_prior_what_each_class_looks_like() -> None:
-    """Two classes with means and deviations of their own, that the style vectors say nothing of: all in the bias."""
-    torch.manual_seed(0)
-    model = unet(style_vectors=CLASSES + 1)
-    layout = torch.zeros(16, PX, PX, dtype=torch.uint8)
-    layout[:, :, PX // 2 :] = 1
-    mu, sigma = (torch.tensor(x).repeat_interleave(4).view(1, 1, 1, 8) for x in ([0.8, -1.2], [0.1, 0.6]))
-    style = nn.Parameter(torch.randn(1, CLASSES + 1, 8))
-    given = torch.ones(16, dtype=torch.bool)
-    optimiser = torch.optim.Adam([style, *model.prior.parameters()], lr=0.02)
-    conditions = {"layout": layout, "layout_given": given, "style_given": given}
-    for _ in range(400):
-        z = mu + sigma * torch.randn(16, 4, 8, 8)
-        loss = model.prior_nll(z, style=style.expand(16, -1, -1), **conditions)
-        optimiser.zero_grad(), loss.backward(), optimiser.step()
-    shares = torch.eye(CLASSES + 1)[:2].T.reshape(1, CLASSES + 1, 1, 2)
-    found_mu, found_sigma = model.prior(style, shares)
-    torch.testing.assert_close(found_mu, mu[..., [0, 4]].expand(1, 4, 1, 2), atol=0.06, rtol=0)
-    torch.testing.assert_close(found_sigma, sigma[..., [0, 4]].expand(1, 4, 1, 2), atol=0.06, rtol=0.1)
+def test_a_gate_that_trusts_nothing_leaves_the_learned_prior() -> None:
+    prior = StylePrior(style_dim=2, latent_channels=1)
+    nn.init.constant_(prior.gate.bias, -30.0), nn.init.constant_(prior.project.bias, 0.4)
+    mu, sigma = prior(torch.randn(3, 1, 4), torch.ones(3, 1, 2, 2))
+    torch.testing.assert_close(mu, torch.full_like(mu, 0.4))
+    torch.testing.assert_close(sigma.log(), torch.full_like(sigma, 3 * math.tanh(0.4 / 3)))
+
+
+def test_moments_of_a_region_are_those_of_its_cells_over_the_whole_set() -> None:
+    """A class that only one image of the set shows is measured there alone; the last region is everywhere."""
+    latents = torch.zeros(1, 2, 1, 4, 4)
+    latents[0, 0, 0, 0], latents[0, 1] = torch.tensor([2.0, 2.0, 4.0, 4.0]), 1.0
+    found = torch.full((1, 2, 2, 4, 4), 0.0)
+    found[0, :, 0] = -30.0
+    found[0, 0, 0, 0] = 0.0
+    mean, log_std = region_moments(latents, found)[0].chunk(2, dim=1)
+    assert mean[0].item() == pytest.approx(3.0, abs=1e-4) and log_std[0].exp().item() == pytest.approx(1.0, abs=1e-3)
+    assert mean[1].item() == pytest.approx(float(latents.mean()), abs=1e-5)
 
 
 def test_a_standard_prior_stays_standard() -> None:
     model = unet(style_prior="standard")
-    assert not any(p.requires_grad for p in model.prior.parameters())
-    mu, sigma = model.prior(torch.randn(2, 1, 8), torch.ones(2, 4, 8, 8))
+    assert not list(model.prior.parameters())
+    mu, sigma = model.prior(torch.randn(2, 1, 16), torch.ones(2, 4, 8, 8))
     assert (mu == 0).all() and (sigma == 1).all()
 
 
@@ -477,28 +473,51 @@ def test_a_number_of_style_vectors_that_fits_no_class_is_refused() -> None:
         unet(style_vectors=CLASSES)
 
 
-def test_a_region_query_describes_what_it_looks_at() -> None:
-    """Two tissues side by side: a query that prefers one of them sees its colour, however little of it there is."""
-    pool = RegionPooling(1, 8, 2)
+def test_a_region_is_described_by_the_places_where_its_class_is_found() -> None:
+    """Two tissues side by side: the vector of one of them is its own, however little of it there is."""
+    pool = RegionPooling(1, 8, 3)
     with torch.no_grad():
-        pool.key.weight.zero_(), pool.key.bias.zero_(), pool.query.zero_()
-        pool.key.weight[0, 0] = 1.0
-        pool.query[0, 0], pool.query[1, 0] = 400.0, -400.0
+        for linear in (pool.classify[0], pool.classify[2]):
+            linear.weight.zero_(), linear.bias.zero_()
+        pool.classify[0].weight[0, 0] = 100.0
+        pool.classify[2].weight[0, 0] = 1.0
+        pool.classify[2].bias[1] = 25.0
+        pool.head[0].weight[:, -1] = 0.0  # the share of the image is told as well; not here
         dark, bright = torch.full((1, 3, 1), -0.5), torch.full((1, 61, 1), 0.5)
-        mixed, few = torch.cat([dark, bright], 1), torch.cat([dark[:, :1], bright], 1)
-        one, other = pool(mixed, mixed.square()), pool(few, few.square())
-        alone = pool(bright, bright.square())
-    torch.testing.assert_close(one[:, 0], other[:, 0], atol=2e-2, rtol=0)
-    torch.testing.assert_close(one[:, 0], alone[:, 0], atol=2e-2, rtol=0)
-    assert (one[:, 1] - alone[:, 1]).abs().max() > 0.1
+        mixed = torch.cat([dark, bright], 1)
+        described, found = pool(mixed, mixed.square())
+        alone = pool(bright, bright.square())[0]
+    torch.testing.assert_close(described[:, 0], alone[:, 0], atol=1e-3, rtol=0)
+    assert (described[:, 1] - alone[:, 1]).abs().max() > 0.1
+    assert (found[:, 1, :3] > -0.01).all() and (found[:, 1, 3:] < -10).all() and (found[:, 2] == 0).all()
+
+
+def test_what_is_known_of_a_layout_teaches_where_classes_are() -> None:
+    """Dark cells are class 0, bright ones class 1; half of the cells are unknown."""
+    torch.manual_seed(0)
+    encoder = ConvStyleEncoder(8, 3)
+    optimiser = torch.optim.Adam(encoder.parameters(), lr=5e-3)
+    for _ in range(60):
+        labels = torch.randint(0, 2, (8, 4, 4)).repeat_interleave(8, 1).repeat_interleave(8, 2)
+        x = (labels.float() - 0.5)[:, None].repeat(1, 3, 1, 1) + 0.1 * torch.randn(8, 3, PX, PX)
+        known = torch.where(torch.rand(8, 4, 4).repeat_interleave(8, 1).repeat_interleave(8, 2) < 0.5, labels, 255)
+        found = encoder(x)[1]
+        loss = regions_loss(found[:, None], known[:, None])
+        optimiser.zero_grad(), loss.backward(), optimiser.step()
+    right = found[:, :2].argmax(1) == labels[:, ::8, ::8]
+    assert right.float().mean() > 0.9
+    assert regions_loss(found[:, None], torch.full_like(known[:, None], 255)) == 0
+    assert regions_loss(found[:, None, :1], known[:, None]) == 0
 
 
 def test_a_frozen_backbone_does_not_move_and_its_pooling_learns(tmp_path: Path) -> None:
     save_backbone(tmp_path / "weights")
-    extractor = StyleExtractor(dim=8, set_size=N, encoder=TIMM, weights=str(tmp_path / "weights"), trainable=False)
+    extractor = StyleExtractor(
+        dim=8, set_size=N, latent_channels=4, encoder=TIMM, weights=str(tmp_path / "weights"), trainable=False
+    )
     extractor.train()
     before = {name: tensor.clone() for name, tensor in extractor.encoder.backbone.state_dict().items()}
-    extractor(images(2, N, 3, PX, PX)).square().sum().backward()
+    extractor(images(2, N, 3, PX, PX), images(2, N, 4, 8, 8)).square().sum().backward()
     assert all(torch.equal(before[name], tensor) for name, tensor in extractor.encoder.backbone.state_dict().items())
     assert not any(p.requires_grad for p in extractor.encoder.backbone.parameters())
     assert all(p.grad is not None for p in extractor.encoder.pool.parameters())
@@ -595,12 +614,14 @@ def test_memory_of_an_aggregation_is_linear_in_the_set(kind: str) -> None:
 
 
 def test_style_sets_do_not_mix_within_a_batch() -> None:
-    extractor = StyleExtractor(dim=8, set_size=N).eval()
+    extractor = StyleExtractor(dim=8, set_size=N, latent_channels=4).eval()
     sets = images(B, N, 3, PX, PX)
     with torch.no_grad():
-        together = extractor(sets)
+        latents = images(B, N, 4, 8, 8)
+        together = extractor(sets, latents)
         for k in range(B):
-            torch.testing.assert_close(extractor(sets[k : k + 1]), together[k : k + 1], atol=1e-5, rtol=1e-5)
+            one = extractor(sets[k : k + 1], latents[k : k + 1])
+            torch.testing.assert_close(one, together[k : k + 1], atol=1e-5, rtol=1e-5)
 
 
 def test_style_encoder_does_not_normalise_the_colour_away() -> None:
@@ -612,7 +633,7 @@ def test_style_encoder_does_not_normalise_the_colour_away() -> None:
         for channel in range(3):
             tinted = x.clone()
             tinted[:, channel] += 0.3
-            assert (encoder(tinted) - encoder(x)).norm() > 2e-3 * encoder(x).norm()
+            assert (encoder(tinted)[0] - encoder(x)[0]).norm() > 2e-3 * encoder(x)[0].norm()
 
 
 def test_style_encoder_sees_texture_and_takes_any_size() -> None:
@@ -620,15 +641,16 @@ def test_style_encoder_sees_texture_and_takes_any_size() -> None:
     coarse = images(1, 3, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
     fine = coarse.flatten(2)[..., torch.randperm(PX * PX)].view(1, 3, PX, PX)  # the same colours, another texture
     with torch.no_grad():
-        assert (encoder(coarse) - encoder(fine)).norm() > 2e-3 * encoder(coarse).norm()
+        assert (encoder(coarse)[0] - encoder(fine)[0]).norm() > 2e-3 * encoder(coarse)[0].norm()
         for size in (16, 48, 112):
-            assert torch.isfinite(encoder(images(2, 3, size, size))).all()
+            assert torch.isfinite(encoder(images(2, 3, size, size))[0]).all()
 
 
 def test_style_encoder_survives_an_image_of_one_colour() -> None:
     encoder = ConvStyleEncoder(8, 4)
     flat = torch.full((2, 3, PX, PX), 0.9)
-    encoder(flat).sum().backward()
+    vectors, found = encoder(flat)
+    (vectors.sum() + found.sum()).backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in encoder.parameters())
 
 
@@ -646,16 +668,16 @@ def save_backbone(folder: Path, **changes: Any) -> nn.Module:
 
 def test_timm_encoder_starts_random_and_needs_no_network(no_sockets: list[Any]) -> None:
     torch.manual_seed(0)
-    one = StyleExtractor(dim=8, set_size=N, encoder=TIMM)
+    one = StyleExtractor(dim=8, set_size=N, latent_channels=4, encoder=TIMM)
     torch.manual_seed(1)
-    other = StyleExtractor(dim=8, set_size=N, encoder=TIMM)
+    other = StyleExtractor(dim=8, set_size=N, latent_channels=4, encoder=TIMM)
     weights = [next(model.encoder.backbone.parameters()) for model in (one, other)]
     assert not torch.equal(*weights) and no_sockets == []
 
 
 def test_timm_encoder_takes_weights_from_a_local_folder(tmp_path: Path, no_sockets: list[Any]) -> None:
     backbone = save_backbone(tmp_path / "weights")
-    extractor = StyleExtractor(dim=8, set_size=N, encoder=TIMM, weights=str(tmp_path / "weights"))
+    extractor = StyleExtractor(dim=8, set_size=N, latent_channels=4, encoder=TIMM, weights=str(tmp_path / "weights"))
     state = extractor.encoder.backbone.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in backbone.state_dict().items())
     extractor.eval().save_pretrained(tmp_path / "model")
@@ -663,14 +685,15 @@ def test_timm_encoder_takes_weights_from_a_local_folder(tmp_path: Path, no_socke
     loaded = StyleExtractor.from_pretrained(tmp_path / "model")
     sets = images(2, N, 3, PX, PX)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(sets), extractor(sets), atol=1e-5, rtol=1e-5)
+        latents = images(*sets.shape[:2], 4, 8, 8)
+        torch.testing.assert_close(loaded(sets, latents), extractor(sets, latents), atol=1e-5, rtol=1e-5)
     assert no_sockets == []
 
 
 @pytest.mark.parametrize("name", ["resnet18x", "some/where", "no such backbone"])
 def test_unknown_backbone_is_the_users_mistake(name: str) -> None:
     with pytest.raises(UserError, match=r"diffusion\.style_encoder") as caught:
-        StyleExtractor(dim=8, set_size=N, encoder=name)
+        StyleExtractor(dim=8, set_size=N, latent_channels=4, encoder=name)
     assert "\n" not in str(caught.value)
 
 

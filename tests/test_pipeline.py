@@ -30,7 +30,7 @@ def build(**changes: Any) -> StyleDiffusion:
     torch.manual_seed(0)
     first_stage = FirstStage.new([16, 16], latent_channels=4, space_to_depth=2)
     unet = UNet(latent_channels=4, num_classes=3, factor=4, channels=16, multipliers=[1, 2], style_dim=8, **changes)
-    model = StyleDiffusion(first_stage, StyleExtractor(dim=8, set_size=2), unet, CLASSES)
+    model = StyleDiffusion(first_stage, StyleExtractor(dim=8, set_size=2, latent_channels=4), unet, CLASSES)
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter += 0.05 * torch.randn_like(parameter)

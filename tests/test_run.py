@@ -91,7 +91,6 @@ def test_unchanged_stages_are_skipped(run: Recorder) -> None:
         ("split.unseen_patients=1", ALL),
         ("prepare.patch_px=32", ALL),
         ("autoencoder.steps=9", {"autoencoder", "diffusion", "control", *AFTER_DIFFUSION}),
-        ("diffusion.joint_stain=0.5", {"autoencoder", "diffusion", "control", *AFTER_DIFFUSION}),
         ("diffusion.steps=9", {"diffusion", "control", *AFTER_DIFFUSION}),
         ("diffusion.aggregation=mean", {"diffusion", "control", *AFTER_DIFFUSION}),
         ("diffusion.unlabelled_share=0.4", {"diffusion", "control", *AFTER_DIFFUSION}),

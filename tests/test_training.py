@@ -16,8 +16,7 @@ from stedm.models.autoencoder import FirstStage
 from stedm.models.segmenter import Segmenter
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
-from stedm.training.augment import StainChange
-from stedm.training.batches import AutoencoderBatches, DiffusionBatches, SegmentationBatches, Variants
+from stedm.training.batches import AutoencoderBatches, DiffusionBatches, SegmentationBatches, StylePatches, Variants
 from stedm.training.log import Observation
 from stedm.training.tasks import AutoencoderTask, Batch, DiffusionTask, SegmentationTask, Task, warmup_cosine
 from stedm.training.trainer import BestByValidation, fit
@@ -48,7 +47,8 @@ def diffusion_batches(style_set: str = "patient", **changes: Any) -> DiffusionBa
     z = torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(0)).half()
     layout = torch.from_numpy(LAYOUTS).clone()
     layout[~ANNOTATED] = 255
-    variants = Variants(z, layout, torch.arange(16), ANNOTATED, StainChange.identity(16))
+    variants = Variants(z, layout, torch.arange(16), ANNOTATED)
+    lent = StylePatches(IMAGES, z.clone(), layout.clone())
     options: dict[str, Any] = {
         "batch_size": 8,
         "set_size": 2,
@@ -61,7 +61,7 @@ def diffusion_batches(style_set: str = "patient", **changes: Any) -> DiffusionBa
     } | changes
     size = options["set_size"]
     sets = StyleSets(PATCHES, mode=style_set, size=size, nearby_um=100.0, patch_um=float(PX))  # type: ignore[arg-type]
-    return DiffusionBatches(variants, IMAGES, sets, **options)
+    return DiffusionBatches(variants, lent, sets, **options)
 
 
 def diffusion_task(
@@ -71,7 +71,7 @@ def diffusion_task(
     unet = UNet(
         latent_channels=4, num_classes=3, factor=4, channels=16, multipliers=[1, 2], style_dim=8, injection=injection
     )
-    extractor = StyleExtractor(dim=8, set_size=2, aggregation=aggregation, **style)
+    extractor = StyleExtractor(dim=8, set_size=2, latent_channels=4, aggregation=aggregation, **style)
     return DiffusionTask(unet, extractor, learning_rate=2e-3, steps=steps, seed=0)
 
 
@@ -93,7 +93,7 @@ def segmentation_batches(**changes: Any) -> SegmentationBatches:
 
 
 def autoencoder_batches() -> AutoencoderBatches:
-    return AutoencoderBatches(IMAGES, batch_size=4, crop_px=16, stain=1.0, seed=0)
+    return AutoencoderBatches(IMAGES, batch_size=4, crop_px=16, seed=0)
 
 
 def validation_score(task: Task) -> float:
@@ -413,7 +413,7 @@ def test_style_set_never_holds_the_target_and_stays_with_its_patient() -> None:
     marked = np.stack([np.full((PX, PX, 3), 10 * k, np.uint8) for k in range(16)])
     for style_set in ("nearby", "slide", "patient"):
         batches = diffusion_batches(style_set)
-        batches.images = marked
+        batches.style_patches.images = marked
         batches.variants.z[:] = torch.arange(16.0)[:, None, None, None].half()
         for step in range(10):
             batch = batches(step)
@@ -426,15 +426,23 @@ def test_style_set_never_holds_the_target_and_stays_with_its_patient() -> None:
                     assert {PATCHES["slide"][k] for k in lent} == {PATCHES["slide"][target]}
 
 
-def test_style_set_shares_the_stain_change_of_its_target() -> None:
-    batches = diffusion_batches("self", zoom_style=False, set_size=1)
-    batches.variants.stain = StainChange.draw(16, 1.0, np.random.default_rng(0))
-    batches.variants.z[:] = torch.arange(16.0)[:, None, None, None].half()
-    batch = batches(0)
-    targets = batch["z"][:, 0, 0, 0].long()
-    own = torch.from_numpy(IMAGES[targets.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
-    expected = batches.variants.stain[targets].apply(own)
-    torch.testing.assert_close(batch["style_images"][:, 0].mean((2, 3)), expected.mean((2, 3)), atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("style_set", ["patient", "self"])
+def test_image_latent_and_layout_of_a_style_patch_turn_together(style_set: str) -> None:
+    """All three show the same cells: bright where the layout is 1 and the latent is 1."""
+    batches = diffusion_batches(style_set, set_size=2 if style_set == "patient" else 1)
+    cells = RNG.integers(0, 2, (16, PX // 4, PX // 4)).astype(np.uint8)
+    whole = cells.repeat(4, 1).repeat(4, 2)
+    batches.style_patches = StylePatches(
+        np.repeat(255 * whole[..., None], 3, 3),
+        torch.from_numpy(cells)[:, None].repeat(1, 4, 1, 1).half(),
+        torch.from_numpy(whole),
+    )
+    for step in range(4):
+        batch = batches(step)
+        x, z = batch["style_images"][:, :, 0], batch["style_latents"][:, :, 0].float()  # (B, N, H, W), (B, N, h, w)
+        shown = torch.nn.functional.avg_pool2d((x + 1) / 2, 4)
+        torch.testing.assert_close(shown, z, atol=0.02 if style_set == "patient" else 0.45, rtol=0)
+        assert ((x > 0) == (batch["style_layouts"] == 1)).float().mean() > (0.999 if style_set == "patient" else 0.9)
 
 
 def test_annotation_of_unannotated_images_never_enters() -> None:

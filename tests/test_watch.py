@@ -64,7 +64,7 @@ def networks() -> tuple[Any, DiffusionTask]:
     torch.manual_seed(0)
     first_stage = FirstStage.new([16, 16], latent_channels=4, space_to_depth=2).eval()
     unet = UNet(latent_channels=4, num_classes=3, factor=4, channels=16, multipliers=[1, 2], style_dim=8)
-    extractor = StyleExtractor(dim=8, set_size=2)
+    extractor = StyleExtractor(dim=8, set_size=2, latent_channels=4)
     task = DiffusionTask(unet, extractor, learning_rate=1e-3, steps=1, seed=0)
     return SimpleNamespace(first_stage=first_stage), task.eval()  # type: ignore[return-value]
 
@@ -116,10 +116,11 @@ def test_without_validation_patients_nothing_is_measured_and_nothing_written(tmp
 
 
 def test_ignored_style_is_said_on_stderr_and_in_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A network whose style enters with weight zero."""
+    """A network whose style enters with weight zero, and whose prior trusts nothing that is measured."""
     watch, task = watch_of(SmallRun())
     with torch.no_grad():
         task.unet.style.weight.zero_()
+        task.unet.prior.gate.bias.fill_(-200.0)
         values = watch(task, 7).values
     (tmp_path / "metrics.csv").write_text("step,loss,val_loss\n3,1.5,\n7,1.25,1.125\n")
     watch.save(tmp_path, name="diffusion")

@@ -152,8 +152,6 @@ class DiffusionConfig:
     """Probability of the null layout in training."""
     unknown_share: float = 0.3
     """Probability that part of a layout is hidden (set to unknown) in training."""
-    joint_stain: float = 1.0
-    """Strength of the random stain change applied to an annotated image AND its style set; 0 turns it off."""
     pseudo_confidence: Optional[float] = 0.9
     """Pixels of unannotated images on which a real-trained segmenter is at least this sure become layout; null: off."""
     annotated_only_control: Optional[bool] = None

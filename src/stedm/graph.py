@@ -75,7 +75,7 @@ def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
             "autoencoder",
             _later("autoencoder.train_autoencoder", run, config),
             run.autoencoder,
-            ("seed", "autoencoder", "diffusion.joint_stain"),
+            ("seed", "autoencoder"),
             ("prepare",),
         ),
         _segmenter_stage(run, config, TEACHER_ARM, config.seed),

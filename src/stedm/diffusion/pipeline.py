@@ -52,7 +52,7 @@ class Styles:
     """Styles of B images, as `StyleDiffusion.extract_styles` reads them from style sets."""
 
     vectors: Tensor
-    """(B, K, d): what the style extractor says."""
+    """(B, K, d + 2 C): what the style extractor says."""
     grain: Tensor
     """(B, 3): standard deviation of the scanner's noise in each colour, images in [-1, 1]."""
 
@@ -116,7 +116,8 @@ class StyleDiffusion(nn.Module):
         """Style sets -> B styles. One array (B, N, H, W, 3), or a sequence of B sets (N_b, H, W, 3)."""
         sets = [to_network(images).to(self.device) for images in style_images]
         with autocast(self.device):
-            vectors = torch.cat([self.style_extractor(images[None]) for images in sets]).float()  # (B, K, d)
+            read = [self.style_extractor(images[None], self.first_stage.encode(images)[None]) for images in sets]
+            vectors = torch.cat(read).float()  # (B, K, d + 2 C)
         return Styles(vectors, torch.stack([measure_grain(images) for images in sets]))
 
     @torch.no_grad()
@@ -160,7 +161,7 @@ class StyleDiffusion(nn.Module):
         seeds: Sequence[int],
         size_px: int | None = None,
     ) -> Tensor:
-        """The latents (B, C, h, w) behind `__call__`, which says what the arguments are; styles (B, K, d)."""
+        """The latents (B, C, h, w) behind `__call__`, which says what the arguments are; styles (B, K, d + 2 C)."""
         B = len(seeds)
         height, width = layouts.shape[1:] if layouts is not None else (size_px, size_px)
         self._check(B, layouts=layouts, styles=styles, height=height, width=width)
@@ -180,7 +181,7 @@ class StyleDiffusion(nn.Module):
             return SOLVERS[options.solver](velocity, noise_from_seeds(seeds, shape).to(self.device), options.nfe)
 
     def null_styles(self, n: int) -> Tensor:
-        """The learned null style, n times: (n, K, d)."""
+        """The learned null style, n times: (n, K, d + 2 C)."""
         return self.unet.null_style.detach().expand(n, *self.unet.null_style.shape)
 
     def _velocities(self, layout: Tensor, style: Tensor):  # type: ignore[no-untyped-def]

@@ -22,9 +22,9 @@ class Sampling:
     """Network function evaluations per image and guidance branch."""
     guidance: str = "nested"
     """`nested` or `composed`, see `guidance_weights`."""
-    layout_guidance: float = 1.25
+    layout_guidance: float = 1.0
     """Layout guidance scale; 1 means none."""
-    style_guidance: float = 1.5
+    style_guidance: float = 1.25
     """Style guidance scale; 1 means none."""
     grain: float = 1.0
     """How much of the scanner's noise that the style set shows is added (see diffusion/grain.py); 0 adds none."""

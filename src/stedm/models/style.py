@@ -1,6 +1,6 @@
 """Style: each image of a style set -> K vectors (style encoder); set of images -> one style (aggregation).
 
-K = 1: one vector an image. K = N + 1: one for each layout class, and a last one for what is unknown.
+K = 1: one vector an image. K = N + 1: one for each layout class, and a last one of the whole image, for unknown pixels.
 """
 
 import math
@@ -22,29 +22,39 @@ CELL_PX = 8
 class RegionPooling(nn.Module):
     """Local features of an image -> K vectors: (B, P, F) means and mean squares of P places -> (B, K, dim).
 
-    Each of K learned queries looks for its region, softly, and describes it by mean and standard deviation of the
-    features there: with one query a class, the style of a class comes from where the class is, and no mask of the style
-    images is needed. The queries learn where to look from the velocity loss alone. How well a query found its region
-    (log mean exp of its logits) is part of the description, so that the aggregation can pass over images without it.
+    K = 1: one vector, of all places. K = N + 1: one for each class, of the places where a small classifier finds it,
+    and a last one of all places. A region is described by mean and standard deviation of the features there, and by its
+    share of the image, so that the aggregation can pass over images that lack it. No mask of the style images is
+    needed; in training, what is known of their layouts teaches the classifier.
     """
 
-    def __init__(self, num_features: int, dim: int, regions: int, key_dim: int = 64) -> None:
+    def __init__(self, num_features: int, dim: int, regions: int, hidden: int = 64) -> None:
         super().__init__()
-        self.key = nn.Linear(2 * num_features, key_dim)
-        self.query = nn.Parameter(0.1 * torch.randn(regions, key_dim))
+        self.classify = (
+            nn.Sequential(nn.Linear(2 * num_features, hidden), nn.SiLU(), nn.Linear(hidden, regions - 1))
+            if regions > 1
+            else None
+        )
         self.head = nn.Sequential(
             nn.Linear(2 * num_features + 1, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim), nn.LayerNorm(dim)
         )
         self.region = nn.Parameter(0.02 * torch.randn(regions, dim))
 
-    def forward(self, mean: Tensor, square: Tensor) -> Tensor:
-        logits = self.key(torch.cat([mean, _std(mean, square)], dim=2)) @ self.query.T / self.query.shape[1] ** 0.5
-        logits = logits.float().transpose(1, 2)  # (B, K, P)
-        found = logits.logsumexp(2, keepdim=True) - math.log(logits.shape[2])  # (B, K, 1)
-        weights = logits.softmax(2).to(mean.dtype)  # (B, K, P)
+    def forward(self, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (B, K, dim), and the log-probability of each region at each place (B, K, P), 0 for the last."""
+        found = self._found(torch.cat([mean, _std(mean, square)], dim=2))
+        share = found.logsumexp(2, keepdim=True) - math.log(found.shape[2])  # (B, K, 1), log
+        weights = found.softmax(2).to(mean.dtype)  # (B, K, P)
         mean, square = weights @ mean, weights @ square  # (B, K, F) each
-        described = torch.cat([mean, _std(mean, square), found.to(mean.dtype)], dim=2)  # (B, K, 2 F + 1)
-        return self.head(described) + self.region  # (B, K, dim)
+        described = torch.cat([mean, _std(mean, square), share.to(mean.dtype)], dim=2)  # (B, K, 2 F + 1)
+        return self.head(described) + self.region, found  # (B, K, dim)
+
+    def _found(self, features: Tensor) -> Tensor:
+        everywhere = features.new_zeros(len(features), 1, features.shape[1]).float()  # (B, 1, P)
+        if self.classify is None:
+            return everywhere
+        classes = self.classify(features).float().log_softmax(2).clamp_min(-12).transpose(1, 2)  # (B, N, P)
+        return torch.cat([classes, everywhere], dim=1)
 
 
 def _std(mean: Tensor, square: Tensor) -> Tensor:
@@ -52,7 +62,7 @@ def _std(mean: Tensor, square: Tensor) -> Tensor:
 
 
 class ConvStyleEncoder(nn.Module):
-    """A small convolutional encoder from scratch: (B, 3, H, W) in [-1, 1] -> (B, K, dim).
+    """A small convolutional encoder from scratch: (B, 3, H, W) in [-1, 1] -> vectors and regions, see `RegionPooling`.
 
     Looks at first and second moments of cells of 8 x 8 pixels at every scale, the colours themselves included: colour,
     texture strength and pattern are style. No normalisation layers, which would remove the colour.
@@ -66,7 +76,8 @@ class ConvStyleEncoder(nn.Module):
         )
         self.pool = RegionPooling(3 + sum(channels), dim, regions)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, dim), and log-probabilities (B, K, h, w) of the regions in cells of 8 x 8 pixels."""
         H, W = images.shape[-2] // CELL_PX, images.shape[-1] // CELL_PX
         images = images[..., : H * CELL_PX, : W * CELL_PX]
         maps = [images]
@@ -76,11 +87,12 @@ class ConvStyleEncoder(nn.Module):
             maps.append(h)
         mean = torch.cat([F.adaptive_avg_pool2d(m, (H, W)) for m in maps], dim=1)  # (B, F, H / 8, W / 8)
         square = torch.cat([F.adaptive_avg_pool2d(m.square(), (H, W)) for m in maps], dim=1)
-        return self.pool(mean.flatten(2).transpose(1, 2), square.flatten(2).transpose(1, 2))  # (B, K, dim)
+        vectors, found = self.pool(mean.flatten(2).transpose(1, 2), square.flatten(2).transpose(1, 2))
+        return vectors, found.unflatten(2, (H, W))
 
 
 class TimmStyleEncoder(nn.Module):
-    """Any timm backbone: (B, 3, H, W) in [-1, 1] -> (B, K, dim); resized and normalised as its weights expect.
+    """Any timm backbone: (B, 3, H, W) in [-1, 1] -> vectors and regions; resized, normalised as its weights expect.
 
     Its last feature map, or its patch tokens, are the places that `RegionPooling` looks at.
     preprocessing: input_px, mean and std of the weights, as kept in a model folder; the backbone's own if not given.
@@ -119,19 +131,22 @@ class TimmStyleEncoder(nn.Module):
         self.backbone.train(mode and self.trainable)
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, dim), and log-probabilities (B, K, h, w) of the regions in the backbone's places."""
         x = ((images + 1) / 2 - self.mean) / self.std  # (B, 3, H, W)
         if x.shape[-2:] != (self.input_px, self.input_px):
             x = F.interpolate(x, size=(self.input_px, self.input_px), mode="bilinear", antialias=True)
         places = self._places(self.backbone.forward_features(x))  # type: ignore[operator]
-        return self.pool(places, places.square())  # (B, K, dim)
+        flat = places.flatten(1, 2)  # (B, P, F)
+        vectors, found = self.pool(flat, flat.square())
+        return vectors, found.unflatten(2, places.shape[1:3])
 
     def _places(self, features: Tensor) -> Tensor:
-        """Feature map (B, F, h, w), or (B, h, w, F), or tokens (B, T, F) -> (B, P, F)."""
-        num_features = self.backbone.num_features
+        """Feature map (B, F, h, w), or (B, h, w, F), or tokens (B, T, F) of a square of places -> (B, h, w, F)."""
         if features.ndim == 3:
-            return features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
-        return (features if features.shape[1] == num_features else features.movedim(-1, 1)).flatten(2).transpose(1, 2)
+            tokens = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
+            return tokens.unflatten(1, (math.isqrt(tokens.shape[1]), -1))
+        return features.movedim(1, -1) if features.shape[1] == self.backbone.num_features else features
 
 
 def timm_backbone(name: str, weights: str | None, *, key: str = "diffusion.style_encoder") -> nn.Module:
@@ -182,11 +197,14 @@ class Aggregation(nn.Module):
 
 
 class StyleExtractor(FolderModel):
-    """Style encoder and aggregation together: style sets (B, N, 3, H, W) in [-1, 1] -> styles (B, K, dim).
+    """Style encoder and aggregation together: style sets -> styles (B, K, dim + 2 C).
 
-    regions: K. encoder: `conv` or a timm name. weights: local folder or hub id of timm weights, used when training
-    starts; a saved StyleExtractor carries its weights itself and never looks there again. preprocessing, trainable:
-    see TimmStyleEncoder.
+    The first `dim` numbers are learned. The others are measured: mean and log standard deviation of the C latent
+    channels of the set, region by region, which say exactly what colours the regions have, in styles never seen too.
+
+    latent_channels: C. regions: K. encoder: `conv` or a timm name. weights: local folder or hub id of timm weights,
+    used when training starts; a saved StyleExtractor carries its weights itself and never looks there again.
+    preprocessing, trainable: see TimmStyleEncoder.
     """
 
     def __init__(
@@ -194,6 +212,7 @@ class StyleExtractor(FolderModel):
         *,
         dim: int,
         set_size: int,
+        latent_channels: int,
         regions: int = 1,
         encoder: str = "conv",
         aggregation: str = "attention",
@@ -205,6 +224,7 @@ class StyleExtractor(FolderModel):
         self.config: dict[str, Any] = {
             "dim": dim,
             "set_size": set_size,
+            "latent_channels": latent_channels,
             "regions": regions,
             "encoder": encoder,
             "aggregation": aggregation,
@@ -219,8 +239,30 @@ class StyleExtractor(FolderModel):
             self.encoder = backbone
         self.aggregation = Aggregation(aggregation, dim, set_size)
 
-    def forward(self, style_images: Tensor) -> Tensor:
+    def forward(self, style_images: Tensor, style_latents: Tensor) -> Tensor:
+        """style_images (B, N, 3, H, W) in [-1, 1], their latents (B, N, C, h, w) -> (B, K, dim + 2 C)."""
+        return self.describe(style_images, style_latents)[0]
+
+    def describe(self, style_images: Tensor, style_latents: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and the log-probabilities (B, N, K, h', w') of the regions in the style images."""
         B, N = style_images.shape[:2]
-        vectors = self.encoder(style_images.flatten(0, 1))  # (B N, K, d)
+        vectors, found = self.encoder(style_images.flatten(0, 1))  # (B N, K, d), (B N, K, h', w')
         of_region = vectors.unflatten(0, (B, N)).transpose(1, 2).flatten(0, 1)  # (B K, N, d)
-        return self.aggregation(of_region).unflatten(0, (B, -1))  # (B, K, d)
+        learned = self.aggregation(of_region).unflatten(0, (B, -1))  # (B, K, d)
+        found = found.unflatten(0, (B, N))  # (B, N, K, h', w')
+        measured = region_moments(style_latents, found)  # (B, K, 2 C)
+        return torch.cat([learned.float(), measured], dim=2), found
+
+
+def region_moments(latents: Tensor, found: Tensor) -> Tensor:
+    """Mean and log standard deviation of latents (B, N, C, h, w) where regions are: (B, K, 2 C).
+
+    found: log-probabilities (B, N, K, h', w') of the regions; latents are averaged to their grid first.
+    """
+    with torch.autocast(latents.device.type, enabled=False):  # colours want more than eight bits
+        z, grid = latents.float().flatten(0, 1), (found.shape[-2], found.shape[-1])
+        moments = torch.cat([F.adaptive_avg_pool2d(x, grid) for x in (z, z.square())], dim=1)  # (B N, 2 C, h', w')
+        moments = moments.unflatten(0, latents.shape[:2]).movedim(2, -1).flatten(1, 3)  # (B, N P, 2 C)
+        weights = found.float().movedim(2, 1).flatten(2).softmax(2)  # (B, K, N P)
+        mean, square = (weights @ moments).chunk(2, dim=2)  # (B, K, C) each
+        return torch.cat([mean, _std(mean, square).log()], dim=2)

@@ -52,31 +52,39 @@ class StylePrior(nn.Module):
 
     E[v | z_t] = -mu + (t - a sigma^2) (z_t - a mu) / D,   Var[v | z_t] = sigma^2 / D.
 
-    Trained by its own likelihood (`nll`), which also tells the style encoder directly what a class looks like, so that
-    a class is in its patient's colour in styles that were never seen too.
+    Mean and variance are those measured in the style set, as far as a learned gate trusts them (a region may be missing
+    there), and learned otherwise. So a class is in its patient's colour in styles that were never seen too.
     """
 
     def __init__(self, style_dim: int, latent_channels: int) -> None:
         super().__init__()
+        self.split = (style_dim, 2 * latent_channels)
         self.project = nn.Linear(style_dim, 2 * latent_channels)
-        nn.init.zeros_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
+        self.gate = nn.Linear(style_dim, 2 * latent_channels)
+        for linear, bias in ((self.project, 0.0), (self.gate, 2.0)):
+            nn.init.zeros_(linear.weight)
+            nn.init.constant_(linear.bias, bias)
 
     def forward(self, style: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """style (B, K, d), shares (B, K, h, w) -> mu, sigma (B, C, h, w) each, or (B, C, 1, 1); sigma 1/20 or more.
+        """style (B, K, d + 2 C), shares (B, K, h, w) -> mu, sigma (B, C, h, w) each, or (B, C, 1, 1); sigma > 1/20.
 
         A cell at a border is of one class or the other: its Gaussian has the mean and the variance of their mixture.
         """
         with torch.autocast(style.device.type, enabled=False):  # colours want more than eight bits
-            mean, log_std = self.project(style.float()).chunk(2, dim=2)  # (B, K, C) each
+            vector, measured = style.float().split(self.split, dim=2)
+            trust = self.gate(vector).sigmoid()  # (B, K, 2 C)
+            mean, log_std = (trust * measured + (1 - trust) * self.project(vector)).chunk(2, dim=2)  # (B, K, C) each
             square = (6 * torch.tanh(log_std / 3)).exp() + mean.square()  # (B, K, C)
             mu, square = blend(torch.cat([mean, square], dim=2), shares.float()).chunk(2, dim=1)
             return mu, (square - mu.square()).clamp_min(math.exp(-6)).sqrt()
 
 
-def gaussian_nll(z: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
-    """Mean of -log N(z; mu, sigma^2) over all values, in nats, less the constant log sqrt(2 pi); a scalar."""
-    return (((z - mu) / sigma).square() / 2 + sigma.log()).mean()
+class StandardPrior(nn.Module):
+    """N(0, 1) whatever the style: the prior of plain flow matching."""
+
+    def forward(self, style: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """mu = 0 and sigma = 1, (1, 1, 1, 1) each."""
+        return style.new_zeros(1, 1, 1, 1), style.new_ones(1, 1, 1, 1)
 
 
 class UNet(FolderModel):
@@ -123,10 +131,11 @@ class UNet(FolderModel):
         cond = max(128, 2 * channels)
         self.levels = len(widths)
         self.layout = LayoutEmbedding(num_classes, factor, channels)
-        self.null_style = nn.Parameter(0.02 * torch.randn(style_vectors, style_dim))
+        numbers = style_dim + 2 * latent_channels
+        self.null_style = nn.Parameter(0.02 * torch.randn(style_vectors, numbers))
         self.time = nn.Sequential(nn.Linear(channels, cond), nn.SiLU(), nn.Linear(cond, cond))
-        self.style = nn.Linear(style_dim, cond if injection == "all" else widths[-1])
-        self.prior = StylePrior(style_dim, latent_channels).requires_grad_(style_prior == "learned")
+        self.style = nn.Linear(numbers, cond if injection == "all" else widths[-1])
+        self.prior = StylePrior(style_dim, latent_channels) if style_prior == "learned" else StandardPrior()
         self.conv_in = nn.Conv2d(latent_channels + channels, widths[0], 3, padding=1)
         self.encoder, self.decoder = nn.ModuleDict(), nn.ModuleDict()
         skips = self._add_encoder(widths, cond)
@@ -167,28 +176,18 @@ class UNet(FolderModel):
         factor: int = self.config["factor"]
         return factor * 2 ** (self.levels - 1)
 
-    def prior_nll(
-        self, z: Tensor, *, layout: Tensor, layout_given: Tensor, style: Tensor, style_given: Tensor
-    ) -> Tensor:
-        """Negative log-likelihood of latents z (B, C, h, w) under the style prior; other arguments as in `forward`."""
-        style = torch.where(style_given[:, None, None], style, self.null_style.to(style.dtype))  # (B, K, d)
-        shares = F.avg_pool2d(
-            one_hot_layout(layout, layout_given, self.config["num_classes"]), self.config["factor"]
-        )  # (B, N + 1, h, w)
-        return gaussian_nll(z.float(), *self.prior(style, shares))
-
     def forward(
         self, z_t: Tensor, t: Tensor, *, layout: Tensor, layout_given: Tensor, style: Tensor, style_given: Tensor
     ) -> Tensor:
-        """z_t (B, C, h, w); t (B,) in [0, 1]; layout (B, H, W); style (B, K, d); *_given (B,) bool -> v, as z_t."""
-        style = torch.where(style_given[:, None, None], style, self.null_style.to(style.dtype))  # (B, K, d)
+        """z_t (B, C, h, w); t (B,), 0 to 1; layout (B, H, W); style (B, K, d + 2 C); *_given (B,) bool -> v, as z_t."""
+        style = torch.where(style_given[:, None, None], style, self.null_style.to(style.dtype))  # (B, K, d + 2 C)
         s = self.style(style)  # (B, K, cond) or (B, K, widest)
         c = self.time(time_features(t, self.config["channels"]))[:, None]  # (B, 1, cond)
         deep = self.config["injection"] == "all"
         c = F.silu(c + s if deep else c)  # (B, K or 1, cond)
         onehot = one_hot_layout(layout, layout_given, self.config["num_classes"])  # (B, N + 1, H, W)
         shares = self._shares(onehot)  # a level: (B, N + 1, h, w)
-        mu, sigma = (x.detach() for x in self.prior(style, shares[0]))  # (B, C, h, w) each
+        mu, sigma = self.prior(style, shares[0])  # (B, C, h, w) each
         time = t[:, None, None, None]
         a, D = 1 - time, ((1 - time) * sigma) ** 2 + time**2
         x = (z_t - a * mu) / D.sqrt()  # (B, C, h, w), unit variance

@@ -47,7 +47,6 @@ def train_autoencoder(run: RunFolder, config: RunConfig) -> None:
             images,
             batch_size=options.batch_size,
             crop_px=CROP_PX,
-            stain=config.diffusion.joint_stain,
             seed=config.seed,
         )
         watch = ReconstructionWatch(run, seed=config.seed)

@@ -21,8 +21,8 @@ from stedm.stages.grain import best_grain
 from stedm.stages.grids import StyleGrid, save_style_grid
 from stedm.stages.run_folder import TEACHER_ARM, RunFolder, train_patches
 from stedm.stages.watch import IMAGES, GeneratorWatch
-from stedm.training.augment import StainChange, dihedral
-from stedm.training.batches import DiffusionBatches, Variants
+from stedm.training.augment import dihedral
+from stedm.training.batches import DiffusionBatches, StylePatches, Variants
 from stedm.training.tasks import DiffusionTask
 from stedm.training.trainer import fit
 
@@ -59,10 +59,11 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str, **
     first_stage = FirstStage.from_pretrained(run.autoencoder)
     sampling = Sampling(grain=best_grain(run, first_stage, patches, seed=config.seed))
     model = _untrained(first_stage, config, run.classes(), sampling)
-    variants = _variants(first_stage, images, _layouts(run, config, patches, images), patches, config)
+    layouts = _layouts(run, config, patches, images)
+    lent = StylePatches(images, _encode(first_stage, images, np.arange(len(images))), torch.from_numpy(layouts))
     batches = DiffusionBatches(
-        variants,
-        images,
+        _variants(first_stage, images, layouts, patches["annotated"].to_numpy(bool)),
+        lent,
         _style_sets(patches, config),
         batch_size=options.batch_size,
         set_size=options.style_images,
@@ -94,6 +95,7 @@ def _untrained(first_stage: FirstStage, config: RunConfig, classes: list[str], s
     extractor = StyleExtractor(
         dim=options.style_dim,
         set_size=options.style_images,
+        latent_channels=first_stage.latent_channels,
         regions=regions,
         encoder=options.style_encoder,
         aggregation=options.aggregation,
@@ -137,38 +139,35 @@ def _layouts(run: RunFolder, config: RunConfig, patches: pd.DataFrame, images: n
     return layouts
 
 
-@torch.no_grad()
-def _variants(
-    first_stage: FirstStage, images: np.ndarray, layouts: np.ndarray, patches: pd.DataFrame, config: RunConfig
-) -> Variants:
-    """Encode each patch under several symmetries of the square, annotated ones under random stain changes too."""
-    rng = np.random.default_rng([config.seed, 4])
-    annotated = patches["annotated"].to_numpy(bool)
-    most = (8, 32 if config.diffusion.joint_stain > 0 else 8)  # of an unannotated patch, of an annotated one
-    few = [int(np.clip(VARIANTS // max(1, (annotated == kind).sum()), 1, most[kind])) for kind in (0, 1)]
-    copies = np.where(annotated, few[1], few[0])
-    patch = np.repeat(np.arange(len(images)), copies)
+def _variants(first_stage: FirstStage, images: np.ndarray, layouts: np.ndarray, annotated: np.ndarray) -> Variants:
+    """Encode each patch under several symmetries of the square: up to eight, fewer where there are many patches."""
+    rng = np.random.default_rng(4)
+    few = [int(np.clip(VARIANTS // max(1, (annotated == kind).sum()), 1, 8)) for kind in (0, 1)]
+    patch = np.repeat(np.arange(len(images)), np.where(annotated, few[1], few[0]))
     code = rng.permuted(np.arange(len(patch)) % 8)
-    stain = StainChange.draw(len(patch), config.diffusion.joint_stain, rng)
-    plain = torch.from_numpy(~annotated[patch] | (rng.random(len(patch)) < 0.25))
-    unchanged = StainChange.identity(len(patch))
-    stain = StainChange(
-        torch.where(plain[:, None, None], unchanged.matrix, stain.matrix),
-        torch.where(plain[:, None], unchanged.offset, stain.offset),
-    )
+    layout = torch.empty(len(patch), *images.shape[1:3], dtype=torch.uint8)
+    z = torch.empty(len(patch), *_latent_shape(first_stage, images), dtype=torch.float16)
+    for symmetry in range(8):
+        rows = np.flatnonzero(code == symmetry)
+        layout[rows] = dihedral(torch.from_numpy(layouts[patch[rows]]), symmetry)
+        z[rows] = _encode(first_stage, images, patch[rows], symmetry)
+    return Variants(z, layout, torch.from_numpy(patch), torch.from_numpy(annotated[patch]))
+
+
+def _latent_shape(first_stage: FirstStage, images: np.ndarray) -> tuple[int, int, int]:
+    return first_stage.latent_channels, images.shape[1] // first_stage.factor, images.shape[2] // first_stage.factor
+
+
+@torch.no_grad()
+def _encode(first_stage: FirstStage, images: np.ndarray, rows: np.ndarray, symmetry: int = 0) -> torch.Tensor:
+    """Latents (n, C, h, w) of images[rows], turned, in half precision."""
     device = best_device()
     first_stage.to(device)
-    z, layout = [], torch.empty(len(patch), *images.shape[1:3], dtype=torch.uint8)
-    order = np.argsort(code, kind="stable")
-    for symmetry in range(8):
-        rows = order[code[order] == symmetry]
-        layout[rows] = dihedral(torch.from_numpy(layouts[patch[rows]]), symmetry)
-        for start in range(0, len(rows), 64):
-            part = rows[start : start + 64]
-            x = dihedral(stain[torch.from_numpy(part)].apply(to_network(images[patch[part]])), symmetry)
-            with autocast(device):
-                z.append(first_stage.encode(x.to(device).contiguous(memory_format=torch.channels_last)).half().cpu())
-    latents = torch.empty(len(patch), *z[0].shape[1:], dtype=torch.float16)
-    latents[order] = torch.cat(z)
+    z = torch.empty(len(rows), *_latent_shape(first_stage, images), dtype=torch.float16)
+    for start in range(0, len(rows), 64):
+        x = dihedral(to_network(images[rows[start : start + 64]]), symmetry)
+        with autocast(device):
+            part = first_stage.encode(x.to(device).contiguous(memory_format=torch.channels_last))
+        z[start : start + 64] = part.half().cpu()
     first_stage.cpu()
-    return Variants(latents, layout, torch.from_numpy(patch), torch.from_numpy(annotated[patch]), stain)
+    return z

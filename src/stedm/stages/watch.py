@@ -65,7 +65,9 @@ class GeneratorWatch:
             other_style=other_patient_rows(self.patients),
         )
         sets = _style_rows(patches, rows, config)  # (n, N)
-        self.style_images = to_network(run.images(patches.iloc[sets.ravel()])).unflatten(0, sets.shape)
+        lent = run.images(patches.iloc[sets.ravel()])
+        self.style_images = to_network(lent).unflatten(0, sets.shape)  # (n, N, 3, H, W)
+        self.style_latents = _encode(model.first_stage, lent).unflatten(0, sets.shape)  # (n, N, C, h, w)
 
     def __call__(self, task: DiffusionTask, step: int) -> Observation:
         """Losses and grid of the task as it is now."""
@@ -97,7 +99,7 @@ class GeneratorWatch:
             )
 
         with autocast(device):
-            own = task.style_extractor(self.style_images.to(device))  # (n, K, d)
+            own = task.style_extractor(self.style_images.to(device), self.style_latents.to(device))  # (n, K, d + 2 C)
             return validate(velocity, batch, style=own)
 
     def save(self, folder: Path, *, name: str) -> None:

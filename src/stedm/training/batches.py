@@ -10,57 +10,66 @@ from stedm.config import IGNORE
 from stedm.data.style_sets import StyleSets
 from stedm.diffusion.pipeline import to_network
 from stedm.diffusion.sampling import noise_from_seeds
-from stedm.training.augment import StainChange, dihedral, hide_part, random_affine, stain_and_focus
+from stedm.training.augment import dihedral, hide_part, random_affine, stain_and_focus
 from stedm.training.tasks import Batch
 
 
 class AutoencoderBatches:
-    """Crops of every training patient's images, half of them under a random stain change, as the diffusion meets them.
+    """Crops of every training patient's images.
 
     Crops: the first stage is convolutional, and many small pieces teach it more per second than few large ones.
     """
 
-    def __init__(self, images: np.ndarray, *, batch_size: int, crop_px: int, stain: float, seed: int) -> None:
+    def __init__(self, images: np.ndarray, *, batch_size: int, crop_px: int, seed: int) -> None:
         """images: (n, H, W, 3) uint8."""
         self.crop_px = min(crop_px, images.shape[1])
-        self.images, self.batch_size, self.stain, self.seed = images, batch_size, stain, seed
+        self.images, self.batch_size, self.seed = images, batch_size, seed
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.seed, step, 1])
         top, left = rng.integers(0, self.images.shape[1] - self.crop_px + 1, 2)
         rows = rng.integers(len(self.images), size=self.batch_size)
         x = to_network(self.images[rows, top : top + self.crop_px, left : left + self.crop_px])
-        changed = StainChange.draw(len(x), self.stain, rng).apply(x)
-        x = torch.where(torch.from_numpy(rng.random(len(x)) < 0.5)[:, None, None, None], changed, x)
         return {"images": dihedral(x, int(rng.integers(8))).contiguous(memory_format=torch.channels_last)}
 
 
 @dataclass
 class Variants:
-    """Cached latents: each training patch under several geometric and stain changes.
+    """Cached latents: each training patch under several symmetries of the square.
 
     z (M, C, h, w) half precision; layout (M, H, W) uint8, 255 = unknown; patch (M,) position of the patch;
-    annotated (M,) bool; stain: the change behind each variant, to be applied to its style set as well.
+    annotated (M,) bool.
     """
 
     z: Tensor
     layout: Tensor
     patch: Tensor
     annotated: Tensor
-    stain: StainChange
+
+
+@dataclass
+class StylePatches:
+    """The training patches as they lend their style: what `Variants.patch` points to.
+
+    images (n, H, W, 3) uint8; z (n, C, h, w), their latents, half precision; layout (n, H, W) uint8, 255 = unknown.
+    """
+
+    images: np.ndarray
+    z: Tensor
+    layout: Tensor
 
 
 class DiffusionBatches:
     """Latents with layouts, style sets and the three kinds of forgetting: null layout, null style, unknown parts.
 
-    The style set of a variant goes through the variant's own stain change, and through flips and rotations that differ
-    from place to place in the set and from step to step: what layout and style set share is style, never content.
+    A style set goes through flips and rotations that differ from place to place in the set and from step to step: what
+    layout and style set share is style, never content.
     """
 
     def __init__(
         self,
         variants: Variants,
-        images: np.ndarray,
+        style_patches: StylePatches,
         style_sets: StyleSets,
         *,
         batch_size: int,
@@ -72,8 +81,8 @@ class DiffusionBatches:
         zoom_style: bool,
         seed: int,
     ) -> None:
-        """images: (n, H, W, 3) uint8, addressed by `variants.patch`. zoom_style: for `self` sets, lend only a crop."""
-        self.variants, self.images, self.style_sets = variants, images, style_sets
+        """zoom_style: for `self` sets, lend only a crop."""
+        self.variants, self.style_patches, self.style_sets = variants, style_patches, style_sets
         self.batch_size, self.set_size, self.seed = batch_size, set_size, seed
         self.layout_dropout, self.style_dropout, self.unknown_share = layout_dropout, style_dropout, unknown_share
         self.zoom_style = zoom_style
@@ -87,7 +96,7 @@ class DiffusionBatches:
         rows = rng.choice(self.annotated, self.batch_size - self.num_unannotated)
         if self.num_unannotated:
             rows = np.concatenate([rows, rng.choice(self.unannotated, self.num_unannotated)])
-        style_images, has_style = self._style_images(rows, rng)
+        style, has_style = self._style(rows, rng)
         layout = self.variants.layout[rows].clone()  # (B, H, W)
         for k in np.flatnonzero(rng.random(len(rows)) < self.unknown_share):
             layout[k] = hide_part(layout[k], IGNORE, rng)
@@ -96,34 +105,54 @@ class DiffusionBatches:
             "z": self.variants.z[rows],
             "layout": layout,
             "layout_given": torch.from_numpy(known & (rng.random(len(rows)) >= self.layout_dropout)),
-            "style_images": style_images,
+            **style,
             "style_given": torch.from_numpy(has_style & (rng.random(len(rows)) >= self.style_dropout)),
         }
 
-    def _style_images(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
-        """Style sets (B, N, 3, H, W) in [-1, 1] and which rows have one; rows without get the null style."""
+    def _style(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[Batch, np.ndarray]:
+        """Style sets: images (B, N, 3, H, W) in [-1, 1], latents (B, N, C, h, w), layouts (B, N, H, W).
+
+        And which rows have one; rows without get the null style.
+        """
         targets = self.variants.patch[rows].numpy()
         has_style = np.array([self.style_sets.has_candidates(int(i)) for i in targets])
-        sets = [
-            self.style_sets.draw(int(i), rng) if has else np.full(self.set_size, i)
-            for i, has in zip(targets, has_style, strict=True)
-        ]
-        x = to_network(self.images[np.stack(sets)])  # (B, N, 3, H, W)
-        x = self.variants.stain[torch.from_numpy(rows)].apply(x)
-        turned = [dihedral(x[:, n], int(rng.integers(8))) for n in range(x.shape[1])]
-        x = torch.stack(turned, dim=1)
-        return (_crop(x, rng) if self.zoom_style else x), has_style
+        sets = np.stack(
+            [
+                self.style_sets.draw(int(i), rng) if has else np.full(self.set_size, i)
+                for i, has in zip(targets, has_style, strict=True)
+            ]
+        )  # (B, N)
+        lent = {
+            "style_images": to_network(self.style_patches.images[sets]),
+            "style_latents": self.style_patches.z[sets],
+            "style_layouts": self.style_patches.layout[sets],
+        }
+        codes = rng.integers(8, size=sets.shape[1])
+        lent = {
+            name: torch.stack([dihedral(x[:, n], int(code)) for n, code in enumerate(codes)], dim=1)
+            for name, x in lent.items()
+        }
+        return (_crop(lent, rng) if self.zoom_style else lent), has_style
 
 
-def _crop(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """A random crop of half to three quarters of the side, enlarged again: (B, N, 3, H, W)."""
-    B, N, _, H, W = x.shape
+def _crop(lent: Batch, rng: np.random.Generator) -> Batch:
+    """A random crop of half to three quarters of the side, enlarged again, the same for image, latent and layout."""
+    B, N = lent["style_images"].shape[:2]
     side = rng.uniform(0.5, 0.75, B * N)
     shift = rng.uniform(-1, 1, (2, B * N)) * (1 - side)
     zero = np.zeros(B * N)
     theta = np.stack([np.stack([side, zero, shift[0]], 1), np.stack([zero, side, shift[1]], 1)], 1)
-    grid = torch.nn.functional.affine_grid(torch.from_numpy(theta).float(), [B * N, 3, H, W], align_corners=False)
-    return torch.nn.functional.grid_sample(x.flatten(0, 1), grid, align_corners=False).unflatten(0, (B, N))
+
+    def cropped(x: Tensor, mode: str) -> Tensor:
+        flat = x.flatten(0, 1).float()  # (B N, C, H, W)
+        grid = torch.nn.functional.affine_grid(torch.from_numpy(theta).float(), list(flat.shape), align_corners=False)
+        return torch.nn.functional.grid_sample(flat, grid, mode=mode, align_corners=False).unflatten(0, (B, N))
+
+    return {
+        "style_images": cropped(lent["style_images"], "bilinear"),
+        "style_latents": cropped(lent["style_latents"], "bilinear"),
+        "style_layouts": cropped(lent["style_layouts"][:, :, None], "nearest")[:, :, 0].to(torch.uint8),
+    }
 
 
 class PairBatches:

@@ -49,6 +49,19 @@ def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
 
 
+def regions_loss(found: Tensor, layouts: Tensor) -> Tensor:
+    """Cross entropy of the classes found in style images, against what is known of their layouts; a scalar.
+
+    found: log-probabilities (B, N, K, h, w), of the classes and a last one that is left out. layouts: (B, N, H, W),
+    label maps whose values of K - 1 and more are unknown. 0 where nothing is known, or K = 1.
+    """
+    classes = found.flatten(0, 1)[:, :-1].float()  # (B N, classes, h, w)
+    labels = layouts.flatten(0, 1).long().clamp(max=classes.shape[1])
+    onehot = F.one_hot(labels, classes.shape[1] + 1)[..., :-1].movedim(-1, 1).float()  # (B N, classes, H, W)
+    shares = F.adaptive_avg_pool2d(onehot, classes.shape[-2:])
+    return -(shares * classes).sum() / shares.sum().clamp_min(1.0)
+
+
 class SegmentationLoss(torch.nn.Module):
     """0.1 cross entropy + 0.9 Dice, ignore pixels (255) left out of both (the weights of Oettl 2024)."""
 

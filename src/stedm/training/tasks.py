@@ -16,13 +16,14 @@ from stedm.training.losses import (
     kl_loss,
     optical_density,
     reconstruction_loss,
+    regions_loss,
     spectrum_loss,
 )
 from stedm.training.muon import Muon
 
 Batch = dict[str, Tensor]
-PRIOR_WEIGHT = 0.1
-"""Weight of the style prior's likelihood beside the flow-matching loss."""
+REGIONS_WEIGHT = 0.1
+"""Weight of the loss that teaches the style encoder where classes are, beside the flow-matching loss."""
 
 
 def warmup_cosine(step: int, steps: int) -> float:
@@ -85,10 +86,7 @@ class AutoencoderTask(Task):
 
 
 class DiffusionTask(Task):
-    """Train the velocity network and the style extractor together: the style encoder is in the optimiser.
-
-    Two losses: flow matching for the network, and likelihood for the style prior, which the network takes as given.
-    """
+    """Train the velocity network and the style extractor together: the style encoder is in the optimiser."""
 
     def __init__(self, unet: UNet, style_extractor: StyleExtractor, **options) -> None:  # type: ignore[no-untyped-def]
         super().__init__(**options)
@@ -96,15 +94,21 @@ class DiffusionTask(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         z = batch["z"].float()  # (B, C, h, w)
-        conditions = {name: batch[name] for name in ("layout", "layout_given", "style_given")}
-        conditions["style"] = self.style_extractor(batch["style_images"])  # (B, K, d)
+        style, found = self.style_extractor.describe(batch["style_images"], batch["style_latents"])
 
         def velocity(z_t: Tensor, t: Tensor) -> Tensor:
-            return self.unet(z_t.contiguous(memory_format=torch.channels_last), t, **conditions)
+            return self.unet(
+                z_t.contiguous(memory_format=torch.channels_last),
+                t,
+                layout=batch["layout"],
+                layout_given=batch["layout_given"],
+                style=style,  # (B, K, d + 2 C)
+                style_given=batch["style_given"],
+            )
 
         t = sample_times(len(z)).to(z.device)
         loss = flow_matching_loss(velocity, z, t=t, e=torch.randn_like(z))
-        return loss + PRIOR_WEIGHT * self.unet.prior_nll(z, **conditions)
+        return loss + REGIONS_WEIGHT * regions_loss(found, batch["style_layouts"])
 
 
 class FewStepTask(Task):
