@@ -91,6 +91,7 @@ def _check(config: RunConfig) -> None:
     _check_counts(config)
     _check_folds(config)
     _check_patch_px(config)
+    _check_target(config)
     if config.generate.composition is not None and config.generate.layouts == "real":
         raise UserError("generate.composition: real layouts keep their fractions; set generate.layouts: prior or mixed")
 
@@ -161,6 +162,20 @@ def _check_folds(config: RunConfig) -> None:
         raise UserError(f"segmentation.space_to_depth: {options.space_to_depth} is not 1, 2 or 4; change it to one")
     if options.encoder_weights and options.space_to_depth != 1:
         raise UserError("segmentation.encoder_weights expect unfolded pixels; set segmentation.space_to_depth: 1")
+
+
+def _check_target(config: RunConfig) -> None:
+    target = config.cohort.target
+    if target is None:
+        return
+    if target.table is None:
+        raise UserError("cohort.target.table is missing: name the second laboratory's table, or remove the section")
+    if config.cohort.table is None:
+        raise UserError("cohort.target needs cohort.table, the laboratory with annotated patients; name that table too")
+    if config.prepare.mpp is None:
+        raise UserError(
+            "prepare.mpp is missing: with cohort.target, give the microns per pixel both laboratories are brought to"
+        )
 
 
 def _check_patch_px(config: RunConfig) -> None:

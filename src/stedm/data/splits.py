@@ -1,10 +1,13 @@
 """Patients' roles: annotated, unannotated, validation, test, unseen. Always whole patients, drawn by a seed."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
 from stedm.config import SplitConfig
 from stedm.data.labels import nearest_name
+from stedm.data.laboratories import SOURCE, TARGET
 from stedm.errors import UserError
 
 ROLES = ("train_annotated", "train_unannotated", "val", "test", "unseen")
@@ -19,9 +22,12 @@ def split_patients(cohort: pd.DataFrame, config: SplitConfig) -> dict[str, list[
     test without masks are left out: nothing could be measured on them. Unseen patients, whose images no stage trains
     on, are those the table names and `unseen_patients` of the unannotated ones.
 
-    Raises UserError saying what is lacking.
+    With a target laboratory (column `laboratory`), annotated and validation patients are the source's, all others the
+    target's: see `_split_laboratories`. Raises UserError saying what is lacking.
     """
     patients = _patients(cohort)
+    if (patients["laboratory"] == TARGET).any():
+        return _split_laboratories(patients, config)
     rng = np.random.default_rng(config.seed)
     named = _named(patients, config)
     if (patients["split"] == "").all():
@@ -37,18 +43,96 @@ def split_patients(cohort: pd.DataFrame, config: SplitConfig) -> dict[str, list[
     others = parts["train"].drop(index=annotated)
     unseen = _unseen(others, config, rng)
     unannotated = others.index.difference(unseen)
-    held_out = (list(parts["val"].index), list(parts["test"].index), [*parts["unseen"].index, *unseen])
-    members = (annotated, list(unannotated), *held_out)
+    held_out = (parts["val"].index, parts["test"].index, [*parts["unseen"].index, *unseen])
+    return _roles(annotated, unannotated, *held_out)
+
+
+def _roles(*members: Iterable[str]) -> dict[str, list[str]]:
     return {role: sorted(names) for role, names in zip(ROLES, members, strict=True)}
 
 
+def _split_laboratories(patients: pd.DataFrame, config: SplitConfig) -> dict[str, list[str]]:
+    """Roles when a target laboratory lends the test patients: none of its annotation is used to train or to choose.
+
+    Source: validation and annotated patients, as in a single cohort; its others are left out, its test and unseen
+    patients always, unless `keep_source` makes its training patients unannotated ones. Target: test patients are those
+    its table names, or `test_patients` drawn from those with masks; its others are unannotated training patients,
+    `unseen_patients` of them set aside. The draws of the two do not depend on each other.
+    """
+    source, target = (patients[patients["laboratory"] == name] for name in (SOURCE, TARGET))
+    rng = np.random.default_rng(config.seed)
+    named = _named(source, config)
+    if (source["split"] == "").all():
+        source = source.assign(split=_drawn_validation(source, named, config, rng))
+    val = source[(source["split"] == "val") & source["has_mask"]]
+    if val.empty:
+        raise UserError(f"no val patient with masks in the {SOURCE} table; give some in its column 'split'")
+    train = source[source["split"] == "train"]
+    annotated = _annotated(train, named, config, rng)
+    rng = np.random.default_rng([config.seed, 1])
+    test = target_test_patients(target, config, rng)
+    named_test = target["split"] == "test"  # those without masks are left out, as in a single cohort
+    others = target[~target.index.isin(test) & ~named_test & (target["split"] != "unseen")]
+    if others.empty:
+        raise UserError(
+            f"cohort.target has {len(target)} patient(s) and {len(test)} of them test: none is left to train on"
+            " unannotated; lower split.test_patients or add patients without masks to its table"
+        )
+    unseen = _unseen(others, config, rng)
+    kept = train.index.difference(annotated) if config.keep_source else []
+    return _roles(
+        annotated,
+        [*others.index.difference(unseen), *kept],
+        val.index,
+        test,
+        [*target.index[target["split"] == "unseen"], *unseen],
+    )
+
+
+def target_test_patients(target: pd.DataFrame, config: SplitConfig, rng: np.random.Generator) -> list[str]:
+    """Test patients of the target laboratory: those its table names, or a draw in proportion to the groups.
+
+    target: one row per patient, as `_patients` gives them. Raises UserError when there are too few with masks.
+    """
+    masked = target[target["has_mask"]]
+    if (target["split"] != "").any():
+        test = list(masked.index[masked["split"] == "test"])
+        if not test:
+            raise UserError("no test patient with masks in the table of cohort.target; give some in its column 'split'")
+        return test
+    if not 1 <= config.test_patients <= len(masked):
+        raise UserError(
+            f"split.test_patients asks for {config.test_patients} and cohort.target has {len(masked)} patient(s) with"
+            " masks; set it between 1 and that number"
+        )
+    return list(_in_proportion(masked, rng)[: config.test_patients])
+
+
+def _drawn_validation(
+    source: pd.DataFrame, named: list[str], config: SplitConfig, rng: np.random.Generator
+) -> "pd.Series[str]":
+    """val or train of each patient of the source."""
+    if config.val_patients < 1:
+        raise UserError("split.val_patients must be 1 or more when the table has no column 'split'")
+    free = source[source["has_mask"] & ~source.index.isin(named)]
+    kept = 0 if named else config.label_budget or 1
+    if len(free) < config.val_patients + kept:
+        raise UserError(
+            f"{len(free)} patients with masks in the {SOURCE} table are too few for {config.val_patients} validation +"
+            f" {kept} annotated; lower split.val_patients or split.label_budget"
+        )
+    drawn = _in_proportion(free, rng)[: config.val_patients]
+    return pd.Series(np.where(source.index.isin(drawn), "val", "train"), index=source.index)
+
+
 def _patients(cohort: pd.DataFrame) -> pd.DataFrame:
-    """One row per patient: split, group (its most frequent), has_mask, may_annotate."""
+    """One row per patient: laboratory, split, group (its most frequent), has_mask, may_annotate."""
     has_mask = cohort["mask"] != ""
     allowed = cohort["may_annotate"] if "may_annotate" in cohort else pd.Series(True, index=cohort.index)
     rows = cohort.assign(has_mask=has_mask, may_annotate=has_mask & allowed).groupby("patient", sort=True)
     return pd.DataFrame(
         {
+            "laboratory": rows["laboratory"].first() if "laboratory" in cohort else SOURCE,
             "split": rows["split"].first(),
             "group": rows["group"].agg(lambda names: names.mode().iloc[0]),
             "has_mask": rows["has_mask"].any(),

@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from stedm.config import IGNORE, CohortConfig, PrepareConfig, RunConfig
-from stedm.data.cohort import read_cohort, read_table, resolve_labels, row_name
+from stedm.config import IGNORE, CohortConfig, PrepareConfig, RunConfig, TargetConfig
+from stedm.data.cohort import read_table, row_name
 from stedm.data.composition import CompositionTable
 from stedm.data.labels import LabelMap, read_mask
+from stedm.data.laboratories import Laboratory, joined, read_laboratories, resolve_label_maps, sections_of
 from stedm.data.patches import extract_label_patch, tile_grid
 from stedm.data.phantom import PHANTOM_LABELS, write_cohort
 from stedm.data.slide import Slide
@@ -43,46 +44,53 @@ def prepare(out: Path, config: RunConfig) -> None:
     key = _extraction_key(config)
     unchanged = (out / "extraction.json").exists() and read_json(out / "extraction.json") == key
     cohort_config = config.cohort if config.cohort.table else _phantom(out, config.cohort, reuse=unchanged)
-    cohort = read_cohort(cohort_config)
+    laboratories = read_laboratories(cohort_config)
+    cohort = joined(laboratories)
     splits = split_patients(cohort, config.split)
     if config.generate.styles == "unannotated" and not splits["train_unannotated"]:
         raise UserError("every training patient is annotated; set generate.styles: annotated, or a split.label_budget")
     with _progress() as progress:
-        labels = resolve_labels(cohort_config, cohort)
+        label_maps = resolve_label_maps(laboratories)
+        classes = label_maps[0].classes
         if config.generate.composition:  # a mistake in it should not come to light after the training
-            CompositionTable.read(config.generate.composition, labels.classes)
-        _check_pixels(cohort, str(cohort_config.table), progress)
+            CompositionTable.read(config.generate.composition, classes)
+        _check_pixels(laboratories, progress)
         if not unchanged:
             for name in ("images", "masks"):
                 shutil.rmtree(out / name, ignore_errors=True)
             write_json(out / "extraction.json", key)
-        extractor = _Extractor(out, config.prepare, labels, splits)
+        extractors = {
+            laboratory.name: _Extractor(out, config.prepare, labels, splits)
+            for laboratory, labels in zip(laboratories, label_maps, strict=True)
+        }
         task = progress.add_task("cutting patches", total=len(cohort))
         records: list[dict[str, Any]] = []
         for position, row in enumerate(cohort.itertuples(index=False)):
-            records += extractor.patches(position, row)
+            records += extractors[row.laboratory].patches(position, row)
             progress.advance(task)
-    patches = _patch_table(records, labels.classes, splits)
+    patches = _patch_table(records, classes, splits)
     for name, table in (("cohort", cohort), ("patches", patches)):
         with atomic_path(out / f"{name}.parquet") as temporary:
             table.to_parquet(temporary)
     write_json(out / "splits.json", splits)
-    write_json(out / "classes.json", {"classes": labels.classes, "ignore": IGNORE, "patch_px": config.prepare.patch_px})
+    write_json(out / "classes.json", {"classes": classes, "ignore": IGNORE, "patch_px": config.prepare.patch_px})
 
 
 def input_digest(config: RunConfig) -> str:
-    """SHA-256 over the cohort table and the size and modification time of every file it names; "" for the phantom.
+    """SHA-256 over the cohort tables and the size and modification time of every file they name; "" for the phantom.
 
     Raises UserError for a table that cannot be read; files that are missing are left to `prepare` to report.
     """
     if not config.cohort.table:
         return ""
-    cohort = read_table(config.cohort)
-    digest = hashlib.sha256(Path(config.cohort.table).read_bytes())
-    for name in pd.concat([cohort["image"], cohort["mask"]]):
-        path = Path(name)
-        if name and path.is_file():
-            digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    digest = hashlib.sha256()
+    for _, section, options in sections_of(config.cohort):
+        table = read_table(options, section=section)
+        digest.update(Path(options.table or "").read_bytes())
+        for name in pd.concat([table["image"], table["mask"]]):
+            path = Path(name)
+            if name and path.is_file():
+                digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
@@ -98,19 +106,22 @@ def _phantom(out: Path, config: CohortConfig, *, reuse: bool) -> CohortConfig:
     table = out / "phantom" / "cohort.csv"
     if not (reuse and table.exists()):
         write_cohort(out / "phantom", config.phantom)
-    return dataclasses.replace(config, table=str(table), columns={}, labels=PHANTOM_LABELS, mpp=None)
+    second = out / "phantom" / "target.csv"
+    target = TargetConfig(table=str(second)) if second.exists() else None
+    return dataclasses.replace(config, table=str(table), columns={}, labels=PHANTOM_LABELS, mpp=None, target=target)
 
 
-def _check_pixels(cohort: pd.DataFrame, table: str, progress: Progress) -> None:
+def _check_pixels(laboratories: list[Laboratory], progress: Progress) -> None:
     """Refuse images whose pixels cannot be decoded or whose microns per pixel nobody knows, naming the row."""
-    task = progress.add_task("checking images", total=len(cohort))
-    for position, row in enumerate(cohort.itertuples(index=False)):
-        try:
-            with _open(row) as slide:
-                slide.read(0, 0, size_px=1, mpp=slide.mpp)
-        except UserError as error:
-            raise UserError(f"{row_name(table, position)}: {error}") from None
-        progress.advance(task)
+    task = progress.add_task("checking images", total=sum(len(laboratory.cohort) for laboratory in laboratories))
+    for laboratory in laboratories:
+        for position, row in enumerate(laboratory.cohort.itertuples(index=False)):
+            try:
+                with _open(row) as slide:
+                    slide.read(0, 0, size_px=1, mpp=slide.mpp)
+            except UserError as error:
+                raise UserError(f"{row_name(str(laboratory.config.table), position)}: {error}") from None
+            progress.advance(task)
 
 
 def _open(row: Any) -> Slide:
@@ -185,6 +196,7 @@ class _Extractor:
         return {
             "patch_id": patch_id,
             "patient": row.patient,
+            "laboratory": row.laboratory,
             "slide": row.slide,
             "source": f"r{position:05d}",
             "group": row.group,
@@ -207,7 +219,7 @@ class _Extractor:
 
 def _patch_table(records: list[dict[str, Any]], classes: list[str], splits: dict[str, list[str]]) -> pd.DataFrame:
     """The patches table; raises UserError when a role is left without patches."""
-    leading = ["patch_id", "patient", "slide", "source", "group", "split", "annotated", "has_mask"]
+    leading = ["patch_id", "patient", "laboratory", "slide", "source", "group", "split", "annotated", "has_mask"]
     fractions = [f"fraction_{name}" for name in classes]
     columns = [*leading, "x_um", "y_um", "mpp", "tissue_fraction", *fractions, "image", "mask"]
     table = pd.DataFrame(records).reindex(columns=columns)
