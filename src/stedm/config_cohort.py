@@ -28,7 +28,7 @@ class PhantomConfig:
     families: list[Family] = field(default_factory=lambda: ["he", "ihc"])
     """Staining families: H&E-like, and DAB immunohistochemistry with scores 0 to 3+."""
     scanners: list[Scanner] = field(default_factory=lambda: ["first"])
-    """Scanners: `second` is yellower, darker in the mid-tones, softer and noisier than `first`."""
+    """Scanners: `second` has a warm lamp and overlapping colour filters, is darker, softer and noisier than `first`."""
     annotated_families: Optional[list[Family]] = None
     """Only these families are annotated: the others are a target laboratory, as `cohort.target` is for tables."""
     annotated_scanners: Optional[list[Scanner]] = None

@@ -6,8 +6,8 @@ import numpy as np
 
 from stedm.config_cohort import Scanner
 
-_WHITE = {"first": (0.93, 0.93, 0.93), "second": (0.93, 0.89, 0.80)}
-"""Mean colour of empty glass, 0 to 1: neutral; a warm lamp without white balance."""
+_WHITE = {"first": (0.93, 0.93, 0.93), "second": (0.97, 0.955, 0.92)}
+"""Mean colour of empty glass, 0 to 1: neutral; a warm lamp."""
 _MIXING = {
     "first": ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
     "second": ((0.80, 0.20, 0.0), (0.12, 0.70, 0.18), (0.0, 0.28, 0.72)),
