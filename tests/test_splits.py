@@ -63,6 +63,59 @@ def test_table_may_name_unseen_patients_with_or_without_masks():
         split_patients(table, SplitConfig(annotated=["p05"]))
 
 
+def laboratories(source: int, target: int, **changes: object) -> pd.DataFrame:
+    """Two laboratories; the first three patients of the target have no masks."""
+    second = cohort(target, unmasked=3, **changes).assign(laboratory="target")
+    second["patient"] = "t" + second["patient"]
+    return pd.concat([cohort(source).assign(laboratory="source"), second], ignore_index=True)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 99), budget=st.integers(1, 9), unseen=st.integers(0, 3))
+def test_target_lends_test_and_unannotated_patients_only(seed, budget, unseen):
+    table = laboratories(16, 12)
+    config = SplitConfig(label_budget=budget, val_patients=4, test_patients=5, unseen_patients=unseen, seed=seed)
+    roles = split_patients(table, config)
+    counts = {role: len(names) for role, names in roles.items()}
+    unannotated = 12 - 5 - unseen
+    assert list(counts.values()) == [budget, unannotated, 4, 5, unseen]
+    for role, names in roles.items():
+        assert all(name.startswith("t") == (role not in ("train_annotated", "val")) for name in names)
+    kept = split_patients(table, dataclasses.replace(config, keep_source=True))
+    assert len(kept["train_unannotated"]) == unannotated + 16 - 4 - budget
+    assert all(kept[role] == roles[role] for role in ROLES if role != "train_unannotated")
+    less = split_patients(laboratories(14, 12), dataclasses.replace(config, label_budget=1))
+    assert less["test"] == roles["test"]  # whoever is annotated, and however many
+
+
+def test_tables_of_two_laboratories_may_name_their_splits():
+    named = ["train", "", "val", "test", "test", "unseen"]
+    table = laboratories(8, 6, split=[name or "train" for name in named])
+    roles = split_patients(table, SplitConfig(label_budget=2, val_patients=2))
+    assert roles["test"] == ["tp03", "tp04"] and roles["unseen"] == ["tp05"]
+    assert roles["train_unannotated"] == ["tp00", "tp01", "tp02"]
+    source = table["laboratory"] == "source"
+    table.loc[source, "split"] = table.loc[source, "patient"].map(lambda name: "val" if name < "p03" else "test")
+    with pytest.raises(UserError, match=r"label_budget asks for 2 .* 0 training"):
+        split_patients(table, SplitConfig(label_budget=2))
+
+
+@pytest.mark.parametrize(
+    ("table", "config", "expected"),
+    [
+        (laboratories(16, 6), SplitConfig(test_patients=4), "cohort.target has 3 patient"),
+        (laboratories(16, 6, split=["train"] * 6), SplitConfig(), "no test patient with masks in the table of cohort"),
+        (laboratories(16, 6), SplitConfig(test_patients=3, unseen_patients=3), "unseen_patients asks for 3 of 3"),
+        (laboratories(16, 6), SplitConfig(test_patients=2, annotated=["tp04"]), "no patient 'tp04'"),
+        (laboratories(9, 6), SplitConfig(test_patients=2), "9 patients with masks in the source table"),
+        (laboratories(16, 6, split=["test"] * 6), SplitConfig(), "none is left to train on"),
+    ],
+)
+def test_what_two_laboratories_lack_is_said(table, config, expected):
+    with pytest.raises(UserError, match=expected):
+        split_patients(table, config)
+
+
 def test_another_seed_draws_other_patients():
     drawn = {tuple(split_patients(cohort(30), SplitConfig(test_patients=5, seed=seed))["test"]) for seed in range(5)}
     assert len(drawn) > 1
