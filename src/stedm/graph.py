@@ -47,9 +47,12 @@ class Stage:
 
 
 def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
-    """Every stage of a run, in order; first stage and ceiling are the same for every label budget."""
+    """Every stage of a run, in order; first stage and ceiling are the same for every label budget.
+
+    Not so with a second laboratory unless `keep_source`: then the budget decides who of the first is trained on at all.
+    """
     digest = input_digest(config)
-    blind = ("autoencoder", f"segmentation {FULL_ARM} ")
+    blind = () if _leaves_out_by_budget(config) else ("autoencoder", f"segmentation {FULL_ARM} ")
     return [
         _whoever_is_annotated(stage, digest) if stage.name.startswith(blind) else stage
         for stage in _stages(config, run, digest)
@@ -151,6 +154,13 @@ def _whoever_is_annotated(stage: Stage, digest: str) -> Stage:
     """
     keys = (*stage.keys, *_cohort_keys(), "prepare", *_keys("split", SplitConfig, without=("label_budget",)))
     return dataclasses.replace(stage, keys=keys, needs=(), after=stage.needs, extra=f"{stage.extra} {digest}")
+
+
+def _leaves_out_by_budget(config: RunConfig) -> bool:
+    """Whether training patients beyond the label budget are left out: those of the source, beside a target."""
+    cohort, phantom = config.cohort, config.cohort.phantom
+    drawn = cohort.table is None and (phantom.annotated_families is not None or phantom.annotated_scanners is not None)
+    return (cohort.target is not None or drawn) and not config.split.keep_source
 
 
 def _cohort_keys() -> tuple[str, ...]:

@@ -92,6 +92,7 @@ def _check(config: RunConfig) -> None:
     _check_unfolding(config)
     _check_experiment(config)
     _check_patch_px(config)
+    _check_target(config)
     if config.generate.composition is not None and config.generate.layouts == "real":
         raise UserError("generate.composition: real layouts keep their fractions; set generate.layouts: prior or mixed")
 
@@ -179,8 +180,22 @@ def _check_experiment(config: RunConfig) -> None:
         raise UserError(f"split.fold: {fold} is not [j, n] with n of 2 or more and j from 0 to n - 1")
     if folds > 1 and fold is not None:
         raise UserError("experiment.folds tests fold after fold; remove split.fold, which names one")
-    if (folds > 1 or fold is not None) and config.split.annotated:
+    if (folds > 1 or fold is not None) and config.split.annotated and config.cohort.target is None:
         raise UserError("split.annotated: a patient that is tested in some fold cannot always be annotated; remove it")
+
+
+def _check_target(config: RunConfig) -> None:
+    target = config.cohort.target
+    if target is None:
+        return
+    if target.table is None:
+        raise UserError("cohort.target.table is missing: name the second laboratory's table, or remove the section")
+    if config.cohort.table is None:
+        raise UserError("cohort.target needs cohort.table, the laboratory with annotated patients; name that table too")
+    if config.prepare.mpp is None:
+        raise UserError(
+            "prepare.mpp is missing: with cohort.target, give the microns per pixel both laboratories are brought to"
+        )
 
 
 def _check_patch_px(config: RunConfig) -> None:
