@@ -35,6 +35,10 @@ class RunFolder:
         """Folder of the generator that draws the synthetic set."""
         return self.few_step if config.generate.generator == "few-step" else self.diffusion
 
+    def synthetic_set(self, name: str) -> Path:
+        """Folder of one of `SYNTHETIC_SETS`; `unfiltered` are the images of `synthetic`."""
+        return self.synthetic if name in ("synthetic", "unfiltered") else self.root / f"synthetic-{name}"
+
     def segmenter(self, arm: str, seed: int) -> Path:
         """Folder of one trained segmenter."""
         return self.segmentation / arm / f"seed{seed}"
