@@ -154,7 +154,7 @@ def _keys(section: str, cls: type, *, without: tuple[str, ...]) -> tuple[str, ..
     return tuple(f"{section}.{name}" for name in names)
 
 
-def _later(name: str, *arguments: Any, **options: Any) -> Callable[[], None]:
+def _later(name: str, /, *arguments: Any, **options: Any) -> Callable[[], None]:
     """A call of stedm.stages.<module>.<function> that imports it then: errors in a config or a table come at once."""
 
     def action() -> None:

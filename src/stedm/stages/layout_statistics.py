@@ -20,9 +20,10 @@ def write_layout_statistics(
 ) -> None:
     """Measure the layouts of the plan's rows, by kind, and the annotated training patients' label maps.
 
-    Writes `layouts.json` into the set's folder (`synthetic/` unless given): `statistics` of "annotated" and of each kind, by class; `distances` of each kind
-    from "annotated", and under "halves" what two random halves of the annotated patients are apart (mean over draws of
-    the halves; null with fewer than two patients); `composition`, whether a user's table gave the fractions.
+    Writes `layouts.json` into `folder` (`synthetic/` when not given): `statistics` of "annotated" and of each kind, by
+    class; `distances` of each kind from "annotated", and under "halves" what two random halves of the annotated
+    patients are apart (mean over draws of the halves; null with fewer than two patients); `composition`, whether a
+    user's table gave the fractions.
     """
     folder = folder or run.synthetic
     classes = run.classes()
