@@ -24,13 +24,13 @@ def test_uncertainty_is_entropy_relative_to_not_knowing() -> None:
 
 def test_weight_has_mean_one_grows_with_either_hardness_and_is_flat_without_strength() -> None:
     layout, style = np.array([1.0, 2.0, 1.0, 2.0]), np.array([0.1, 0.1, 0.3, 0.3])
-    np.testing.assert_allclose(sampling_weight([layout, style], strength=0), 1)
-    weight = sampling_weight([layout, style], strength=1)
+    np.testing.assert_allclose(sampling_weight(layout, style, strength=0), 1)
+    weight = sampling_weight(layout, style, strength=1)
     assert weight.mean() == pytest.approx(1)
     np.testing.assert_allclose(weight / weight[0], [1, 2, 3, 6], rtol=1e-4)
-    double = sampling_weight([layout, style], strength=2)
+    double = sampling_weight(layout, style, strength=2)
     np.testing.assert_allclose(double / double[0], [1, 4, 9, 36], rtol=1e-4)
-    assert np.isfinite(sampling_weight([np.zeros(4), style], strength=1)).all()
+    assert np.isfinite(sampling_weight(np.zeros(4), style, strength=1)).all()
 
 
 def test_pairs_are_drawn_as_often_as_they_weigh() -> None:

@@ -43,8 +43,7 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
     names = [(arm, seed) for arm in config.segmentation.arms for seed in config.segmentation.seeds]
     judge = (JUDGE_ARM, config.seed)
     others = [name for name in (*names, *([] if judge in names else [judge])) if name != (TEACHER_ARM, config.seed)]
-    controls = [name for name in ("unstyled", "annotated-only") if name in map(synthetic_set, config.segmentation.arms)]
-    with_control = config.diffusion.annotated_only_control or "annotated-only" in controls
+    control = _control_stages(run, config, teacher)
     return [
         Stage(
             "prepare",
@@ -63,8 +62,7 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
         ),
         _segmenter_stage(run, config, TEACHER_ARM, config.seed),
         *_generator_stages(run, config, teacher),
-        *([_control_stage(run, config)] if with_control else []),
-        *(stage for name in controls for stage in _synthetic_stages(run, config, teacher, name)),
+        *control,
         *(_segmenter_stage(run, config, *name) for name in others),
         Stage(
             "evaluate",
@@ -78,7 +76,7 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
             _later("report.report", run.root),
             run.report,
             (),
-            ("evaluate", *(("control",) if with_control else ())),
+            ("evaluate", *(stage.name for stage in control if stage.name == "control")),
         ),
     ]
 
@@ -130,6 +128,17 @@ def _synthetic_stages(run: RunFolder, config: RunConfig, teacher: str, name: str
 
 def _synthetic_name(verb: str, name: str) -> str:
     return verb if name == "synthetic" else f"{verb} {name}"
+
+
+def _control_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[Stage]:
+    """The control generator and the control sets, where the config or an arm asks for them."""
+    wanted = {synthetic_set(arm) for arm in config.segmentation.arms}
+    with_generator = config.diffusion.annotated_only_control or "annotated-only" in wanted
+    sets = [name for name in ("unstyled", "annotated-only") if name in wanted]
+    return [
+        *([_control_stage(run, config)] if with_generator else []),
+        *(stage for name in sets for stage in _synthetic_stages(run, config, teacher, name)),
+    ]
 
 
 def _control_stage(run: RunFolder, config: RunConfig) -> Stage:

@@ -148,6 +148,8 @@ def _check_counts(config: RunConfig) -> None:
     for key, number in at_least_one.items():
         if number < 1:
             raise UserError(f"{key}: {number} is too few; give 1 or more")
+    if config.filter.hard_sampling < 0:
+        raise UserError(f"filter.hard_sampling: {config.filter.hard_sampling} is below 0; 0 draws all images alike")
     if config.split.unseen_patients < 0:
         raise UserError(f"split.unseen_patients: {config.split.unseen_patients} is too few; give 0 or more")
     for section in ("autoencoder", "diffusion", "few_step", "segmentation"):

@@ -44,10 +44,10 @@ def filter_synthetic(run: RunFolder, config: RunConfig, *, name: str = "syntheti
         columns.append(_judged(part.index, agreements, layouts, masks, config, _nearest(run, images, training)))
         hardness.append(layout_hardness(layouts, losses))
     judged = pd.concat(columns)
-    judged["weight"] = sampling_weight(
-        [np.concatenate(hardness), style_hardness(run, teacher, manifest["style_patient"])],
-        strength=config.filter.hard_sampling,
-    )
+    judged["weight"] = 1.0
+    if config.filter.hard_sampling > 0:
+        of_styles = style_hardness(run, teacher, manifest["style_patient"])
+        judged["weight"] = sampling_weight(np.concatenate(hardness), of_styles, strength=config.filter.hard_sampling)
     with atomic_path(folder / "manifest.parquet") as temporary:
         manifest.drop(columns=judged.columns, errors="ignore").join(judged).to_parquet(temporary)
 

@@ -38,7 +38,7 @@ def style_hardness(run: RunFolder, segmenter: Segmenter, patients: pd.Series) ->
     return patients.map(found).to_numpy(float)
 
 
-def sampling_weight(hardness: list[np.ndarray], *, strength: float) -> np.ndarray:
+def sampling_weight(*hardness: np.ndarray, strength: float) -> np.ndarray:
     """How often each row is drawn, with mean 1: the product of its kinds of hardness (n,), each relative to its mean,
     to the power of `strength`; 0 draws all alike."""
     relative = [(values + 1e-6) / (values + 1e-6).mean() for values in hardness]
