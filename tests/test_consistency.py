@@ -140,6 +140,23 @@ def test_gradient_reaches_the_student_only_and_falls_with_agreement(kind: str) -
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.parametrize("kind", ["mean-teacher", "consistency"])
+def test_batch_norm_remembers_annotated_images_alone(kind: str) -> None:
+    net = segmenter().train()
+    term = (
+        MeanTeacher(net, steps=10, weight=1.0) if kind == "mean-teacher" else PseudoLabels(confidence=0.0, weight=1.0)
+    )
+
+    def running() -> list[torch.Tensor]:
+        return [value.clone() for name, value in net.named_buffers() if "running" in name]
+
+    before = running()
+    loss_of(term, net, batches()(0))
+    assert before and all(torch.equal(a, b) for a, b in zip(before, running(), strict=True))
+    net(batches()(0)["images"])
+    assert not any(torch.equal(a, b) for a, b in zip(before, running(), strict=True))
+
+
 def test_weight_scales_the_loss_and_no_confidence_means_no_labels() -> None:
     net, batch = segmenter(), batches()(0)
     one, two = (loss_of(PseudoLabels(confidence=0.0, weight=w), copy.deepcopy(net), batch).item() for w in (1.0, 2.0))

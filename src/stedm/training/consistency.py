@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,23 @@ def ramp_up(progress: float) -> float:
     return math.exp(-5 * (1 - min(1.0, progress / RAMP)) ** 2)
 
 
+@contextmanager
+def unremembered(network: nn.Module) -> Iterator[None]:
+    """Batch norm normalises by the batch, as in training, but its running statistics stay as they are.
+
+    Mixed and strongly changed views are unlike any image that is to be segmented, and must not shape what is used then.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
 class Consistency(nn.Module):
     """A loss on the views of a `ViewBatches` batch: weak and strong (U, 3, H, W), boxes (U, H, W)."""
 
@@ -44,7 +63,6 @@ class MeanTeacher(Consistency):
     """
 
     HORIZON = 0.1
-    SCALE = 10.0
 
     def __init__(self, segmenter: Segmenter, *, steps: int, weight: float) -> None:
         super().__init__(weight=weight)
@@ -56,8 +74,9 @@ class MeanTeacher(Consistency):
         with torch.no_grad():
             self.teacher.eval()
             target = cut_mix(self.teacher(batch["weak"]).float().softmax(1), batch["boxes"][:, None])
-        student = segmenter(batch["strong"]).float().softmax(1)
-        return self.SCALE * self.weight * ramp_up(progress) * F.mse_loss(student, target)
+        with unremembered(segmenter):
+            student = segmenter(batch["strong"]).float().softmax(1)
+        return self.weight * ramp_up(progress) * F.mse_loss(student, target)
 
     @torch.no_grad()
     def follow(self, segmenter: Segmenter, *, step: int) -> None:
@@ -84,8 +103,9 @@ class PseudoLabels(Consistency):
 
     def forward(self, segmenter: Segmenter, batch: Batch, *, progress: float) -> Tensor:
         labels = self.labels(segmenter, batch["weak"])  # (U, H, W)
-        strong = self._against(segmenter(batch["strong"]), cut_mix(labels, batch["boxes"]))
-        perturbed = self._against(segmenter(batch["weak"], feature_dropout=FEATURE_DROPOUT), labels)
+        with unremembered(segmenter):
+            strong = self._against(segmenter(batch["strong"]), cut_mix(labels, batch["boxes"]))
+            perturbed = self._against(segmenter(batch["weak"], feature_dropout=FEATURE_DROPOUT), labels)
         return self.weight * ramp_up(progress) * (strong + perturbed) / 2
 
     @torch.no_grad()
