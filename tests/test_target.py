@@ -17,7 +17,7 @@ from stedm.graph import fingerprint_of, stages_of
 from stedm.run import run_all
 from stedm.stages.prepare import input_digest, prepare
 from stedm.stages.run_folder import RunFolder, train_patches
-from stedm.stages.segmentation import _full
+from stedm.stages.segmentation import _batches
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DISC_UM = 20.0
@@ -108,7 +108,8 @@ def test_only_the_arm_full_reads_masks_of_the_target(tmp_path: Path, config: Run
     assert set(unannotated["laboratory"]) == {"target"} and unannotated["has_mask"].any()
     with pytest.raises(ValueError, match="not to be read"):
         run.label_maps(unannotated)
-    assert len(_full(run, patches)[0]) == train_patches(patches)["has_mask"].sum() > patches["annotated"].sum() / 2
+    masked = _batches(run, config, arm="full", seed=0).real.images
+    assert len(masked) == train_patches(patches)["has_mask"].sum() > patches["annotated"].sum() / 2
     assert not (patches["laboratory"] == "target")[patches["split"] == "val"].any()
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, Optional
 
+from stedm.arms import ARMS, FULL_ARM, SYNTHETIC_SETS, ingredients  # noqa: F401 (an arm is part of the config)
 from stedm.config_cohort import CohortConfig as CohortConfig
 from stedm.config_cohort import PhantomConfig as PhantomConfig
 from stedm.config_cohort import TargetConfig as TargetConfig
@@ -10,15 +11,6 @@ from stedm.config_experiment import ExperimentConfig
 
 IGNORE = 255
 """Label value of pixels that are neither trained on nor counted."""
-ARMS = ("real", "real+stain", "real+synthetic", "real+stain+synthetic")
-"""The training recipes that are compared unless others are named; what a plus sign joins is added."""
-FULL_ARM = "full"
-"""Stain augmentation on every training patient with masks, whatever the label budget: the ceiling, and the judge."""
-
-
-def ingredients(arm: str) -> set[str]:
-    """What an arm trains with: `real`, `stain`, `synthetic`."""
-    return {"real", "stain"} if arm == FULL_ARM else set(arm.split("+"))
 
 
 @dataclass
@@ -188,12 +180,14 @@ class GenerateConfig:
 class FilterConfig:
     """What a real-trained segmenter makes of each synthetic pair."""
 
-    tolerance: float = 1.5
-    """Pixels whose loss exceeds `tolerance` x their class's mean loss on real data become ignore."""
+    tolerance: Optional[float] = 1.5
+    """Pixels whose loss exceeds `tolerance` x their class's mean loss on real data become ignore; null: none do."""
     max_loss: float = 1.0
     """Pixels with a cross entropy below this many nats are never ignored, however easy their class is on real data."""
     min_agreement: Optional[float] = None
-    """Images whose layout agreement (mean IoU, 0 to 1) with the segmenter is lower are dropped."""
+    """Images whose layout agreement (mean IoU, 0 to 1) with the segmenter is lower are dropped; 0 keeps all."""
+    hard_sampling: float = 0.0
+    """How much oftener images with layouts and styles that are hard for the segmenter are drawn in training; 0: not."""
 
 
 @dataclass
@@ -201,7 +195,8 @@ class SegmentationConfig:
     """The segmentation network and its training recipes."""
 
     arms: list[str] = field(default_factory=lambda: list(ARMS))
-    """Training recipes to compare; `full` trains on every mask of the training patients, the ceiling."""
+    """Recipes: `real` and any of stain, transfer, a synthetic set (synthetic, unfiltered, unstyled, annotated-only),
+    mean-teacher, consistency, joined by + in this order; or `full`, on every mask of the training patients."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """One training per arm and seed."""
     encoder: Optional[str] = None
@@ -219,7 +214,11 @@ class SegmentationConfig:
     synthetic_share: float = 0.5
     """Share of synthetic images per batch in the arms that have them."""
     stain_strength: float = 1.0
-    """Strength of the stain augmentation in the arms that have it."""
+    """Strength of the stain augmentation in the arms that have it, and of the strongly changed unannotated images."""
+    consistency_weight: float = 1.0
+    """Weight of the loss on unannotated images in the arms with mean-teacher or consistency."""
+    consistency_confidence: float = 0.9
+    """Pixels of unannotated images whose class is at least this sure become labels in the arms with consistency."""
 
 
 @dataclass

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from stedm.config import ARMS, FULL_ARM, RunConfig
+from stedm.arms import check_arm
+from stedm.config import RunConfig
 from stedm.errors import UserError
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -98,9 +99,8 @@ def _check(config: RunConfig) -> None:
 
 
 def _check_lists(config: RunConfig) -> None:
-    unknown = [arm for arm in config.segmentation.arms if arm not in (*ARMS, FULL_ARM)]
-    if unknown:
-        raise UserError(f"segmentation.arms: unknown arm {unknown[0]!r}; choose from {', '.join((*ARMS, FULL_ARM))}")
+    for arm in config.segmentation.arms:
+        check_arm(arm)
     for key in ("seeds", "arms"):
         values = getattr(config.segmentation, key)
         if len(set(values)) < len(values):
@@ -114,6 +114,7 @@ def _check_shares(config: RunConfig) -> None:
         "diffusion.style_dropout": config.diffusion.style_dropout,
         "diffusion.unknown_share": config.diffusion.unknown_share,
         "segmentation.synthetic_share": config.segmentation.synthetic_share,
+        "segmentation.consistency_confidence": config.segmentation.consistency_confidence,
         "filter.min_agreement": config.filter.min_agreement,
         "prepare.min_tissue": config.prepare.min_tissue,
     }
@@ -149,6 +150,8 @@ def _check_counts(config: RunConfig) -> None:
     for key, number in at_least_one.items():
         if number < 1:
             raise UserError(f"{key}: {number} is too few; give 1 or more")
+    if config.filter.hard_sampling < 0:
+        raise UserError(f"filter.hard_sampling: {config.filter.hard_sampling} is below 0; 0 draws all images alike")
     if config.split.unseen_patients < 0:
         raise UserError(f"split.unseen_patients: {config.split.unseen_patients} is too few; give 0 or more")
     for section in ("autoencoder", "diffusion", "few_step", "segmentation"):
