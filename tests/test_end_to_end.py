@@ -21,6 +21,7 @@ from PIL import Image
 from stedm import Segmenter, StyleDiffusion
 from stedm.cli import main
 from stedm.config import ARMS
+from stedm.data.synthetic import SyntheticSet
 from stedm.evaluation.probe import FIGURES
 from stedm.files import read_json
 from stedm.stages.run_folder import RunFolder, train_patches
@@ -210,6 +211,50 @@ def test_styles_none_draws_without_a_style(finished: Path, tmp_path: Path) -> No
     assert drawn != styled
     styled_figures, figures = (read_json(folder / "evaluation/generation.json") for folder in (finished, out))
     assert figures["layout_agreement"] != styled_figures["layout_agreement"]
+
+
+def test_more_arms_are_added_to_a_finished_run_and_leave_what_is_there(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    more = ["real+stain+unfiltered", "real+unstyled", "real+annotated-only", "real+transfer+mean-teacher+consistency"]
+    arms = ["real", "real+stain", "real+stain+synthetic", *more]
+    log = run_once(out, **{"segmentation.arms": f"[{', '.join(arms)}]"})
+    redone = {line.split(" seed")[0] for line in log.splitlines() if re.search(r" \d+\.\d s$", line)}
+    redone = {re.sub(r" +\d+\.\d s$", "", line) for line in redone}
+    controls = {f"{verb} {name}" for verb in ("generate", "filter") for name in ("unstyled", "annotated-only")}
+    assert redone == {*controls, *(f"segmentation {arm}" for arm in more), "evaluate", "report"}
+    before = results(finished)
+    kept = [name for name in before if not name.startswith("evaluation")]
+    assert {name: (out / name).read_bytes() for name in kept} == {name: before[name] for name in kept}
+    splits = read_json(finished / "data" / "splits.json")
+    sets = {
+        name: pd.read_parquet(out / f"synthetic-{name}" / "manifest.parquet") for name in ("unstyled", "annotated-only")
+    }
+    assert set(sets["unstyled"]["style_patient"]) == {""}
+    assert set(sets["annotated-only"]["style_patient"]) == set(splits["train_annotated"])
+    for manifest in (*sets.values(), pd.read_parquet(out / "synthetic" / "manifest.parquet")):
+        assert (
+            len(manifest) == 12 and {"agreement", "keep", "mask"} <= set(manifest) and (manifest["weight"] == 1).all()
+        )
+    assert set(read_json(out / "evaluation" / "summary.json")["arms"]) == set(arms)
+    teacher = Segmenter.from_pretrained(out / "segmentation" / more[-1] / "seed0")
+    assert teacher.predict(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, 64, 64)
+
+
+def test_filter_can_be_switched_off_and_hard_images_preferred(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    changes = {"filter.tolerance": "null", "filter.min_agreement": 0, "filter.hard_sampling": 1}
+    run_once(out, **changes, **{"segmentation.arms": "[real+stain+synthetic]"})
+    manifest = pd.read_parquet(out / "synthetic" / "manifest.parquet")
+    assert manifest["keep"].all() and (manifest["ignored_fraction"] == 0).all()
+    assert math.isclose(manifest["weight"].mean(), 1) and manifest["weight"].std() > 0
+    weights = [SyntheticSet(folder / "synthetic").weights.std() for folder in (finished, out)]
+    assert weights[0] == 0 < weights[1]
+    nets = [Segmenter.from_pretrained(folder / "segmentation/real+stain+synthetic/seed0") for folder in (finished, out)]
+    image = pd.read_parquet(finished / "data" / "patches.parquet")["image"].iloc[0]
+    x = np.array(Image.open(finished / "data" / image).convert("RGB"))[None]
+    assert (nets[0].probabilities(x) != nets[1].probabilities(x)).any()
 
 
 def test_report_is_one_file_that_needs_no_network(finished: Path) -> None:

@@ -245,6 +245,17 @@ def test_a_finished_plain_run_becomes_the_sub_run_that_it_is(run: Experiment) ->
     assert not (run.folder / "data").exists() and (run.folder / "budget4" / "data").exists()
 
 
+def test_control_sets_go_with_the_plain_run_and_are_made_for_each_budget(run: Experiment) -> None:
+    arms = "segmentation.arms=[real, real+stain, full, real+unstyled, real+annotated-only, real+mean-teacher]"
+    every = {"segmentation real+mean-teacher seed 0", *EVERY}
+    for name in ("unstyled", "annotated-only"):
+        every |= {f"generate {name}", f"filter {name}", f"segmentation real+{name} seed 0"}
+    assert run.names("split.label_budget=4", arms) == in_each("root", stages=every)
+    assert run.names("experiment.budgets=[2, 4]", arms) == in_each("budget2", stages=every - SHARED)
+    assert [path.name for path in run.folder.glob("synthetic*")] == []
+    assert not run("experiment.budgets=[2, 4]", arms)
+
+
 def test_what_a_plain_run_leaves_beside_sub_runs_is_no_obstacle(run: Experiment) -> None:
     run("experiment.budgets=[2, 3]")
     run("split.label_budget=2")
@@ -336,7 +347,7 @@ def test_flags_on_a_finished_root_use_its_own_config(run: Experiment, capsys: py
     assert main(["evaluate", out, "--jobs", "1"]) == 0 and main(["report", out, "--jobs", "1"]) == 0 and run.ran == []
     assert "report" in capsys.readouterr().out
     assert main(["run", "--out", out, "--arms", "nonsense"]) == 2
-    assert "unknown arm 'nonsense'" in capsys.readouterr().err
+    assert "'nonsense' is no arm" in capsys.readouterr().err
 
 
 def test_links_are_independent_of_each_other_and_copies_where_there_are_none(

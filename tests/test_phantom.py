@@ -1,5 +1,6 @@
 """The phantom: deterministic, whole, and different from patient to patient in more than colour."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -79,12 +80,35 @@ def test_rewriting_replaces_the_whole_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
 
 
-def test_annotated_families_mark_train_patients(tmp_path: Path) -> None:
-    table = pd.read_csv(write_cohort(tmp_path / "cohort", small(annotated_families=["he"])))
-    train = table[table["split"] == "train"]
-    assert (train["may_annotate"] == (train["group"] == "he")).all()
-    assert 0 < train["may_annotate"].sum() < len(train)
-    assert table.loc[table["split"] != "train", "may_annotate"].all()
+def test_families_that_are_not_annotated_are_a_target_laboratory(tmp_path: Path) -> None:
+    source = pd.read_csv(write_cohort(tmp_path / "cohort", small(annotated_families=["he"], unseen_patients=1)))
+    target = pd.read_csv(tmp_path / "cohort" / "target.csv")
+    assert set(source["group"]) == {"he"} and target["group"].str.startswith("ihc").all()
+    patients = {
+        name: table.groupby("split")["patient"].nunique().to_dict()
+        for name, table in zip("st", (source, target), strict=True)
+    }
+    assert patients == {"s": {"train": 2, "val": 1}, "t": {"train": 2, "test": 2, "unseen": 1}}
+    assert not set(source["patient"]) & set(target["patient"])
+
+
+def test_a_second_scanner_sees_the_same_patient_otherwise(tmp_path: Path) -> None:
+    styles = [draw_style("he", np.random.default_rng(3), scanner=name) for name in ("first", "second")]
+    of_scanner = {"white", "colour_matrix", "gamma", "blur_px", "noise"}
+    for field in dataclasses.fields(styles[0]):
+        same = np.array_equal(*(getattr(style, field.name) for style in styles))
+        assert same == (field.name not in of_scanner), field.name
+    layout = draw_layout(96, np.random.default_rng(0))
+    first, second = (render(layout, style, np.random.default_rng(1)).astype(float) for style in styles)
+    stroma = layout == 1
+    assert first[stroma].mean() - second[stroma].mean() > 10  # darker in the mid-tones
+    write_cohort(tmp_path / "c", small(families=["he"], scanners=["first", "second"], annotated_scanners=["first"]))
+    assert set(pd.read_csv(tmp_path / "c" / "target.csv")["group"]) == {"he"}
+
+
+def test_no_annotated_kind_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="annotated_families"):
+        write_cohort(tmp_path / "cohort", small(families=["ihc"], annotated_families=["he"]))
 
 
 def test_families_and_scores_take_turns(tmp_path: Path) -> None:

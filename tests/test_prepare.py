@@ -14,7 +14,7 @@ from stedm.files import read_json
 from stedm.stages import prepare as stage
 from stedm.stages.prepare import input_digest, prepare
 from stedm.stages.run_folder import RunFolder, train_patches
-from stedm.stages.segmentation import _full
+from stedm.stages.segmentation import _batches
 
 
 @pytest.fixture
@@ -163,7 +163,8 @@ def test_phantom_is_drawn_prepared_and_reused(tmp_path):
     assert patches.loc[patches["annotated"], "fraction_epithelium"].notna().all()
     run = RunFolder(tmp_path)
     training = train_patches(patches)
-    images, label_maps = _full(run, patches)
+    real = _batches(run, config, arm="full", seed=0).real
+    images, label_maps = real.images, real.label_maps
     assert len(images) == len(training) == len(label_maps) > training["annotated"].sum() > 0
     assert np.array_equal(label_maps, run.hidden_label_maps(training)) and set(training["split"]) == {"train"}
     config.split.seed = 3

@@ -12,13 +12,16 @@ import pytest
 from PIL import Image
 
 from stedm import files
+from stedm.arms import INGREDIENTS, SYNTHETIC_SETS
 from stedm.data.layout_statistics import compare, measure
 from stedm.errors import UserError
+from stedm.evaluation.comparisons import RIVALS
 from stedm.evaluation.statistics import summary_table
 from stedm.stages import report_figures as figures
 from stedm.stages import report_run, report_text, report_warnings
 from stedm.stages.report import report
 from stedm.stages.report_budgets import budgets_figure
+from stedm.stages.report_card import trained_on
 from stedm.stages.report_evidence import read_evidence
 from stedm.stages.report_leaks import leaks
 from stedm.stages.report_segmentation import forest
@@ -492,6 +495,15 @@ def test_model_card_names_data_licence_figures_and_limits(copied_run):
     card = (copied_run / "report" / "model_card.md").read_text()
     assert "Licence of the data: CC-BY-4.0" in card and "Cohort: slides.csv" in card and "Not evaluated yet" in card
     assert "CC-BY-4.0" in _page(copied_run)
+    (copied_run / "config.yaml").write_text("cohort: {table: a/ours.csv, target: {table: b/theirs.csv}}\n")
+    report(copied_run)
+    assert "Cohort: ours.csv and theirs.csv" in (copied_run / "report" / "model_card.md").read_text()
+
+
+def test_every_ingredient_has_its_words_and_its_part_in_comparisons():
+    assert {"real", "stain", *RIVALS, *SYNTHETIC_SETS} == set(INGREDIENTS)
+    words = [trained_on(f"real+{name}") for name in INGREDIENTS[1:]]
+    assert len({trained_on("real"), *words}) == len(INGREDIENTS)
 
 
 def test_forest_puts_differences_on_one_scale_with_the_headline_first():

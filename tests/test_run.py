@@ -98,6 +98,9 @@ def test_unchanged_stages_are_skipped(run: Recorder) -> None:
         ("generate.nfe=5", AFTER_DIFFUSION),
         ("generate.images=12", AFTER_DIFFUSION),
         ("filter.tolerance=2", AFTER_GENERATION),
+        ("filter.tolerance=null", AFTER_GENERATION),
+        ("filter.hard_sampling=1", AFTER_GENERATION),
+        ("segmentation.consistency_weight=2", set()),
         ("segmentation.synthetic_share=0.4", {*SYNTHETIC, *END}),
         ("segmentation.stain_strength=0.4", {*STAIN, "diffusion", *AFTER_DIFFUSION}),
         ("segmentation.steps=9", {*SEGMENTERS, JUDGE, "diffusion", *AFTER_DIFFUSION}),
@@ -120,6 +123,53 @@ def test_changed_key_reruns_what_depends_on_it_and_nothing_else(
     run()
     assert run(override) == expected
     assert run(override) == set()
+
+
+MORE = (
+    "real, real+stain, real+synthetic, real+stain+synthetic, real+transfer, real+stain+mean-teacher, "
+    "real+stain+consistency, real+stain+unfiltered, real+stain+unstyled, real+stain+annotated-only"
+)
+CONTROLS = {f"{verb} {name}" for verb in ("generate", "filter") for name in ("unstyled", "annotated-only")}
+
+
+def both_seeds(*arms: str) -> set[str]:
+    return {f"segmentation {arm} seed {seed}" for arm in arms for seed in (0, 1)}
+
+
+NEW = both_seeds(*MORE.split(", ")) - SEGMENTERS
+
+
+def test_adding_arms_or_seeds_to_a_finished_run_redoes_nothing_that_exists(run: Recorder) -> None:
+    run()
+    assert run(f"segmentation.arms=[{MORE}]") == {*NEW, *CONTROLS, *END}
+    stages = stages_of(load_config(overrides=[*BASE, f"segmentation.arms=[{MORE}]"]), RunFolder(run.folder))
+    names = [stage.name for stage in stages]
+    assert all(names.index(need) < names.index(stage.name) for stage in stages for need in stage.needs)
+    third = {name.replace("seed 0", "seed 2") for name in NEW | SEGMENTERS if "seed 0" in name}
+    assert run(f"segmentation.arms=[{MORE}]", "segmentation.seeds=[0, 1, 2]") == {*third, *END}
+    assert run() == END
+
+
+def test_control_generator_is_trained_when_an_arm_wants_its_images(run: Recorder) -> None:
+    off, arms = "diffusion.annotated_only_control=false", "segmentation.arms=[real+stain, real+annotated-only]"
+    assert "control" not in run(off)
+    assert run(off, arms) >= {"control", "generate annotated-only", "filter annotated-only"}
+    assert run(arms) == set()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("segmentation.consistency_weight=2", both_seeds("real+stain+mean-teacher", "real+stain+consistency")),
+        ("segmentation.consistency_confidence=0.8", both_seeds("real+stain+consistency")),
+        ("generate.styles=annotated", {"generate", "filter", *SYNTHETIC, *both_seeds("real+stain+unfiltered")}),
+        ("filter.tolerance=2", {"filter", *SYNTHETIC, *both_seeds("real+stain+unstyled", "real+stain+annotated-only")}),
+    ],
+)
+def test_changed_key_reruns_the_arms_and_sets_that_read_it(run: Recorder, override: str, expected: set[str]) -> None:
+    run(f"segmentation.arms=[{MORE}]")
+    filters = {name for name in CONTROLS if "filter" in name} if override.startswith("filter") else set()
+    assert run(f"segmentation.arms=[{MORE}]", override) == {*expected, *filters, *END}
 
 
 def test_control_comes_and_goes_without_touching_the_generator(run: Recorder) -> None:

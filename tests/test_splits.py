@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stedm.config import SplitConfig
-from stedm.data.splits import ROLES, split_patients
+from stedm.data.splits import ROLES, split_patients, usable_patients
 from stedm.errors import UserError
 
 
@@ -106,6 +106,94 @@ def test_folds_hold_the_groups_in_proportion():
         assert len(counts) == 3 and counts.max() - counts.min() <= 1
 
 
+def laboratories(source: int, target: int, **changes: object) -> pd.DataFrame:
+    """Two laboratories; the first three patients of the target have no masks."""
+    second = cohort(target, unmasked=3, **changes).assign(laboratory="target")
+    second["patient"] = "t" + second["patient"]
+    return pd.concat([cohort(source).assign(laboratory="source"), second], ignore_index=True)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 99), budget=st.integers(1, 9), unseen=st.integers(0, 3))
+def test_target_lends_test_and_unannotated_patients_only(seed, budget, unseen):
+    table = laboratories(16, 12)
+    config = SplitConfig(label_budget=budget, val_patients=4, test_patients=5, unseen_patients=unseen, seed=seed)
+    roles = split_patients(table, config)
+    counts = {role: len(names) for role, names in roles.items()}
+    unannotated = 12 - 5 - unseen
+    assert list(counts.values()) == [budget, unannotated, 4, 5, unseen]
+    for role, names in roles.items():
+        assert all(name.startswith("t") == (role not in ("train_annotated", "val")) for name in names)
+    kept = split_patients(table, dataclasses.replace(config, keep_source=True))
+    assert len(kept["train_unannotated"]) == unannotated + 16 - 4 - budget
+    assert all(kept[role] == roles[role] for role in ROLES if role != "train_unannotated")
+    less = split_patients(laboratories(14, 12), dataclasses.replace(config, label_budget=1))
+    assert less["test"] == roles["test"]  # whoever is annotated, and however many
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 99), unseen=st.integers(0, 2), n=st.integers(2, 9), keep_source=st.booleans())
+def test_budgets_and_folds_of_two_laboratories_do_not_touch_each_other(seed, unseen, n, keep_source):
+    table = laboratories(14, 12)
+    config = SplitConfig(val_patients=3, unseen_patients=unseen, keep_source=keep_source, seed=seed)
+    drawn = {
+        (budget, j): split_patients(table, dataclasses.replace(config, label_budget=budget, fold=[j, n]))
+        for budget in (1, 3, None)
+        for j in range(n)
+    }
+    assert sorted(name for j in range(n) for name in drawn[1, j]["test"]) == [f"tp{k:02d}" for k in range(3, 12)]
+    for (budget, j), roles in drawn.items():
+        assert roles["val"] == drawn[1, 0]["val"] and roles["train_annotated"] == drawn[budget, 0]["train_annotated"]
+        assert all(roles[role] == drawn[1, j][role] for role in ("test", "unseen")) and len(roles["unseen"]) == unseen
+        own = [[name for name in r["train_unannotated"] if name[0] == "t"] for r in (roles, drawn[1, j])]
+        assert own[0] == own[1] and len(own[0]) == 12 - unseen - len(roles["test"])
+        assert usable_patients(table, config).issuperset(name for names in roles.values() for name in names)
+    sizes = [len(drawn[budget, 0]["train_annotated"]) for budget in (1, 3, None)]
+    assert sizes == [1, 3, 14 - 3]  # `all`: every source patient but those of validation
+    for smaller, larger in pairwise((1, 3, None)):
+        assert set(drawn[smaller, 0]["train_annotated"]) < set(drawn[larger, 0]["train_annotated"])
+
+
+def test_images_of_patients_who_can_have_no_role_are_not_needed():
+    named = ["train", "val", "test", "unseen"] * 2  # the first four without masks
+    one = cohort(8, unmasked=4, split=named)
+    assert sorted(usable_patients(one, SplitConfig())) == ["p00", "p03", "p04", "p05", "p06", "p07"]
+    both = pd.concat([one.assign(laboratory="source"), one.assign(laboratory="target", patient="t" + one["patient"])])
+    usable = {keep: usable_patients(both, SplitConfig(keep_source=keep)) for keep in (False, True)}
+    assert sorted(usable[False]) == ["p04", "p05", "tp00", "tp01", "tp03", "tp04", "tp05", "tp06", "tp07"]
+    assert usable[True] - usable[False] == {"p00"}
+
+
+def test_tables_of_two_laboratories_may_name_their_splits():
+    named = ["train", "", "val", "test", "test", "unseen"]
+    table = laboratories(8, 6, split=[name or "train" for name in named])
+    roles = split_patients(table, SplitConfig(label_budget=2, val_patients=2))
+    assert roles["test"] == ["tp03", "tp04"] and roles["unseen"] == ["tp05"]
+    assert roles["train_unannotated"] == ["tp00", "tp01", "tp02"]
+    source = table["laboratory"] == "source"
+    table.loc[source, "split"] = table.loc[source, "patient"].map(lambda name: "val" if name < "p03" else "test")
+    with pytest.raises(UserError, match=r"label_budget asks for 2 .* 0 training"):
+        split_patients(table, SplitConfig(label_budget=2))
+
+
+@pytest.mark.parametrize(
+    ("table", "config", "expected"),
+    [
+        (laboratories(16, 6), SplitConfig(test_patients=4), "cohort.target has 3 patient"),
+        (laboratories(16, 6, split=["train"] * 6), SplitConfig(), "no test patient with masks in the table of cohort"),
+        (laboratories(16, 6), SplitConfig(test_patients=3, unseen_patients=3), "unseen_patients asks for 3 of 3"),
+        (laboratories(16, 6), SplitConfig(test_patients=2, annotated=["tp04"]), "no patient 'tp04'"),
+        (laboratories(9, 6), SplitConfig(test_patients=2), "9 patients with masks in the source table"),
+        (laboratories(16, 6, split=["test"] * 6), SplitConfig(), "none is left to train on"),
+        (laboratories(16, 6, split=["test"] * 6), SplitConfig(fold=[0, 2]), "'split' of cohort.target.table says who"),
+        (laboratories(16, 6), SplitConfig(fold=[0, 4]), "cohort.target.table has 3 patients with masks for 4"),
+    ],
+)
+def test_what_two_laboratories_lack_is_said(table, config, expected):
+    with pytest.raises(UserError, match=expected):
+        split_patients(table, config)
+
+
 def test_another_seed_draws_other_patients():
     drawn = {tuple(split_patients(cohort(30), SplitConfig(test_patients=5, seed=seed))["test"]) for seed in range(5)}
     assert len(drawn) > 1
@@ -152,7 +240,11 @@ def test_named_patients_are_annotated_and_never_held_out():
         (cohort(3, split=["train", "train", "test"]), SplitConfig(label_budget=1), "no val patient"),
         (cohort(3, split=["train", "val", "test"], unmasked=1), SplitConfig(label_budget=1), "label_budget"),
         (cohort(3, split=["train", "val", "test"]), SplitConfig(annotated=["p01"]), "is in val"),
-        (cohort(3, split=["train", "val", "test"]), SplitConfig(fold=[0, 2]), "'split' says who is tested"),
+        (
+            cohort(3, split=["train", "val", "test"]),
+            SplitConfig(fold=[0, 2]),
+            "'split' of cohort.table says who",
+        ),
         (cohort(4), SplitConfig(fold=[0, 5], val_patients=1), "lower experiment.folds"),
         (cohort(4), SplitConfig(fold=[0, 2], val_patients=0), "val_patients >= 1"),
         (cohort(6), SplitConfig(fold=[0, 2], val_patients=3), "fold 0 of 2 leaves 3 patients"),

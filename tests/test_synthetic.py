@@ -24,4 +24,6 @@ def test_synthetic_set(tmp_path):
     manifest.assign(keep=[True, False, True]).to_parquet(tmp_path / "manifest.parquet")
     synthetic = SyntheticSet(tmp_path)
     assert len(synthetic) == 3 and synthetic.kept.tolist() == [0, 2]
+    manifest.assign(layout=["m2.png", "m1.png", "m0.png"]).to_parquet(tmp_path / "manifest.parquet")
+    assert SyntheticSet(tmp_path, mask="layout").label_maps([0])[0, 0, 0] == 2
     assert synthetic.images([2]).max() == 2 and synthetic.label_maps([1, 2])[:, 0, 0].tolist() == [1, 2]

@@ -16,8 +16,18 @@ from stedm.models.autoencoder import FirstStage
 from stedm.models.segmenter import Segmenter
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
-from stedm.training.batches import AutoencoderBatches, DiffusionBatches, SegmentationBatches, StylePatches, Variants
+from stedm.training.batches import (
+    AutoencoderBatches,
+    DiffusionBatches,
+    Pairs,
+    SegmentationBatches,
+    StylePatches,
+    Variants,
+    ViewBatches,
+)
+from stedm.training.consistency import MeanTeacher, PseudoLabels
 from stedm.training.log import Observation
+from stedm.training.stain_transfer import StainStatistics, StainTransfer
 from stedm.training.tasks import AutoencoderTask, Batch, DiffusionTask, SegmentationTask, Task, warmup_cosine
 from stedm.training.trainer import BestByValidation, fit
 
@@ -89,7 +99,20 @@ def segmentation_task(steps: int = STEPS) -> SegmentationTask:
 
 def segmentation_batches(**changes: Any) -> SegmentationBatches:
     options: dict[str, Any] = {"batch_size": 6, "synthetic_share": 0.5, "stain": 1.0, "seed": 0} | changes
-    return SegmentationBatches((IMAGES[:4], LAYOUTS[:4]), (IMAGES[4:], LAYOUTS[4:]), **options)
+    return SegmentationBatches(Pairs(IMAGES[:4], LAYOUTS[:4]), Pairs(IMAGES[4:], LAYOUTS[4:]), **options)
+
+
+def semi_supervised_task(steps: int = STEPS) -> SegmentationTask:
+    """Both losses on unannotated images: the teacher's average and the dropped features must survive a resume."""
+    segmenter = segmentation_task().segmenter
+    terms = [MeanTeacher(segmenter, steps=steps, weight=1.0), PseudoLabels(confidence=0.4, weight=1.0)]
+    return SegmentationTask(segmenter, consistency=terms, learning_rate=2e-3, steps=steps, seed=0)
+
+
+def view_batches() -> ViewBatches:
+    statistics = [StainStatistics.measure(IMAGES[4 * k : 4 * k + 4]) for k in range(4)]
+    transfer = (StainTransfer(statistics[:2], statistics[2:]), np.array([0, 0, 1, 1]))
+    return ViewBatches(segmentation_batches(transfer=transfer), IMAGES[8:], stain=1.0)
 
 
 def autoencoder_batches() -> AutoencoderBatches:
@@ -109,6 +132,7 @@ RECIPES: dict[str, tuple[Callable[..., Task], Callable[[], Any], float | None]] 
     "autoencoder": (autoencoder_task, autoencoder_batches, 0.9),
     "diffusion": (diffusion_task, diffusion_batches, 0.9),
     "segmentation": (segmentation_task, segmentation_batches, None),
+    "semi-supervised": (semi_supervised_task, view_batches, None),
 }
 
 
@@ -171,7 +195,7 @@ def test_every_step_is_taken_once_and_in_order(name: str, tmp_path: Path) -> Non
     train(name, tmp_path, lambda step: asked.append(step) or batches(step))
     assert asked == list(range(STEPS))
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert lines[0] == ("step,loss,val_score" if name == "segmentation" else "step,loss") and [
+    assert lines[0] == ("step,loss,val_score" if name in ("segmentation", "semi-supervised") else "step,loss") and [
         int(line.split(",")[0]) for line in lines[1:]
     ] == list(range(1, STEPS + 1))
     assert not [path for path in tmp_path.rglob(".*")]
@@ -398,7 +422,7 @@ def test_learning_rate_warms_up_and_ends_near_zero() -> None:
 # Batches
 
 
-@pytest.mark.parametrize("make", [autoencoder_batches, diffusion_batches, segmentation_batches])
+@pytest.mark.parametrize("make", [autoencoder_batches, diffusion_batches, segmentation_batches, view_batches])
 def test_batch_is_a_function_of_its_step(make: Callable[[], Any]) -> None:
     one, again = make()(5), make()
     again(3)
@@ -472,9 +496,9 @@ def test_synthetic_share_of_a_batch(share: float, synthetic: int) -> None:
     real, fake = np.zeros((4, PX, PX, 3), np.uint8), np.full((9, PX, PX, 3), 255, np.uint8)
     maps = np.zeros((9, PX, PX), np.uint8)
     batches = SegmentationBatches(
-        (real, maps[:4]), (fake, maps), batch_size=6, synthetic_share=share, stain=0.0, seed=0
+        Pairs(real, maps[:4]), Pairs(fake, maps), batch_size=6, synthetic_share=share, stain=0.0, seed=0
     )
     for step in range(4):
         assert int((batches(step)["images"].mean((1, 2, 3)) > 0).sum()) == synthetic
-    alone = SegmentationBatches((real, maps[:4]), None, batch_size=6, synthetic_share=share, stain=0.0, seed=0)
+    alone = SegmentationBatches(Pairs(real, maps[:4]), None, batch_size=6, synthetic_share=share, stain=0.0, seed=0)
     assert (alone(0)["images"] < -0.99).all()

@@ -1,65 +1,16 @@
 """One dataclass per stage. `size` is the one dial: every field left at None is derived from it (see presets.py)."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional
+from typing import Literal, Optional
 
+from stedm.arms import ARMS, FULL_ARM, SYNTHETIC_SETS, ingredients  # noqa: F401 (an arm is part of the config)
+from stedm.config_cohort import CohortConfig as CohortConfig
+from stedm.config_cohort import PhantomConfig as PhantomConfig
+from stedm.config_cohort import TargetConfig as TargetConfig
 from stedm.config_experiment import ExperimentConfig
 
 IGNORE = 255
 """Label value of pixels that are neither trained on nor counted."""
-ARMS = ("real", "real+stain", "real+synthetic", "real+stain+synthetic")
-"""The training recipes that are compared unless others are named; what a plus sign joins is added."""
-FULL_ARM = "full"
-"""Stain augmentation on every training patient with masks, whatever the label budget: the ceiling, and the judge."""
-
-
-def ingredients(arm: str) -> set[str]:
-    """What an arm trains with: `real`, `stain`, `synthetic`."""
-    return {"real", "stain"} if arm == FULL_ARM else set(arm.split("+"))
-
-
-@dataclass
-class PhantomConfig:
-    """The procedural cohort of `stedm demo`; used when `cohort.table` is not given."""
-
-    train_patients: int = 28
-    """Training patients; `split.label_budget` of them are annotated."""
-    val_patients: int = 4
-    """Validation patients, all annotated."""
-    test_patients: int = 24
-    """Test patients, all annotated."""
-    unseen_patients: int = 8
-    """Patients that no stage trains on; they lend styles when the generator is measured."""
-    slides_per_patient: int = 2
-    """Slides (plain images) drawn for each patient."""
-    slide_px: int = 192
-    """Width and height of each slide, pixels."""
-    mpp: float = 1.0
-    """Microns per pixel the slides are drawn at."""
-    families: list[Literal["he", "ihc"]] = field(default_factory=lambda: ["he", "ihc"])
-    """Staining families: H&E-like, and DAB immunohistochemistry with scores 0 to 3+."""
-    annotated_families: Optional[list[Literal["he", "ihc"]]] = None
-    """Restrict the annotated patients to these families (a shifted laboratory); all families when not given."""
-    seed: int = 0
-    """Seed of patients, layouts and rendering."""
-
-
-@dataclass
-class CohortConfig:
-    """Where the images are and how the user's table is to be read."""
-
-    table: Optional[str] = None
-    """CSV or Parquet cohort table; the procedural phantom when not given."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """Our column name -> the column's name in the table, e.g. {patient: case_id, group: subtype}."""
-    labels: dict[str, list[Any]] = field(default_factory=dict)
-    """Class name -> values in the mask, in class order, e.g. {background: [0], gland: ["1-254"], ignore: [255]}."""
-    mpp: Optional[float] = None
-    """Microns per pixel of every image; a table column `mpp` and this override what a slide's metadata says."""
-    licence: Optional[str] = None
-    """Licence of the images and masks, e.g. CC-BY-4.0; shown in the report and the model card, used for nothing."""
-    phantom: PhantomConfig = field(default_factory=PhantomConfig)
-    """The procedural cohort."""
 
 
 @dataclass
@@ -77,7 +28,10 @@ class SplitConfig:
     unseen_patients: int = 0
     """Unannotated training patients set aside: trained on by no stage, they lend never-seen styles to `evaluate`."""
     fold: Optional[list[int]] = None
-    """[j, n]: patients with masks are dealt into n folds, and fold j (0 to n - 1) is tested; for `test_patients`."""
+    """[j, n]: patients with masks (of a target laboratory, if there is one) are dealt into n folds, and fold j (0 to
+    n - 1) is tested; for `test_patients`."""
+    keep_source: bool = False
+    """With a target laboratory: the first one's patients beyond annotated and validation train too, unannotated."""
     seed: int = 0
     """Seed of the draw."""
 
@@ -224,12 +178,14 @@ class GenerateConfig:
 class FilterConfig:
     """What a real-trained segmenter makes of each synthetic pair."""
 
-    tolerance: float = 1.5
-    """Pixels whose loss exceeds `tolerance` x their class's mean loss on real data become ignore."""
+    tolerance: Optional[float] = 1.5
+    """Pixels whose loss exceeds `tolerance` x their class's mean loss on real data become ignore; null: none do."""
     max_loss: float = 1.0
     """Pixels with a cross entropy below this many nats are never ignored, however easy their class is on real data."""
     min_agreement: Optional[float] = None
-    """Images whose layout agreement (mean IoU, 0 to 1) with the segmenter is lower are dropped."""
+    """Images whose layout agreement (mean IoU, 0 to 1) with the segmenter is lower are dropped; 0 keeps all."""
+    hard_sampling: float = 0.0
+    """How much oftener images with layouts and styles that are hard for the segmenter are drawn in training; 0: not."""
 
 
 @dataclass
@@ -237,7 +193,8 @@ class SegmentationConfig:
     """The segmentation network and its training recipes."""
 
     arms: list[str] = field(default_factory=lambda: list(ARMS))
-    """Training recipes to compare; `full` trains on every mask of the training patients, the ceiling."""
+    """Recipes: `real` and any of stain, transfer, a synthetic set (synthetic, unfiltered, unstyled, annotated-only),
+    mean-teacher, consistency, joined by + in this order; or `full`, on every mask of the training patients."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """One training per arm and seed."""
     encoder: Optional[str] = None
@@ -255,7 +212,11 @@ class SegmentationConfig:
     synthetic_share: float = 0.5
     """Share of synthetic images per batch in the arms that have them."""
     stain_strength: float = 1.0
-    """Strength of the stain augmentation in the arms that have it."""
+    """Strength of the stain augmentation in the arms that have it, and of the strongly changed unannotated images."""
+    consistency_weight: float = 1.0
+    """Weight of the loss on unannotated images in the arms with mean-teacher or consistency."""
+    consistency_confidence: float = 0.9
+    """Pixels of unannotated images whose class is at least this sure become labels in the arms with consistency."""
 
 
 @dataclass

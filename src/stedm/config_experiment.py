@@ -14,4 +14,5 @@ class ExperimentConfig:
     budgets: list[Budget] = field(default_factory=list)
     """Label budgets, the main one last, instead of `split.label_budget`; `all`: whoever may be annotated."""
     folds: int = 1
-    """Test folds: every patient with masks is tested once; 2 or more replace `split.test_patients`."""
+    """Test folds: every patient with masks (of a target laboratory, if any) is tested once; 2 or more replace
+    `split.test_patients`."""

@@ -16,23 +16,25 @@ from stedm.errors import UserError
 from stedm.files import write_text
 from stedm.presets import resolve
 
-_PATHS = (("cohort", "table"), ("generate", "composition"))
+_PATHS = (("cohort", "table"), ("cohort", "target", "table"), ("generate", "composition"))
 """Keys that hold a path relative to the config file."""
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML config, apply overrides (`section.key=value`, values as YAML), resolve the presets.
 
-    Relative paths (`cohort.table`, `generate.composition`) in the file resolve against the file's folder; in an
-    override, against the working folder. Raises UserError naming file and key, with the nearest valid key when it is
-    unknown.
+    Relative paths (`cohort.table`, `cohort.target.table`, `generate.composition`) in the file resolve against the
+    file's folder; in an override, against the working folder. Raises UserError naming file and key, with the nearest
+    valid key when it is unknown.
     """
     values = _read(Path(path)) if path else {}
     _build(RunConfig, values, str(path), "")  # so that a mistake in the file is not blamed on a flag, nor the reverse
-    for section, key in _PATHS:
-        name = values[section].get(key) if isinstance(values.get(section), dict) else None
-        if isinstance(name, str) and path:
-            values[section][key] = str((Path(path).resolve().parent / name).resolve())
+    for *sections, key in _PATHS:
+        section: Any = values
+        for name in sections:
+            section = (section or {}).get(name)
+        if path and section and isinstance(section.get(key), str):
+            section[key] = str((Path(path).resolve().parent / section[key]).resolve())
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
@@ -80,8 +82,9 @@ def keys_with_help(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple[st
     docs = {attribute.arg_name: attribute.description or "" for attribute in parse_from_object(cls).params}
     for field in dataclasses.fields(cls):
         key = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(field.type):
-            yield from keys_with_help(field.type, f"{key}.")  # type: ignore[arg-type]
+        section = next((kind for kind in (field.type, *get_args(field.type)) if dataclasses.is_dataclass(kind)), None)
+        if section is not None:  # given or, as `Optional`, left out
+            yield from keys_with_help(section, f"{key}.")  # type: ignore[arg-type]
         else:
             default = field.default_factory() if callable(field.default_factory) else field.default  # type: ignore[misc]
             yield key, _type_name(field.type), docs.get(field.name, ""), default

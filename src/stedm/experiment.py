@@ -172,6 +172,6 @@ def adopt(parts: Sequence[Part]) -> None:
     if target.data.exists():
         return
     target.root.mkdir(exist_ok=True)
-    folders = {name: path for name, path in vars(root.run).items() if name != "root" and path.exists()}
-    for name in sorted(folders, key=lambda name: name == "data"):  # data the last: the mark of a move that is not over
-        os.replace(folders[name], getattr(target, name))
+    folders = [path for path in root.run.folders() if path.exists()]
+    for path in sorted(folders, key=lambda path: path == root.run.data):  # the last: the mark of a move not yet over
+        os.replace(path, target.root / path.name)

@@ -9,20 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stedm.config import (
-    FULL_ARM,
-    CohortConfig,
-    DiffusionConfig,
-    GenerateConfig,
-    RunConfig,
-    SplitConfig,
-    ingredients,
-)
+from stedm.arms import FULL_ARM, ingredients, synthetic_set
+from stedm.config import CohortConfig, DiffusionConfig, GenerateConfig, RunConfig, SplitConfig
 from stedm.data.composition import composition_digest
 from stedm.stages.prepare import input_digest, prepare
 from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder
 
-FORMAT = 8
+FORMAT = 9
 """Raise when a stage's results change for the same config: old run folders are then redone."""
 
 
@@ -47,9 +40,12 @@ class Stage:
 
 
 def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
-    """Every stage of a run, in order; first stage and ceiling are the same for every label budget."""
+    """Every stage of a run, in order; first stage and ceiling are the same for every label budget.
+
+    Not so with a second laboratory unless `keep_source`: then the budget decides who of the first is trained on at all.
+    """
     digest = input_digest(config)
-    blind = ("autoencoder", f"segmentation {FULL_ARM} ")
+    blind = () if _leaves_out_by_budget(config) else ("autoencoder", f"segmentation {FULL_ARM} ")
     return [
         _whoever_is_annotated(stage, digest) if stage.name.startswith(blind) else stage
         for stage in _stages(config, run, digest)
@@ -61,7 +57,7 @@ def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
     names = [(arm, seed) for arm in config.segmentation.arms for seed in config.segmentation.seeds]
     judge = (JUDGE_ARM, config.seed)
     others = [name for name in (*names, *([] if judge in names else [judge])) if name != (TEACHER_ARM, config.seed)]
-    with_control = config.diffusion.annotated_only_control
+    control = _control_stages(run, config, teacher)
     return [
         Stage(
             "prepare",
@@ -80,8 +76,8 @@ def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
         ),
         _segmenter_stage(run, config, TEACHER_ARM, config.seed),
         *_generator_stages(run, config, teacher),
+        *control,
         *(_segmenter_stage(run, config, *name) for name in others),
-        *([_control_stage(run, config)] if with_control else []),
         Stage(
             "evaluate",
             _later("evaluate.evaluate", run, config),
@@ -94,7 +90,7 @@ def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
             _later("report.report", run.root),
             run.report,
             ("cohort.licence",),
-            ("evaluate", *(("control",) if with_control else ())),
+            ("evaluate", *(stage.name for stage in control if stage.name == "control")),
         ),
     ]
 
@@ -113,23 +109,49 @@ def _generator_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[S
             ("prepare", "autoencoder", *pseudo),
         ),
         *([_few_step_stage(run, config)] if few else []),
+        *_synthetic_stages(run, config, teacher, "synthetic"),
+    ]
+
+
+def _synthetic_stages(run: RunFolder, config: RunConfig, teacher: str, name: str) -> list[Stage]:
+    """Draw and filter a synthetic set: ours, or a control, which has its own styles and is never drawn in few steps."""
+    ours, folder = name == "synthetic", run.synthetic_set(name)
+    few = ours and config.generate.generator == "few-step"
+    generator = "control" if name == "annotated-only" else "few-step" if few else "diffusion"
+    unread = ("batch_size", "composition", *(() if ours else ("styles", "generator")))
+    return [
         Stage(
-            "generate",
-            _later("generate.generate", run, config),
-            run.synthetic,
-            ("seed", *_keys("generate", GenerateConfig, without=("batch_size", "composition"))),
-            ("few-step",) if few else ("diffusion",),
+            _synthetic_name("generate", name),
+            _later("generate.generate", run, config, name=name),
+            folder,
+            ("seed", *_keys("generate", GenerateConfig, without=unread)),
+            (generator,),
             extra=composition_digest(config.generate.composition),
         ),
         Stage(
-            "filter",
-            _later("filter.filter_synthetic", run, config),
-            run.synthetic,
+            _synthetic_name("filter", name),
+            _later("filter.filter_synthetic", run, config, name=name),
+            folder,
             ("filter", "seed"),
-            ("generate", teacher),
+            (_synthetic_name("generate", name), teacher),
             marker="filter.json",
             keeps_folder=True,
         ),
+    ]
+
+
+def _synthetic_name(verb: str, name: str) -> str:
+    return verb if name == "synthetic" else f"{verb} {name}"
+
+
+def _control_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[Stage]:
+    """The control generator and the control sets, where the config or an arm asks for them."""
+    wanted = {synthetic_set(arm) for arm in config.segmentation.arms}
+    with_generator = config.diffusion.annotated_only_control or "annotated-only" in wanted
+    sets = [name for name in ("unstyled", "annotated-only") if name in wanted]
+    return [
+        *([_control_stage(run, config)] if with_generator else []),
+        *(stage for name in sets for stage in _synthetic_stages(run, config, teacher, name)),
     ]
 
 
@@ -153,6 +175,13 @@ def _whoever_is_annotated(stage: Stage, digest: str) -> Stage:
     return dataclasses.replace(stage, keys=keys, needs=(), after=stage.needs, extra=f"{stage.extra} {digest}")
 
 
+def _leaves_out_by_budget(config: RunConfig) -> bool:
+    """Whether training patients beyond the label budget are left out: those of the source, beside a target."""
+    cohort, phantom = config.cohort, config.cohort.phantom
+    drawn = cohort.table is None and (phantom.annotated_families is not None or phantom.annotated_scanners is not None)
+    return (cohort.target is not None or drawn) and not config.split.keep_source
+
+
 def _cohort_keys() -> tuple[str, ...]:
     """What the patches depend on: of the cohort all but its licence."""
     return _keys("cohort", CohortConfig, without=("licence",))
@@ -169,7 +198,7 @@ def _keys(section: str, cls: type, *, without: tuple[str, ...]) -> tuple[str, ..
     return tuple(f"{section}.{name}" for name in names)
 
 
-def _later(name: str, *arguments: Any, **options: Any) -> Callable[[], None]:
+def _later(name: str, /, *arguments: Any, **options: Any) -> Callable[[], None]:
     """A call of stedm.stages.<module>.<function> that imports it then: errors in a config or a table come at once."""
 
     def action() -> None:
@@ -197,16 +226,19 @@ def _segmenter_name(arm: str, seed: int) -> str:
 
 
 def _segmenter_stage(run: RunFolder, config: RunConfig, arm: str, seed: int) -> Stage:
-    parts = ingredients(arm)
+    parts, name = ingredients(arm), synthetic_set(arm)
     keys = ["encoder", "encoder_weights", "space_to_depth", "steps", "batch_size", "learning_rate"]
-    keys += ["stain_strength"] if "stain" in parts else []
-    keys += ["synthetic_share"] if "synthetic" in parts else []
+    keys += ["stain_strength"] if parts & {"stain", "mean-teacher", "consistency"} else []
+    keys += ["synthetic_share"] if name else []
+    keys += ["consistency_weight"] if parts & {"mean-teacher", "consistency"} else []
+    keys += ["consistency_confidence"] if "consistency" in parts else []
+    pairs = {None: (), "unfiltered": ("generate",)}.get(name, (_synthetic_name("filter", name or ""),))
     return Stage(
         _segmenter_name(arm, seed),
         _later("segmentation.train_segmenter", run, config, arm=arm, seed=seed),
         run.segmenter(arm, seed),
         tuple(f"segmentation.{key}" for key in keys),
-        ("prepare", "filter") if "synthetic" in parts else ("prepare",),
+        ("prepare", *pairs),
         extra=f"{arm} {seed}",
     )
 

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from stedm.config import ARMS, FULL_ARM, RunConfig
+from stedm.arms import check_arm
+from stedm.config import RunConfig
 from stedm.errors import UserError
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -92,14 +93,14 @@ def _check(config: RunConfig) -> None:
     _check_unfolding(config)
     _check_experiment(config)
     _check_patch_px(config)
+    _check_target(config)
     if config.generate.composition is not None and config.generate.layouts == "real":
         raise UserError("generate.composition: real layouts keep their fractions; set generate.layouts: prior or mixed")
 
 
 def _check_lists(config: RunConfig) -> None:
-    unknown = [arm for arm in config.segmentation.arms if arm not in (*ARMS, FULL_ARM)]
-    if unknown:
-        raise UserError(f"segmentation.arms: unknown arm {unknown[0]!r}; choose from {', '.join((*ARMS, FULL_ARM))}")
+    for arm in config.segmentation.arms:
+        check_arm(arm)
     for key in ("seeds", "arms"):
         values = getattr(config.segmentation, key)
         if len(set(values)) < len(values):
@@ -113,6 +114,7 @@ def _check_shares(config: RunConfig) -> None:
         "diffusion.style_dropout": config.diffusion.style_dropout,
         "diffusion.unknown_share": config.diffusion.unknown_share,
         "segmentation.synthetic_share": config.segmentation.synthetic_share,
+        "segmentation.consistency_confidence": config.segmentation.consistency_confidence,
         "filter.min_agreement": config.filter.min_agreement,
         "prepare.min_tissue": config.prepare.min_tissue,
     }
@@ -148,6 +150,8 @@ def _check_counts(config: RunConfig) -> None:
     for key, number in at_least_one.items():
         if number < 1:
             raise UserError(f"{key}: {number} is too few; give 1 or more")
+    if config.filter.hard_sampling < 0:
+        raise UserError(f"filter.hard_sampling: {config.filter.hard_sampling} is below 0; 0 draws all images alike")
     if config.split.unseen_patients < 0:
         raise UserError(f"split.unseen_patients: {config.split.unseen_patients} is too few; give 0 or more")
     for section in ("autoencoder", "diffusion", "few_step", "segmentation"):
@@ -179,8 +183,22 @@ def _check_experiment(config: RunConfig) -> None:
         raise UserError(f"split.fold: {fold} is not [j, n] with n of 2 or more and j from 0 to n - 1")
     if folds > 1 and fold is not None:
         raise UserError("experiment.folds tests fold after fold; remove split.fold, which names one")
-    if (folds > 1 or fold is not None) and config.split.annotated:
+    if (folds > 1 or fold is not None) and config.split.annotated and config.cohort.target is None:
         raise UserError("split.annotated: a patient that is tested in some fold cannot always be annotated; remove it")
+
+
+def _check_target(config: RunConfig) -> None:
+    target = config.cohort.target
+    if target is None:
+        return
+    if target.table is None:
+        raise UserError("cohort.target.table is missing: name the second laboratory's table, or remove the section")
+    if config.cohort.table is None:
+        raise UserError("cohort.target needs cohort.table, the laboratory with annotated patients; name that table too")
+    if config.prepare.mpp is None:
+        raise UserError(
+            "prepare.mpp is missing: with cohort.target, give the microns per pixel both laboratories are brought to"
+        )
 
 
 def _check_patch_px(config: RunConfig) -> None:

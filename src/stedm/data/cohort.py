@@ -1,12 +1,13 @@
 """The cohort table: all images with their masks, slides and patients, validated (DESIGN, data contract)."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from stedm.config import CohortConfig
+from stedm.config import CohortConfig, TargetConfig
 from stedm.data.labels import LabelMap, nearest_name, read_mask
 from stedm.data.slide import Slide
 from stedm.errors import UserError
@@ -22,11 +23,12 @@ def row_name(table: str | Path, position: int) -> str:
     return f"{table}, row {position + _FIRST_ROW}"
 
 
-def read_table(config: CohortConfig) -> pd.DataFrame:
+def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") -> pd.DataFrame:
     """The user's table with our column names, stripped strings and absolute paths; nothing but the table is opened.
 
     Columns image, patient, slide, mask ("" if none), mpp (float, NaN if none), split, group ("" if none), and
-    may_annotate (bool) when the table has it. Raises UserError for an unreadable or empty table and missing columns.
+    may_annotate (bool) when the table has it. `section` is the config section that messages name. Raises UserError for
+    an unreadable or empty table and missing columns.
     """
     path = Path(config.table or "")
     try:
@@ -34,12 +36,12 @@ def read_table(config: CohortConfig) -> pd.DataFrame:
             pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str, keep_default_na=False)
         )
     except FileNotFoundError:
-        raise UserError(f"{path}: cohort table not found; correct cohort.table") from None
+        raise UserError(f"{path}: cohort table not found; correct {section}.table") from None
     except (OSError, ValueError) as error:  # pandas' parser and pyarrow's errors are ValueErrors
         raise UserError(f"{path}: unreadable cohort table ({error}); save it as UTF-8 CSV or Parquet") from None
     if raw.empty:
         raise UserError(f"{path}: the cohort table has no rows; add one row per image")
-    table = pd.DataFrame({ours: _text(raw[theirs]) for ours, theirs in _column_names(config, raw).items()})
+    table = pd.DataFrame({ours: _text(raw[theirs]) for ours, theirs in _column_names(config, raw, section).items()})
     for column in ("slide", "mask", "split", "group", "mpp"):
         if column not in table:
             table[column] = ""
@@ -49,21 +51,21 @@ def read_table(config: CohortConfig) -> pd.DataFrame:
         table[column] = [str((folder / name).resolve()) if name else "" for name in table[column]]
     stems = table["image"].map(lambda name: Path(name).stem)
     table["slide"] = table["slide"].where(table["slide"] != "", stems)
-    table["mpp"] = _mpp(table["mpp"], path, config.mpp)
+    table["mpp"] = _mpp(table["mpp"], path, config.mpp, section)
     if "may_annotate" in table:
         table["may_annotate"] = table["may_annotate"].str.lower().isin(["true", "1", "yes"])
     return table[[column for column in COLUMNS if column in table]]
 
 
-def read_cohort(config: CohortConfig) -> pd.DataFrame:
+def read_cohort(config: CohortConfig | TargetConfig, *, section: str = "cohort") -> pd.DataFrame:
     """`read_table`, checked against the files (headers only) and for patients, slides and splits that contradict.
 
     Raises UserError naming the table and row: missing or unreadable files, a mask of another size than its image,
     an image named twice, a slide of two patients, a patient in two splits, one patient only.
     """
-    cohort = read_table(config)
+    cohort = read_table(config, section=section)
     path = Path(config.table or "")
-    _refuse_contradictions(cohort, path)
+    _refuse_contradictions(cohort, path, section)
     for position, row in enumerate(cohort.itertuples(index=False)):
         where = row_name(path, position)
         for column, name in (("image", row.image), ("mask", row.mask)):
@@ -80,8 +82,16 @@ def read_cohort(config: CohortConfig) -> pd.DataFrame:
     return cohort
 
 
-def resolve_labels(config: CohortConfig, cohort: pd.DataFrame) -> LabelMap:
-    """Label map of `cohort.labels`, or of the values in the masks when empty; every mask of the cohort is checked.
+def resolve_labels(
+    config: CohortConfig | TargetConfig,
+    cohort: pd.DataFrame,
+    *,
+    labels: dict[str, list[Any]] | None = None,
+    section: str = "cohort",
+) -> LabelMap:
+    """Label map of the section's labels, or of the values in the masks when empty; every mask of the cohort is checked.
+
+    `labels` stands in for the section's own.
 
     Raises UserError naming table, row, file and values for values that `cohort.labels` does not name, and when no
     row has a mask.
@@ -89,24 +99,26 @@ def resolve_labels(config: CohortConfig, cohort: pd.DataFrame) -> LabelMap:
     masked = [(position, name) for position, name in enumerate(cohort["mask"]) if name]
     if not masked:
         raise UserError(f"{config.table}: no row has a mask; annotate some patients and fill the column 'mask'")
-    if not config.labels:
-        return LabelMap.from_values(int(value) for _, name in masked for value in np.unique(read_mask(name)))
-    labels = LabelMap.from_config(config.labels)
+    named = config.labels if labels is None else labels
+    if not named:
+        values = {int(value) for _, name in masked for value in np.unique(read_mask(name))}
+        return LabelMap.from_values(values, key=f"{section}.labels")
+    label_map = LabelMap.from_config(named, key=f"{section}.labels")
     for position, name in masked:
-        labels.apply(read_mask(name), source=f"{row_name(str(config.table), position)}: mask {name}")
-    return labels
+        label_map.apply(read_mask(name), source=f"{row_name(str(config.table), position)}: mask {name}")
+    return label_map
 
 
-def _column_names(config: CohortConfig, raw: pd.DataFrame) -> dict[str, str]:
+def _column_names(config: CohortConfig | TargetConfig, raw: pd.DataFrame, section: str) -> dict[str, str]:
     """Our column name -> the table's, for every column the table has."""
     known = [str(name) for name in raw.columns]
     for ours, theirs in config.columns.items():
         if ours not in COLUMNS:
             hint = nearest_name(ours, COLUMNS) or ", ".join(COLUMNS)
-            raise UserError(f"cohort.columns: unknown column '{ours}'; did you mean {hint}?")
+            raise UserError(f"{section}.columns: unknown column '{ours}'; did you mean {hint}?")
         if theirs not in known:
             hint = nearest_name(theirs, known) or ", ".join(known)
-            raise UserError(f"{config.table}: no column '{theirs}' (cohort.columns.{ours}); did you mean {hint}?")
+            raise UserError(f"{config.table}: no column '{theirs}' ({section}.columns.{ours}); did you mean {hint}?")
     names = {ours: config.columns.get(ours, ours) for ours in COLUMNS}
     for ours in REQUIRED:
         if names[ours] not in known:
@@ -115,8 +127,7 @@ def _column_names(config: CohortConfig, raw: pd.DataFrame) -> dict[str, str]:
             raise UserError(
                 f"{config.table}: no column '{ours}'"
                 + (f" (nearest: '{near}')" if near else "")
-                + f"; set cohort.columns"
-                f" to {example} or rename it"
+                + f"; set {section}.columns to {example} or rename it"
             )
     return {ours: theirs for ours, theirs in names.items() if theirs in known}
 
@@ -139,10 +150,10 @@ def _refuse_empty(table: pd.DataFrame, path: Path) -> None:
         raise UserError(f"{row_name(path, blank[0])}: split is empty here but not in other rows; fill in all or none")
 
 
-def _mpp(column: pd.Series, path: Path, default: float | None) -> pd.Series:
-    """Microns per pixel as floats: the table's cell, else `cohort.mpp`, else NaN."""
+def _mpp(column: pd.Series, path: Path, default: float | None, section: str) -> pd.Series:
+    """Microns per pixel as floats: the table's cell, else `mpp` of the config section, else NaN."""
     if default is not None and not (np.isfinite(default) and default > 0):
-        raise UserError(f"cohort.mpp: {default} is no positive number; give microns per pixel, e.g. 0.5")
+        raise UserError(f"{section}.mpp: {default} is no positive number; give microns per pixel, e.g. 0.5")
     numbers = pd.to_numeric(column.where(column != ""), errors="coerce").astype(float)
     wrong = np.flatnonzero((column != "") & ~(np.isfinite(numbers) & (numbers > 0)))
     if len(wrong):
@@ -152,7 +163,7 @@ def _mpp(column: pd.Series, path: Path, default: float | None) -> pd.Series:
     return numbers.fillna(np.nan if default is None else default)
 
 
-def _refuse_contradictions(cohort: pd.DataFrame, path: Path) -> None:
+def _refuse_contradictions(cohort: pd.DataFrame, path: Path, section: str) -> None:
     double = np.flatnonzero(cohort["image"].duplicated())
     if len(double):
         name = cohort["image"].iloc[double[0]]
@@ -173,7 +184,7 @@ def _refuse_contradictions(cohort: pd.DataFrame, path: Path) -> None:
     if cohort["patient"].nunique() < 2:
         raise UserError(
             f"{path}: one patient only ('{cohort['patient'].iloc[0]}'); training, validation and test need"
-            " different patients: add patients or correct cohort.columns.patient"
+            f" different patients: add patients or correct {section}.columns.patient"
         )
 
 

@@ -44,13 +44,13 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def _values(entry: Any, *, key: str) -> range:
-    """Values named by one entry of `cohort.labels`: a whole number, "7" or "1-254"."""
+    """Values named by one entry of the config key `key`: a whole number, "7" or "1-254"."""
     first, _, last = str(entry).strip().partition("-")
     last = last or first
     if isinstance(entry, bool) or not (first.strip().isdecimal() and last.strip().isdecimal()):
-        raise UserError(f'cohort.labels.{key}: {entry!r} is neither a value nor a range; write e.g. 1 or "1-254"')
+        raise UserError(f'{key}: {entry!r} is neither a value nor a range; write e.g. 1 or "1-254"')
     if int(last) < int(first) or int(last) >= _VALUES:
-        raise UserError(f"cohort.labels.{key}: {entry!r} must rise and end below {_VALUES}")
+        raise UserError(f"{key}: {entry!r} must rise and end below {_VALUES}")
     return range(int(first), int(last) + 1)
 
 
@@ -62,37 +62,45 @@ class LabelMap:
     """Class names; their order gives the classes 0..C-1."""
     lookup: np.ndarray
     """(65536,) int16: class of each mask value, 255 = ignore, -1 = unknown."""
+    key: str = "cohort.labels"
+    """Config key that messages name."""
 
     @classmethod
-    def from_config(cls, labels: dict[str, list[Any]]) -> "LabelMap":
+    def from_config(cls, labels: dict[str, list[Any]], *, key: str = "cohort.labels") -> "LabelMap":
         """From `cohort.labels`: class name -> values; the name `ignore` stands for 255. Raises UserError."""
         classes = [name for name in labels if name != "ignore"]
         if not 2 <= len(classes) < IGNORE:
-            raise UserError(f"cohort.labels: {len(classes)} class(es) named besides ignore; name two or more")
+            raise UserError(f"{key}: {len(classes)} class(es) named besides ignore; name two or more")
         lookup = np.full(_VALUES, _UNKNOWN, np.int16)
         owner: dict[int, str] = {}
         for name, entries in labels.items():
             for entry in entries if isinstance(entries, list | tuple) else [entries]:
-                for value in _values(entry, key=name):
+                for value in _values(entry, key=f"{key}.{name}"):
                     if owner.setdefault(value, name) != name:
                         raise UserError(
-                            f"cohort.labels: value {value} is both {owner[value]} and {name}; keep it in one of them"
+                            f"{key}: value {value} is both {owner[value]} and {name}; keep it in one of them"
                         )
                     lookup[value] = IGNORE if name == "ignore" else classes.index(name)
-        return cls(classes, lookup)
+        return cls(classes, lookup, key)
 
     @classmethod
-    def from_values(cls, values: Iterable[int]) -> "LabelMap":
+    def from_values(cls, values: Iterable[int], *, key: str = "cohort.labels") -> "LabelMap":
         """From the values found in the masks, named class<value>; 255 is ignore beside two or more other values."""
         found = sorted(set(values))
         if len(found) < 2 or len(found) > MAX_CLASSES:
             raise UserError(
                 f"the masks hold {len(found)} different value(s); say which value is which class with "
-                'cohort.labels, e.g. {background: [0], gland: ["1-254"]}'
+                f'{key}, e.g. {{background: [0], gland: ["1-254"]}}'
             )
         ignored = [IGNORE] if IGNORE in found and len(found) > 2 else []
         named: dict[str, list[Any]] = {f"class{value}": [value] for value in found if value not in ignored}
-        return cls.from_config({**named, "ignore": ignored})
+        return cls.from_config({**named, "ignore": ignored}, key=key)
+
+    def ordered(self, classes: list[str]) -> "LabelMap":
+        """The same map with its classes in this order (a permutation of them)."""
+        place = np.arange(-1, IGNORE + 1, dtype=np.int16)  # of -1 (unknown), 0, 1, ..., 255 (ignore)
+        place[1 : len(classes) + 1] = [classes.index(name) for name in self.classes]
+        return LabelMap(list(classes), place[self.lookup + 1], self.key)
 
     def apply(self, mask: np.ndarray, *, source: str | Path) -> np.ndarray:
         """Label map (H, W) uint8 of mask values (H, W); raises UserError naming `source` and the unknown values."""
@@ -101,9 +109,7 @@ class LabelMap:
         if unknown.any():
             values = np.unique(mask[unknown]).tolist()
             shown = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
-            raise UserError(
-                f"{source}: unknown label value(s) {shown}; add them to a class or to ignore in cohort.labels"
-            )
+            raise UserError(f"{source}: unknown label value(s) {shown}; add them to a class or to ignore in {self.key}")
         return label_map.astype(np.uint8)
 
 

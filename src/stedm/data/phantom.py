@@ -1,5 +1,6 @@
 """The procedural cohort: patients whose tissue differs in more than colour, with exact label maps, made offline."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from PIL import Image
 from scipy import ndimage
 
 from stedm.config import PhantomConfig
+from stedm.config_cohort import Family, Scanner
 from stedm.data.phantom_render import BACKGROUND, EPITHELIUM, STROMA, PatientStyle, render, smooth_noise
+from stedm.data.phantom_scanner import draw_scanner
 from stedm.errors import UserError
 from stedm.files import atomic_folder
 
@@ -23,15 +26,17 @@ _WARP_REACH_PX = 15
 _PLACEMENTS_PER_GLAND_AREA = 12.0
 """Attempted gland placements per mean gland area: enough for dense packing, few enough to leave stroma."""
 
+Kind = tuple[Family, Scanner]
+"""What a laboratory is made of: staining family and scanner."""
 
-# Kind: (cytoplasm H, cytoplasm E, granularity, vacuoles, membrane, polarity, elongation)
+# Epithelium: (cytoplasm H, cytoplasm E, granularity, vacuoles, membrane, polarity, elongation)
 _EPITHELIA = {
     "eosinophilic": (0.06, 0.85, 0.25, 0.0, 0.15, 0.5, 1.2),
     "basophilic": (0.38, 0.40, 0.10, 0.0, 0.05, 0.8, 1.7),
     "clear": (0.02, 0.18, 0.10, 0.0, 0.65, 0.2, 1.1),
     "mucinous": (0.22, 0.16, 0.10, 0.5, 0.30, 0.95, 1.3),
 }
-# Kind: (matrix H, matrix E, fibre contrast, fibre width, fibre length, waviness, fibroblasts, lymphocytes)
+# Stroma: (matrix H, matrix E, fibre contrast, fibre width, fibre length, waviness, fibroblasts, lymphocytes)
 _STROMATA = {
     "collagen": (0.02, 0.85, 0.30, 1.3, 10.0, 6.0, 0.17, 0.02),
     "loose": (0.12, 0.38, 0.50, 0.9, 5.0, 8.0, 0.20, 0.06),
@@ -60,19 +65,6 @@ def _stain_vectors(family: str, rng: np.random.Generator) -> np.ndarray:
     vectors = np.array(_STAINS[family]) * np.exp(rng.normal(0, 0.11, (3, 3)))
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-8)
     return vectors * np.array(_around(_STRENGTHS[family], rng, spread=0.22))[:, None]
-
-
-def _scanner(rng: np.random.Generator) -> dict[str, Any]:
-    """White point, colour mixing, tone curve, focus and noise, as fields of `PatientStyle`."""
-    mixing = rng.normal(0, 0.06, (3, 3))
-    mixing -= mixing.mean(1, keepdims=True)  # grey stays grey
-    return {
-        "white": np.clip(rng.normal(0.93, 0.025) + rng.normal(0, 0.012, 3), 0.8, 1.0),
-        "colour_matrix": np.eye(3) + mixing,
-        "gamma": float(np.exp(rng.normal(0, 0.12))),
-        "blur_px": float(rng.uniform(0.3, 0.75)),
-        "noise": float(rng.uniform(0.004, 0.02)),
-    }
 
 
 def _tissue(epithelium: str, stroma: str, stains: np.ndarray, *, rng: np.random.Generator) -> dict[str, Any]:
@@ -105,11 +97,12 @@ def draw_style(
     family: str,
     rng: np.random.Generator,
     *,
+    scanner: Scanner = "first",
     score: int | None = None,
     epithelium: str | None = None,
     stroma: str | None = None,
 ) -> PatientStyle:
-    """Draw a patient of a staining family, `he` or `ihc`; what is not given is drawn too.
+    """Draw a patient of a staining family, `he` or `ihc`, under a scanner; what is not given is drawn too.
 
     `score` is the IHC score, 0 to 3, unused for `he`: it decides the stained membranes alone. `epithelium` is
     eosinophilic, basophilic, clear or mucinous; `stroma` is collagen, loose, desmoplastic, inflamed or muscle.
@@ -127,7 +120,7 @@ def draw_style(
     return PatientStyle(
         group=group,
         stains=stains,
-        **_scanner(rng),
+        **draw_scanner(scanner, rng),
         **tissue,
         nucleus_px=rng.uniform(5.5, 9.0),
         crowding=rng.uniform(0.82, 1.09),
@@ -203,28 +196,49 @@ def draw_layout(size_px: int, rng: np.random.Generator) -> np.ndarray:
     return layout
 
 
-def _patients(config: PhantomConfig) -> Iterator[tuple[str, str, str, PatientStyle, np.random.Generator]]:
-    """(split, patient, family, style, generator of the slides).
+def _laboratories(config: PhantomConfig) -> tuple[list[Kind], list[Kind]]:
+    """Kinds (family, scanner) of the source, whose patients may be annotated, and of the target; possibly none."""
+    kinds = list(itertools.product(config.families, config.scanners))
+    families = config.families if config.annotated_families is None else config.annotated_families
+    scanners = config.scanners if config.annotated_scanners is None else config.annotated_scanners
+    source = [kind for kind in kinds if kind[0] in families and kind[1] in scanners]
+    for key, values in (("families", config.families), ("scanners", config.scanners)):
+        if not values:
+            raise UserError(f"cohort.phantom.{key} is empty: name one or both, as `stedm run --help` lists them")
+    if not source:
+        raise UserError(
+            "cohort.phantom: no patient may be annotated; name one of `families` in `annotated_families` and one of"
+            " `scanners` in `annotated_scanners`"
+        )
+    return source, [kind for kind in kinds if kind not in source]
 
-    Families alternate, and scores and kinds of tissue take turns, so that a small cohort has something of each; they
-    step at different paces, so that within a few dozen patients each score comes with each kind.
+
+def _patients(config: PhantomConfig) -> Iterator[tuple[str, str, Kind, PatientStyle, np.random.Generator]]:
+    """(split, patient, kind, style, generator of the slides).
+
+    Kinds alternate, and scores and kinds of tissue take turns, so that a small cohort has something of each; they
+    step at different paces, so that within a few dozen patients each score comes with each kind. With a target
+    laboratory, validation patients are the source's, test and unseen ones the target's.
     """
+    source, target = _laboratories(config)
     counts = {"train": config.train_patients, "val": config.val_patients, "test": config.test_patients}
     counts["unseen"] = config.unseen_patients
-    kinds, stromata = list(_EPITHELIA), list(_STROMATA)
+    epithelia, stromata = list(_EPITHELIA), list(_STROMATA)
     for split_number, (split, count) in enumerate(counts.items()):
+        kinds = source if split == "val" else target if target and split != "train" else [*source, *target]
         for number in range(count):
             rng = np.random.default_rng([config.seed, split_number, number])
-            turn, family_number = divmod(number, len(config.families))
-            family = config.families[family_number]
+            turn, place = divmod(number, len(kinds))
+            family, scanner = kinds[place]
             style = draw_style(
                 family,
                 rng,
+                scanner=scanner,
                 score=turn % 4,
-                epithelium=kinds[(turn + turn // 4 + split_number) % len(kinds)],
-                stroma=stromata[(2 * turn + turn // 5 + family_number) % len(stromata)],
+                epithelium=epithelia[(turn + turn // 4 + split_number) % len(epithelia)],
+                stroma=stromata[(2 * turn + turn // 5 + place) % len(stromata)],
             )
-            yield split, f"{split}{number:03d}", family, style, rng
+            yield split, f"{split}{number:03d}", kinds[place], style, rng
 
 
 def _write_slide(folder: Path, name: str, style: PatientStyle, *, size_px: int, rng: np.random.Generator) -> None:
@@ -236,29 +250,23 @@ def _write_slide(folder: Path, name: str, style: PatientStyle, *, size_px: int, 
 def write_cohort(folder: Path, config: PhantomConfig) -> Path:
     """Draw the cohort of `config` into `folder` (replaced as a whole) and return the path of its table, `cohort.csv`.
 
-    Columns: image, patient, slide, mask, mpp (microns per pixel), split, group (`he`, `ihc0` ... `ihc3`) and, when
-    `annotated_families` is given, `may_annotate`. Every slide has a mask; hiding masks is the label budget's business.
-    A patient depends on the seed, the split and the patient's number alone, not on how many others there are.
+    Columns: image, patient, slide, mask, mpp (microns per pixel), split, group (`he`, `ihc0` ... `ihc3`). Patients of
+    families or scanners that are not annotated are in a second table, `target.csv`. Every slide has a mask; hiding
+    masks is the label budget's business. A patient depends on the seed, the split, its kinds and the patient's number
+    alone, not on how many others there are.
     """
-    if not config.families:
-        raise UserError("cohort.phantom.families is empty: name `he`, `ihc` or both")
-    rows = []
+    source, target = _laboratories(config)
+    tables: dict[str, list[dict[str, Any]]] = {"cohort": [], "target": []}
     with atomic_folder(folder) as temporary:
         (temporary / "images").mkdir()
         (temporary / "masks").mkdir()
-        for split, patient, family, style, rng in _patients(config):
+        for split, patient, kind, style, rng in _patients(config):
             for slide_number in range(config.slides_per_patient):
                 name = f"{patient}_s{slide_number}"
                 _write_slide(temporary, name, style, size_px=config.slide_px, rng=rng)
-                row: dict[str, Any] = {
-                    "image": f"images/{name}.png",
-                    "patient": patient,
-                    "slide": name,
-                    "mask": f"masks/{name}.png",
-                }
+                row = {"image": f"images/{name}.png", "patient": patient, "slide": name, "mask": f"masks/{name}.png"}
                 row |= {"mpp": config.mpp, "split": split, "group": style.group}
-                if config.annotated_families is not None:
-                    row["may_annotate"] = split != "train" or family in config.annotated_families
-                rows.append(row)
-        pd.DataFrame(rows).to_csv(temporary / "cohort.csv", index=False)
+                tables["cohort" if kind in source else "target"].append(row)
+        for name in ("cohort", "target") if target else ("cohort",):
+            pd.DataFrame(tables[name]).to_csv(temporary / f"{name}.csv", index=False)
     return Path(folder) / "cohort.csv"

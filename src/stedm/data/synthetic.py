@@ -13,14 +13,15 @@ from stedm.errors import UserError
 class SyntheticSet:
     """The folder written by `generate` and judged by `filter`; positions are rows of `manifest`."""
 
-    def __init__(self, folder: str | Path, *, cache_bytes: int = 2**30) -> None:
+    def __init__(self, folder: str | Path, *, mask: str = "mask", cache_bytes: int = 2**30) -> None:
+        """mask: the manifest's column of label maps; `mask`: as filtered, `layout`: as drawn."""
         path = Path(folder) / "manifest.parquet"
         if not path.is_file():
             raise UserError(f"{path}: not found; run `stedm generate` first")
         self.manifest = pd.read_parquet(path)
         """One row per synthetic pair, with its provenance."""
         self._images = PatchImages(folder, self.manifest["image"].tolist(), cache_bytes=cache_bytes)
-        self._label_maps = LabelMaps(folder, self.manifest["mask"].tolist(), cache_bytes=cache_bytes)
+        self._label_maps = LabelMaps(folder, self.manifest[mask].tolist(), cache_bytes=cache_bytes)
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -39,3 +40,8 @@ class SyntheticSet:
         if "keep" not in self.manifest:
             raise UserError("the synthetic set has not been filtered; run `stedm filter` first")
         return np.flatnonzero(self.manifest["keep"].to_numpy(bool))
+
+    @property
+    def weights(self) -> np.ndarray:
+        """How often each row (n,) is to be drawn in training, relative to the others. As `kept`, after the filter."""
+        return self.manifest["weight"].to_numpy(float)

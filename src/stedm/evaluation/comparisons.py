@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 
-from stedm.config import FULL_ARM, ingredients
+from stedm.arms import FULL_ARM, SYNTHETIC_SETS, ingredients
 
 OURS = "synthetic"
 """The ingredient whose worth is the question: images in the styles of unannotated patients, filtered."""
-CONTROL_SETS = ("unfiltered", "unstyled", "annotated-only")
+CONTROL_SETS = tuple(name for name in SYNTHETIC_SETS if name != OURS)
 """Synthetic sets that lack one thing that ours has."""
 RIVALS = ("consistency", "mean-teacher", "transfer")
 """Other ways to use unannotated patients."""
@@ -45,7 +45,7 @@ def headline_comparison(validation_iou: Mapping[str, float | None]) -> tuple[str
     """
     scores = {arm: iou for arm, iou in validation_iou.items() if iou is not None and arm != FULL_ARM}
     ours = [arm for arm in scores if OURS in ingredients(arm)]
-    without = [arm for arm in scores if not ingredients(arm) & {OURS, *CONTROL_SETS}]
+    without = [arm for arm in scores if not ingredients(arm) & set(SYNTHETIC_SETS)]
     if not ours or not without:
         return None
     return max(ours, key=scores.__getitem__), max(without, key=scores.__getitem__)

@@ -78,10 +78,14 @@ class Segmenter(FolderModel):
                 f"segmentation.encoder_weights: {weights} does not fit the encoder {self.config['encoder']}"
             )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1], H and W multiples of s 2^(decoder levels) -> logits (B, N, H, W)."""
+    def forward(self, images: Tensor, *, feature_dropout: float = 0.0) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1], H and W multiples of s 2^(decoder levels) -> logits (B, N, H, W).
+
+        feature_dropout: share of the encoder's channels that are dropped (a perturbation in training, Yang 2023).
+        """
         folded = F.pixel_unshuffle(images, self.space_to_depth).contiguous(memory_format=torch.channels_last)
-        return F.pixel_shuffle(self.net(folded), self.space_to_depth)
+        features = [F.dropout2d(level, feature_dropout) for level in self.net.encoder(folded)]
+        return F.pixel_shuffle(self.net.segmentation_head(self.net.decoder(features)), self.space_to_depth)
 
     @torch.no_grad()
     def probabilities(self, images: NDArray[np.uint8], *, views: int = 1, batch_size: int = 64) -> NDArray[np.float32]:

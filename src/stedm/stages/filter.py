@@ -11,41 +11,44 @@ from stedm.evaluation.memorisation import nearest_distances
 from stedm.evaluation.segmentation import confusion, iou, mean_over_classes
 from stedm.files import atomic_path
 from stedm.models.segmenter import Segmenter
+from stedm.stages.hard_sampling import layout_hardness, sampling_weight, style_hardness
 from stedm.stages.run_folder import TEACHER_ARM, RunFolder, train_patches
 
 
-def filter_synthetic(run: RunFolder, config: RunConfig) -> None:
-    """Add agreement, ignored_fraction, keep and the nearest real neighbour to the manifest; write filtered masks.
+def filter_synthetic(run: RunFolder, config: RunConfig, *, name: str = "synthetic") -> None:
+    """Add agreement, ignored_fraction, keep, weight and the nearest real neighbour to a synthetic set's manifest.
 
-    `layout` stays the label map as drawn, `mask` becomes the one to train with: `filtered/<id>.png`.
+    `layout` stays the label map as drawn, `mask` becomes the one to train with: `filtered/<id>.png`. `weight` (mean 1)
+    says how often the image is to be drawn in training.
     """
+    folder = run.synthetic_set(name)
     patches = run.patches()
     annotated = train_patches(patches, annotated=True)
     teacher = Segmenter.from_pretrained(run.segmenter(TEACHER_ARM, config.seed)).to(best_device())
-    classes = len(run.classes())
-    limits = loss_limits(
-        teacher.probabilities(run.images(annotated), views=4), run.label_maps(annotated), config.filter.tolerance
-    )
-    limits = np.maximum(limits, config.filter.max_loss)
-    synthetic = SyntheticSet(run.synthetic)
+    losses = class_losses(teacher.probabilities(run.images(annotated), views=4), run.label_maps(annotated))
+    limits = loss_limits(losses, config.filter.tolerance, least=config.filter.max_loss)
+    synthetic = SyntheticSet(folder)
     manifest = synthetic.manifest.assign(mask="filtered/" + synthetic.manifest["id"] + ".png")
     training = train_patches(patches)
-    columns = []
+    columns, hardness = [], []
     for start in range(0, len(manifest), 256):
         part = manifest.iloc[start : start + 256]
         images = synthetic.images(np.arange(start, start + len(part)))
-        layouts = _layouts(run, part)
+        layouts = np.stack([np.asarray(Image.open(folder / path)) for path in part["layout"]])
         probabilities = teacher.probabilities(images, views=4)  # (n, N, H, W)
         masks = ignore_unlikely(layouts, probabilities, limits)
-        for name, mask in zip(part["mask"], masks, strict=True):
-            with atomic_path(run.synthetic / name) as temporary:
+        for path, mask in zip(part["mask"], masks, strict=True):
+            with atomic_path(folder / path) as temporary:
                 Image.fromarray(mask).save(temporary, compress_level=1)
-        agreements = [
-            _agreement(p.argmax(0), layout, classes) for p, layout in zip(probabilities, layouts, strict=True)
-        ]
+        agreements = [_agreement(p.argmax(0), y, len(losses)) for p, y in zip(probabilities, layouts, strict=True)]
         columns.append(_judged(part.index, agreements, layouts, masks, config, _nearest(run, images, training)))
+        hardness.append(layout_hardness(layouts, losses))
     judged = pd.concat(columns)
-    with atomic_path(run.synthetic / "manifest.parquet") as temporary:
+    judged["weight"] = 1.0
+    if config.filter.hard_sampling > 0:
+        of_styles = style_hardness(run, teacher, manifest["style_patient"])
+        judged["weight"] = sampling_weight(np.concatenate(hardness), of_styles, strength=config.filter.hard_sampling)
+    with atomic_path(folder / "manifest.parquet") as temporary:
         manifest.drop(columns=judged.columns, errors="ignore").join(judged).to_parquet(temporary)
 
 
@@ -57,23 +60,24 @@ def pixel_losses(probabilities: np.ndarray, label_maps: np.ndarray) -> np.ndarra
     return np.where(known, -np.log(np.maximum(likelihood, 1e-6)), 0.0)
 
 
-def loss_limits(probabilities: np.ndarray, label_maps: np.ndarray, tolerance: float) -> np.ndarray:
-    """tolerance x mean loss of each class on real annotated data, (N,) nats."""
+def class_losses(probabilities: np.ndarray, label_maps: np.ndarray) -> np.ndarray:
+    """Mean loss of each class, (N,) nats; infinite for a class that no label map has."""
     losses = pixel_losses(probabilities, label_maps)
     means = [
         losses[label_maps == k].mean() if (label_maps == k).any() else np.inf for k in range(probabilities.shape[1])
     ]
-    return tolerance * np.array(means)
+    return np.array(means)
+
+
+def loss_limits(losses: np.ndarray, tolerance: float | None, *, least: float = 0.0) -> np.ndarray:
+    """tolerance x mean loss of each class on real annotated data, but `least` at least, (N,) nats; None: no limit."""
+    return np.full(len(losses), np.inf) if tolerance is None else np.maximum(tolerance * losses, least)
 
 
 def ignore_unlikely(layouts: np.ndarray, probabilities: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """Layouts (n, H, W) with the pixels set to ignore whose loss exceeds their class's limit."""
     limit = np.append(limits, np.full(256 - len(limits), np.inf))[layouts]
     return np.where(pixel_losses(probabilities, layouts) > limit, np.uint8(IGNORE), layouts)
-
-
-def _layouts(run: RunFolder, part: pd.DataFrame) -> np.ndarray:
-    return np.stack([np.asarray(Image.open(run.synthetic / name)) for name in part["layout"]])
 
 
 def _agreement(prediction: np.ndarray, layout: np.ndarray, classes: int) -> float:

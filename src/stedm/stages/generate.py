@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,32 +26,52 @@ from stedm.stages.layout_statistics import write_layout_statistics
 from stedm.stages.run_folder import RunFolder, train_patches
 
 
-def generate(run: RunFolder, config: RunConfig) -> None:
-    """Write `synthetic/`: plan.parquet, images/, masks/, manifest.parquet."""
+def generate(run: RunFolder, config: RunConfig, *, name: str = "synthetic") -> None:
+    """Write the folder of a synthetic set: plan.parquet, images/, masks/, manifest.parquet.
+
+    name: `synthetic`, or one of the controls: `unstyled`, drawn without a style, and `annotated-only`, drawn by the
+    generator that saw annotated patients only, in their styles.
+    """
+    config, generator, folder = _of_set(config, name), _generator(run, config, name), run.synthetic_set(name)
     patches = run.patches()
-    model = StyleDiffusion.from_pretrained(run.generator(config)).to(best_device())
+    model = StyleDiffusion.from_pretrained(generator).to(best_device())
     plan = make_plan(patches, config, sampling_of(model, config), composition=composition_of(run, config))
-    with atomic_path(run.synthetic / "plan.parquet") as temporary:
+    with atomic_path(folder / "plan.parquet") as temporary:
         plan.to_parquet(temporary)
     layouts = PlanLayouts(run, patches)
-    todo = plan[[not (run.synthetic / "images" / f"{name}.png").exists() for name in plan["id"]]]
+    todo = plan[[not (folder / "images" / f"{name}.png").exists() for name in plan["id"]]]
     started, size = time.perf_counter(), config.generate.batch_size
     already = len(plan) - len(todo)
-    with Bar("drawing images", total=len(plan), completed=already, folder=run.synthetic) as bar:
+    with Bar("drawing images", total=len(plan), completed=already, folder=folder) as bar:
         for start in range(0, len(todo), size):
-            _draw(run, config, model, layouts, patches, todo.iloc[start : start + size])
+            _draw(run, folder, config, model, layouts, patches, todo.iloc[start : start + size])
             bar.update(already + min(start + size, len(todo)), unit="images")
     seconds = time.perf_counter() - started
     if len(todo):
         write_json(
-            run.synthetic / "throughput.json",
+            folder / "throughput.json",
             {"images": len(todo), "seconds": seconds, "device": str(model.device), "cores": torch.get_num_threads()},
         )
-    write_layout_statistics(run, plan, patches, seed=config.seed)
+    write_layout_statistics(run, plan, patches, seed=config.seed, folder=folder)
     manifest = plan.assign(image="images/" + plan["id"] + ".png", layout="masks/" + plan["id"] + ".png")
     manifest["mask"] = manifest["layout"]
-    with atomic_path(run.synthetic / "manifest.parquet") as temporary:
+    with atomic_path(folder / "manifest.parquet") as temporary:
         manifest.to_parquet(temporary)
+
+
+def _generator(run: RunFolder, config: RunConfig, name: str) -> Path:
+    """Folder of the generator that draws a set."""
+    return {"synthetic": run.generator(config), "unstyled": run.diffusion, "annotated-only": run.control}[name]
+
+
+def _of_set(config: RunConfig, name: str) -> RunConfig:
+    """The config a set is drawn with; the controls are drawn by full generators, with everything else alike."""
+    changes: dict[str, dict[str, Any]] = {
+        "synthetic": {},
+        "unstyled": {"styles": "none", "generator": "full"},
+        "annotated-only": {"styles": "annotated", "generator": "full"},
+    }
+    return dataclasses.replace(config, generate=dataclasses.replace(config.generate, **changes[name]))
 
 
 def composition_of(run: RunFolder, config: RunConfig) -> CompositionTable | None:
@@ -143,6 +165,7 @@ def styles_of(run: RunFolder, model: StyleDiffusion, patches: pd.DataFrame, rows
 
 def _draw(
     run: RunFolder,
+    folder: Path,
     config: RunConfig,
     model: StyleDiffusion,
     layouts: PlanLayouts,
@@ -162,5 +185,5 @@ def _draw(
     )
     for name, image, label_map in zip(rows["id"], images, maps, strict=False):
         for kind, pixels in (("masks", label_map), ("images", image)):
-            with atomic_path(run.synthetic / kind / f"{name}.png") as temporary:
+            with atomic_path(folder / kind / f"{name}.png") as temporary:
                 Image.fromarray(pixels).save(temporary, compress_level=1)

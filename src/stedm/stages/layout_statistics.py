@@ -1,5 +1,6 @@
 """What the layouts that were drawn look like beside the annotated patients' label maps: `synthetic/layouts.json`."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,17 @@ _MOST_MAPS = 2048
 _SPLITS = 10
 
 
-def write_layout_statistics(run: RunFolder, plan: pd.DataFrame, patches: pd.DataFrame, *, seed: int) -> None:
+def write_layout_statistics(
+    run: RunFolder, plan: pd.DataFrame, patches: pd.DataFrame, *, seed: int, folder: Path | None = None
+) -> None:
     """Measure the layouts of the plan's rows, by kind, and the annotated training patients' label maps.
 
-    Writes `synthetic/layouts.json`: `statistics` of "annotated" and of each kind, by class; `distances` of each kind
-    from "annotated", and under "halves" what two random halves of the annotated patients are apart (mean over draws of
-    the halves; null with fewer than two patients); `composition`, whether a user's table gave the fractions.
+    Writes `layouts.json` into `folder` (`synthetic/` when not given): `statistics` of "annotated" and of each kind, by
+    class; `distances` of each kind from "annotated", and under "halves" what two random halves of the annotated
+    patients are apart (mean over draws of the halves; null with fewer than two patients); `composition`, whether a
+    user's table gave the fractions.
     """
+    folder = folder or run.synthetic
     classes = run.classes()
     annotated = train_patches(patches, annotated=True)
     maps = run.label_maps(annotated)
@@ -29,7 +34,7 @@ def write_layout_statistics(run: RunFolder, plan: pd.DataFrame, patches: pd.Data
     distances: dict[str, Any] = {"halves": _halves(maps, annotated["patient"].to_numpy(), classes, seed=seed)}
     for kind, rows in plan.groupby("layout_kind"):
         names = [f"masks/{name}.png" for name in rows["id"].iloc[:_MOST_MAPS]]
-        drawn = measure(LabelMaps(run.synthetic, names, cache_bytes=0).label_maps(range(len(names))), len(classes))
+        drawn = measure(LabelMaps(folder, names, cache_bytes=0).label_maps(range(len(names))), len(classes))
         statistics[str(kind)] = drawn.as_json(classes)
         distances[str(kind)] = compare(drawn, wanted).as_json(classes)
     content = {
@@ -37,7 +42,7 @@ def write_layout_statistics(run: RunFolder, plan: pd.DataFrame, patches: pd.Data
         "distances": distances,
         "composition": bool((plan["composition"] != "").any()),
     }
-    write_json(run.synthetic / "layouts.json", content)
+    write_json(folder / "layouts.json", content)
 
 
 def _halves(maps: np.ndarray, patients: np.ndarray, classes: list[str], *, seed: int) -> dict[str, float] | None:

@@ -15,14 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from stedm.config import IGNORE, CohortConfig, PrepareConfig, RunConfig
-from stedm.data.cohort import read_cohort, read_table, resolve_labels, row_name
+from stedm.config import IGNORE, CohortConfig, PrepareConfig, RunConfig, TargetConfig
+from stedm.data.cohort import read_cohort, read_table, row_name
 from stedm.data.composition import CompositionTable
 from stedm.data.labels import LabelMap, read_mask
+from stedm.data.laboratories import Laboratory, joined, read_laboratories, resolve_label_maps, sections_of
 from stedm.data.patches import extract_label_patch, tile_grid
 from stedm.data.phantom import PHANTOM_LABELS, write_cohort
 from stedm.data.slide import Slide
-from stedm.data.splits import split_patients
+from stedm.data.splits import split_patients, usable_patients
 from stedm.data.tissue import tissue_fraction, tissue_mask, white_point
 from stedm.errors import UserError
 from stedm.files import atomic_path, link, read_json, write_json
@@ -48,14 +49,15 @@ def prepare(out: Path, config: RunConfig) -> None:
     unchanged = _extracted_from(out) == key
     whole = unchanged and (out / EXTRACTED).exists()
     cohort_config = config.cohort if config.cohort.table else _phantom(out, config.cohort, reuse=unchanged)
-    cohort = (read_table if whole else read_cohort)(cohort_config)
+    laboratories = read_laboratories(cohort_config, read=read_table if whole else read_cohort)
+    cohort = joined(laboratories)
     if config.split.fold and not config.cohort.table:  # its own roles are a suggestion
         cohort["split"] = cohort["split"].where(cohort["split"] == "unseen", "")
     splits = split_patients(cohort, config.split)
     if not splits["train_unannotated"] and config.generate.styles == "unannotated" and config.split.label_budget:
         raise UserError("every training patient is annotated; set generate.styles: annotated, or a lower label budget")
     if not whole:
-        _extract(out, config, cohort_config, cohort, patients={name for names in splits.values() for name in names})
+        _extract(out, config, laboratories, patients=usable_patients(cohort, config.split))
     classes = read_json(out / "classes.json")["classes"]
     patches = _with_roles(pd.read_parquet(out / EXTRACTED), classes, splits)
     for name, table in (("cohort", cohort), ("patches", patches)):
@@ -64,33 +66,35 @@ def prepare(out: Path, config: RunConfig) -> None:
     write_json(out / "splits.json", splits)
 
 
-def _extract(
-    out: Path, config: RunConfig, cohort_config: CohortConfig, cohort: pd.DataFrame, *, patients: set[str]
-) -> None:
+def _extract(out: Path, config: RunConfig, laboratories: list[Laboratory], *, patients: set[str]) -> None:
     """Cut the patches of `patients` into images/ and masks/, and write EXTRACTED: what is the same whoever has a role.
 
     Patches that an interrupted attempt with the same settings left are kept.
     """
-    key = _extraction_key(config)
+    key, cohort = _extraction_key(config), joined(laboratories)
     with _progress() as progress:
-        labels = resolve_labels(cohort_config, cohort)
+        label_maps = resolve_label_maps(laboratories)
+        classes = label_maps[0].classes
         if config.generate.composition:  # a mistake in it should not come to light after the training
-            CompositionTable.read(config.generate.composition, labels.classes)
-        _check_pixels(cohort, str(cohort_config.table), progress)
+            CompositionTable.read(config.generate.composition, classes)
+        _check_pixels(laboratories, progress)
         if _extracted_from(out) != key:
             (out / EXTRACTED).unlink(missing_ok=True)
             for name in ("images", "masks"):
                 shutil.rmtree(out / name, ignore_errors=True)
             write_json(out / "extraction.json", key)
-        extractor = _Extractor(out, config.prepare, labels)
+        extractors = {
+            laboratory.name: _Extractor(out, config.prepare, labels)
+            for laboratory, labels in zip(laboratories, label_maps, strict=True)
+        }
         task = progress.add_task("cutting patches", total=len(cohort))
         records: list[dict[str, Any]] = []
         for position, row in enumerate(cohort.itertuples(index=False)):
-            records += extractor.patches(position, row) if row.patient in patients else []
+            records += extractors[row.laboratory].patches(position, row) if row.patient in patients else []
             progress.advance(task)
-    write_json(out / "classes.json", {"classes": labels.classes, "ignore": IGNORE, "patch_px": config.prepare.patch_px})
-    fractions = [f"fraction_{name}" for name in labels.classes]
-    columns = ["patch_id", "patient", "slide", "source", "group", "has_mask"]
+    write_json(out / "classes.json", {"classes": classes, "ignore": IGNORE, "patch_px": config.prepare.patch_px})
+    fractions = [f"fraction_{name}" for name in classes]
+    columns = ["patch_id", "patient", "laboratory", "slide", "source", "group", "has_mask"]
     columns += ["x_um", "y_um", "mpp", "tissue_fraction", *fractions, "image", "mask"]
     with atomic_path(out / EXTRACTED) as temporary:
         pd.DataFrame(records).reindex(columns=columns).astype(dict.fromkeys(fractions, float)).to_parquet(temporary)
@@ -117,25 +121,27 @@ def _extracted_from(out: Path) -> Any:
 
 
 def input_digest(config: RunConfig) -> str:
-    """SHA-256 over the cohort table and the size and modification time of every file it names; "" for the phantom.
+    """SHA-256 over the cohort tables and the size and modification time of every file they name; "" for the phantom.
 
     Raises UserError for a table that cannot be read; files that are missing are left to `prepare` to report.
     """
     if not config.cohort.table:
         return ""
-    cohort = read_table(config.cohort)
-    digest = hashlib.sha256(Path(config.cohort.table).read_bytes())
-    for name in pd.concat([cohort["image"], cohort["mask"]]):
-        path = Path(name)
-        if name and path.is_file():
-            digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    digest = hashlib.sha256()
+    for _, section, options in sections_of(config.cohort):
+        table = read_table(options, section=section)
+        digest.update(Path(options.table or "").read_bytes())
+        for name in pd.concat([table["image"], table["mask"]]):
+            path = Path(name)
+            if name and path.is_file():
+                digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
 def _extraction_key(config: RunConfig) -> dict[str, str]:
     """What the patch files depend on."""
     cohort = dataclasses.replace(config.cohort, licence=None)  # words about the images change no patch
-    content = [FORMAT, dataclasses.asdict(cohort), dataclasses.asdict(config.prepare)]
+    content = [FORMAT, dataclasses.asdict(cohort), dataclasses.asdict(config.prepare), config.split.keep_source]
     settings = json.dumps(content, sort_keys=True)
     return {"settings": hashlib.sha256(settings.encode()).hexdigest(), "inputs": input_digest(config)}
 
@@ -145,19 +151,22 @@ def _phantom(out: Path, config: CohortConfig, *, reuse: bool) -> CohortConfig:
     table = out / "phantom" / "cohort.csv"
     if not (reuse and table.exists()):
         write_cohort(out / "phantom", config.phantom)
-    return dataclasses.replace(config, table=str(table), columns={}, labels=PHANTOM_LABELS, mpp=None)
+    second = out / "phantom" / "target.csv"
+    target = TargetConfig(table=str(second)) if second.exists() else None
+    return dataclasses.replace(config, table=str(table), columns={}, labels=PHANTOM_LABELS, mpp=None, target=target)
 
 
-def _check_pixels(cohort: pd.DataFrame, table: str, progress: Progress) -> None:
+def _check_pixels(laboratories: list[Laboratory], progress: Progress) -> None:
     """Refuse images whose pixels cannot be decoded or whose microns per pixel nobody knows, naming the row."""
-    task = progress.add_task("checking images", total=len(cohort))
-    for position, row in enumerate(cohort.itertuples(index=False)):
-        try:
-            with _open(row) as slide:
-                slide.read(0, 0, size_px=1, mpp=slide.mpp)
-        except UserError as error:
-            raise UserError(f"{row_name(table, position)}: {error}") from None
-        progress.advance(task)
+    task = progress.add_task("checking images", total=sum(len(laboratory.cohort) for laboratory in laboratories))
+    for laboratory in laboratories:
+        for position, row in enumerate(laboratory.cohort.itertuples(index=False)):
+            try:
+                with _open(row) as slide:
+                    slide.read(0, 0, size_px=1, mpp=slide.mpp)
+            except UserError as error:
+                raise UserError(f"{row_name(str(laboratory.config.table), position)}: {error}") from None
+            progress.advance(task)
 
 
 def _open(row: Any) -> Slide:
@@ -228,6 +237,7 @@ class _Extractor:
         return {
             "patch_id": patch_id,
             "patient": row.patient,
+            "laboratory": row.laboratory,
             "slide": row.slide,
             "source": f"r{position:05d}",
             "group": row.group,
@@ -247,11 +257,12 @@ class _Extractor:
 
 
 def _with_roles(extracted: pd.DataFrame, classes: list[str], splits: dict[str, list[str]]) -> pd.DataFrame:
-    """The patches table: patches with their patients' roles, class fractions only of those whose annotation is used.
+    """The patches table: patches of patients with a role, class fractions only of those whose annotation is used.
 
     Raises UserError when a role is left without patches.
     """
     role = extracted["patient"].map({patient: role for role, patients in splits.items() for patient in patients})
+    extracted, role = (rows[role.notna()].reset_index(drop=True) for rows in (extracted, role))
     annotated = extracted["has_mask"].astype(bool) & ~role.isin(["train_unannotated", "unseen"])
     for name in ("train_annotated", "val", "test"):
         if not (annotated & (role == name)).any():
@@ -259,8 +270,8 @@ def _with_roles(extracted: pd.DataFrame, classes: list[str], splits: dict[str, l
                 f"no patch of the {name} patients {splits[name][:3]} holds tissue; lower prepare.min_tissue"
             )
     table = extracted.copy()
-    table.insert(5, "split", role.str.partition("_")[0])
-    table.insert(6, "annotated", annotated)
+    table.insert(6, "split", role.str.partition("_")[0])
+    table.insert(7, "annotated", annotated)
     for name in classes:
         table[f"fraction_{name}"] = table[f"fraction_{name}"].where(annotated)
     return table

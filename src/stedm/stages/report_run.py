@@ -101,11 +101,11 @@ def cohort(patches: pd.DataFrame | None) -> list[dict[str, Any]] | None:
 
 
 def data_source(config: Mapping[str, Any]) -> dict[str, str]:
-    """Name of the cohort's table and the licence of its images, in words."""
+    """Names of the cohort's table, or of both laboratories', and the licence of the images, in words."""
     section = config.get("cohort") or {}
-    table = section.get("table")
+    tables = [Path(part["table"]).name for part in (section, section.get("target") or {}) if part.get("table")]
     return {
-        "table": Path(table).name if table else "the procedural cohort that stedm draws itself",
+        "table": " and ".join(tables) or "the procedural cohort that stedm draws itself",
         "licence": section.get("licence") or "not stated",
     }
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stedm.config import FULL_ARM, RunConfig
+from stedm.arms import FULL_ARM, SYNTHETIC_SETS
+from stedm.config import RunConfig
 from stedm.data.patches import LabelMaps, PatchImages
 from stedm.errors import UserError
 from stedm.files import read_json
@@ -34,6 +35,15 @@ class RunFolder:
     def generator(self, config: RunConfig) -> Path:
         """Folder of the generator that draws the synthetic set."""
         return self.few_step if config.generate.generator == "few-step" else self.diffusion
+
+    def synthetic_set(self, name: str) -> Path:
+        """Folder of one of `SYNTHETIC_SETS`; `unfiltered` are the images of `synthetic`."""
+        return self.synthetic if name in ("synthetic", "unfiltered") else self.root / f"synthetic-{name}"
+
+    def folders(self) -> list[Path]:
+        """Every folder that a stage may write."""
+        sets = [self.synthetic_set(name) for name in SYNTHETIC_SETS]
+        return sorted({path for name, path in vars(self).items() if name != "root"} | set(sets))
 
     def segmenter(self, arm: str, seed: int) -> Path:
         """Folder of one trained segmenter."""

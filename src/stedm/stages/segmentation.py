@@ -1,18 +1,23 @@
 """Stage `train segmentation`: one segmenter per arm and seed, the best by validation patients."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import torch
 
-from stedm.config import FULL_ARM, RunConfig, ingredients
+from stedm.arms import FULL_ARM, ingredients, synthetic_set
+from stedm.config import RunConfig
 from stedm.data.synthetic import SyntheticSet
 from stedm.errors import UserError
 from stedm.evaluation.segmentation import confusion, patient_scores
 from stedm.models.segmenter import Segmenter
 from stedm.stages.run_folder import RunFolder, train_patches
-from stedm.training.batches import SegmentationBatches
+from stedm.training.batches import Pairs, SegmentationBatches, ViewBatches
+from stedm.training.consistency import Consistency, MeanTeacher, PseudoLabels
+from stedm.training.stain_transfer import StainStatistics, StainTransfer
 from stedm.training.tasks import SegmentationTask
-from stedm.training.trainer import BestByValidation, fit
+from stedm.training.trainer import BatchOfStep, BestByValidation, fit
 
 DECODER = [64, 48, 32, 16]
 """Channels of the decoder's levels, coarse to fine; a fold of the pixels leaves out the coarsest."""
@@ -22,7 +27,6 @@ def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -
     """Train one segmenter and write `segmentation/<arm>/seed<seed>/`."""
     options = config.segmentation
     patches = run.patches()
-    real = _full(run, patches) if arm == FULL_ARM else _annotated(run, patches)
     torch.manual_seed(seed)
     segmenter = Segmenter(
         classes=run.classes(),
@@ -33,44 +37,79 @@ def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -
     )
     if options.encoder_weights:
         segmenter.load_encoder(options.encoder_weights)
-    batches = SegmentationBatches(
-        real,
-        _synthetic(run) if "synthetic" in ingredients(arm) else None,
-        batch_size=options.batch_size,
-        synthetic_share=options.synthetic_share,
-        stain=options.stain_strength if "stain" in ingredients(arm) else 0.0,
+    task = SegmentationTask(
+        segmenter,
+        consistency=_consistency(segmenter, config, arm),
+        learning_rate=options.learning_rate,
+        steps=options.steps,
         seed=seed,
     )
-    task = SegmentationTask(segmenter, learning_rate=options.learning_rate, steps=options.steps, seed=seed)
+    batches = _batches(run, config, arm=arm, seed=seed)
     folder = run.segmenter(arm, seed)
     best = BestByValidation(_validation(run, config), name="val_iou")
     fit(task, batches, folder=folder, description=f"segmenter {arm} seed {seed}", best=best)
-    segmenter.save_pretrained(folder)
+    task.trained.save_pretrained(folder)
 
 
-def _annotated(run: RunFolder, patches: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Images and label maps within the label budget."""
-    annotated = train_patches(patches, annotated=True)
-    return run.images(annotated), run.label_maps(annotated)
+def _consistency(segmenter: Segmenter, config: RunConfig, arm: str) -> list[Consistency]:
+    """The losses on unannotated images that an arm has."""
+    options = config.segmentation
+    terms: dict[str, Callable[[], Consistency]] = {
+        "mean-teacher": lambda: MeanTeacher(segmenter, steps=options.steps, weight=options.consistency_weight),
+        "consistency": lambda: PseudoLabels(
+            confidence=options.consistency_confidence, weight=options.consistency_weight
+        ),
+    }
+    return [make() for name, make in terms.items() if name in ingredients(arm)]
 
 
-def _full(run: RunFolder, patches: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Images and label maps of every training patient that has masks."""
-    training = train_patches(patches)
-    masked = training[training["has_mask"].astype(bool)]
-    return run.images(masked), run.hidden_label_maps(masked)
+def _batches(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -> BatchOfStep:
+    options, parts, name = config.segmentation, ingredients(arm), synthetic_set(arm)
+    patches = train_patches(run.patches())
+    real = patches[patches["has_mask"].astype(bool) if arm == FULL_ARM else patches["annotated"].astype(bool)]
+    label_maps = run.hidden_label_maps(real) if arm == FULL_ARM else run.label_maps(real)
+    labelled = SegmentationBatches(
+        Pairs(run.images(real), label_maps),
+        None if name is None else _synthetic(run, config, name),
+        batch_size=options.batch_size,
+        synthetic_share=options.synthetic_share,
+        stain=options.stain_strength if "stain" in parts else 0.0,
+        seed=seed,
+        transfer=_transfer(run, patches, real) if "transfer" in parts else None,
+    )
+    if not parts & {"mean-teacher", "consistency"}:
+        return labelled
+    others = patches[~patches["annotated"].astype(bool)]
+    return ViewBatches(labelled, run.images(others if len(others) else patches), stain=options.stain_strength)
 
 
-def _synthetic(run: RunFolder) -> tuple[np.ndarray, np.ndarray]:
-    """The kept synthetic pairs."""
-    synthetic = SyntheticSet(run.synthetic)
+def _transfer(run: RunFolder, patches: pd.DataFrame, real: pd.DataFrame) -> tuple[StainTransfer, np.ndarray]:
+    """Transfer from the patients of `real` to training patients without annotation (to all, if every one has some)."""
+    sources = sorted(real["patient"].unique())
+    targets = sorted(set(patches["patient"]) - set(sources)) or sources
+
+    def measured(names: list[str]) -> list[StainStatistics]:
+        return [StainStatistics.measure(run.images(patches[patches["patient"] == name])) for name in names]
+
+    return StainTransfer(measured(sources), measured(targets)), np.searchsorted(sources, real["patient"])
+
+
+def _synthetic(run: RunFolder, config: RunConfig, name: str) -> Pairs:
+    """The kept pairs of a synthetic set, hard ones oftener if asked for; of `unfiltered` all, with their layouts."""
+    folder = run.synthetic_set(name)
+    if name == "unfiltered":
+        every = SyntheticSet(folder, mask="layout")
+        rows = np.arange(len(every))
+        return Pairs(every.images(rows), every.label_maps(rows))
+    synthetic = SyntheticSet(folder)
     kept = synthetic.kept
     if len(kept) == 0:
         raise UserError(
-            f"{run.synthetic / 'manifest.parquet'}: the filter kept no image; lower filter.min_agreement, or look at "
+            f"{folder / 'manifest.parquet'}: the filter kept no image; lower filter.min_agreement, or look at "
             "diffusion/samples: does the generator follow its layouts?"
         )
-    return synthetic.images(kept), synthetic.label_maps(kept)
+    weight = synthetic.weights[kept] if config.filter.hard_sampling > 0 else None
+    return Pairs(synthetic.images(kept), synthetic.label_maps(kept), weight)
 
 
 def _validation(run: RunFolder, config: RunConfig):  # type: ignore[no-untyped-def]
@@ -80,7 +119,7 @@ def _validation(run: RunFolder, config: RunConfig):  # type: ignore[no-untyped-d
     images, label_maps, classes = run.images(val), run.label_maps(val), run.classes()
 
     def score(task: SegmentationTask) -> float:
-        maps = task.segmenter.predict(images)
+        maps = task.trained.predict(images)
         confusions = [confusion(p, y, len(classes)) for p, y in zip(maps, label_maps, strict=True)]
         table = patient_scores(val["patient"].tolist(), np.stack(confusions), classes=classes)
         return float(table["iou"].mean())

@@ -94,3 +94,20 @@ def hide_part(layout: Tensor, unknown: int, rng: np.random.Generator) -> Tensor:
     angle, cut = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.5)
     y, x = torch.meshgrid(torch.linspace(-1, 1, H), torch.linspace(-1, 1, W), indexing="ij")
     return torch.where(np.cos(angle) * x + np.sin(angle) * y > cut, unknown, layout)
+
+
+def random_boxes(n: int, px: int, rng: np.random.Generator) -> Tensor:
+    """One box per image (n, px, px) bool, True inside; it covers 10 to 50 % and has any aspect from 1:2 to 2:1."""
+    area = rng.uniform(0.1, 0.5, n) * px**2
+    aspect = np.exp(rng.uniform(np.log(0.5), np.log(2), n))
+    height, width = np.minimum(np.sqrt(area * aspect), px), np.minimum(np.sqrt(area / aspect), px)
+    top, left = rng.uniform(0, px - height), rng.uniform(0, px - width)
+    at = np.arange(px) + 0.5
+    rows = (at >= top[:, None]) & (at < (top + height)[:, None])
+    columns = (at >= left[:, None]) & (at < (left + width)[:, None])
+    return torch.from_numpy(rows[:, :, None] & columns[:, None, :])
+
+
+def cut_mix(x: Tensor, boxes: Tensor) -> Tensor:
+    """x (n, ...) with what is inside of the boxes taken from the row before, the first from the last (Yun 2019)."""
+    return torch.where(boxes, x.roll(1, 0), x)

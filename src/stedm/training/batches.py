@@ -10,7 +10,15 @@ from stedm.config import IGNORE
 from stedm.data.style_sets import StyleSets
 from stedm.diffusion.pipeline import to_network
 from stedm.diffusion.sampling import noise_from_seeds
-from stedm.training.augment import dihedral, hide_part, random_affine, stain_and_focus
+from stedm.training.augment import (
+    cut_mix,
+    dihedral,
+    hide_part,
+    random_affine,
+    random_boxes,
+    stain_and_focus,
+)
+from stedm.training.stain_transfer import StainTransfer
 from stedm.training.tasks import Batch
 
 
@@ -176,35 +184,78 @@ class PairBatches:
         }
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Labelled images to draw from: images (n, H, W, 3) uint8, label maps (n, H, W) uint8.
+
+    weight (n,): how often each is drawn, relative to the others; all alike when not given.
+    """
+
+    images: np.ndarray
+    label_maps: np.ndarray
+    weight: np.ndarray | None = None
+
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Rows (n,), with replacement."""
+        if self.weight is None:
+            return rng.integers(len(self.images), size=n)
+        return rng.choice(len(self.images), size=n, p=self.weight / self.weight.sum())
+
+
 class SegmentationBatches:
     """Real and synthetic pairs mixed by `synthetic_share`; geometric augmentation always, stain when asked."""
 
     def __init__(
         self,
-        real: tuple[np.ndarray, np.ndarray],
-        synthetic: tuple[np.ndarray, np.ndarray] | None,
+        real: Pairs,
+        synthetic: Pairs | None,
         *,
         batch_size: int,
         synthetic_share: float,
         stain: float,
         seed: int,
+        transfer: tuple[StainTransfer, np.ndarray] | None = None,
     ) -> None:
-        """Pairs are images (n, H, W, 3) uint8 and label maps (n, H, W) uint8. stain: strength, 0 for none."""
+        """stain: strength, 0 for none. transfer: restains real images; and the position of each one's patient in it."""
         self.real, self.synthetic, self.batch_size, self.stain, self.seed = real, synthetic, batch_size, stain, seed
         self.num_synthetic = round(synthetic_share * batch_size) if synthetic is not None else 0
+        self.transfer = transfer
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.seed, step, 3])
-        images, label_maps = self._pick(self.real, self.batch_size - self.num_synthetic, rng)
+        rows = self.real.draw(self.batch_size - self.num_synthetic, rng)
+        x, label_maps = to_network(self.real.images[rows]), self.real.label_maps[rows]
+        if self.transfer is not None:
+            transfer, patients = self.transfer
+            x = transfer.draw(patients[rows], np.random.default_rng([self.seed, step, 5])).apply(x)
         if self.synthetic is not None:
-            more = self._pick(self.synthetic, self.num_synthetic, rng)
-            images, label_maps = np.concatenate([images, more[0]]), np.concatenate([label_maps, more[1]])
-        x, y = random_affine(to_network(images), torch.from_numpy(label_maps), rng)
+            more = self.synthetic.draw(self.num_synthetic, rng)
+            x = torch.cat([x, to_network(self.synthetic.images[more])])
+            label_maps = np.concatenate([label_maps, self.synthetic.label_maps[more]])
+        x, y = random_affine(x, torch.from_numpy(label_maps), rng)
         if self.stain > 0:
             x = stain_and_focus(x, self.stain, rng)
         return {"images": x.contiguous(memory_format=torch.channels_last), "label_maps": y}
 
-    @staticmethod
-    def _pick(pairs: tuple[np.ndarray, np.ndarray], n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        rows = rng.integers(len(pairs[0]), size=n)
-        return pairs[0][rows], pairs[1][rows]
+
+class ViewBatches:
+    """Adds views of unannotated images to the labelled batches: what the losses of `consistency.py` compare.
+
+    weak (U, 3, H, W): flipped, rotated, zoomed. strong (U, 3, H, W): the same pixels with another stain, focus and
+    noise, and inside `boxes` (U, H, W) bool those of the image before it in the batch (CutMix, Yun 2019).
+    """
+
+    def __init__(self, labelled: SegmentationBatches, images: np.ndarray, *, stain: float) -> None:
+        """images: (n, H, W, 3) uint8, of which as many are drawn for each step as the labelled batch has."""
+        self.labelled, self.images, self.stain = labelled, images, stain
+
+    def __call__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.labelled.seed, step, 6])
+        x = to_network(self.images[rng.integers(len(self.images), size=self.labelled.batch_size)])
+        weak, _ = random_affine(x, torch.zeros(len(x), *x.shape[-2:], dtype=torch.uint8), rng)
+        strong = stain_and_focus(weak, self.stain, rng)
+        boxes = random_boxes(len(x), x.shape[-1], rng)
+        strong = cut_mix(strong, boxes[:, None])
+        views = {"weak": weak, "strong": strong}
+        views = {name: view.contiguous(memory_format=torch.channels_last) for name, view in views.items()}
+        return self.labelled(step) | views | {"boxes": boxes}

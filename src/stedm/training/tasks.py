@@ -1,6 +1,7 @@
 """One thin LightningModule per stage: networks, loss, optimiser. Data and loop live elsewhere."""
 
 import math
+from collections.abc import Sequence
 
 import lightning as L
 import torch
@@ -11,6 +12,7 @@ from stedm.models.autoencoder import FirstStage
 from stedm.models.segmenter import Segmenter
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
+from stedm.training.consistency import Batch, Consistency, MeanTeacher
 from stedm.training.losses import (
     SegmentationLoss,
     kl_loss,
@@ -21,7 +23,6 @@ from stedm.training.losses import (
 )
 from stedm.training.muon import Muon
 
-Batch = dict[str, Tensor]
 REGIONS_WEIGHT = 0.1
 """Weight of the loss that teaches the style encoder where classes are, beside the flow-matching loss."""
 
@@ -136,15 +137,28 @@ class FewStepTask(Task):
 
 
 class SegmentationTask(Task):
-    """Train the segmenter on images (B, 3, H, W) and label maps (B, H, W); AdamW, for Muon gained nothing here."""
+    """Train the segmenter on images (B, 3, H, W) and label maps (B, H, W); AdamW, for Muon gained nothing here.
+
+    consistency: losses on unannotated images, added to the one on annotated images.
+    """
 
     optimiser = torch.optim.AdamW
 
-    def __init__(self, segmenter: Segmenter, **options) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, segmenter: Segmenter, *, consistency: Sequence[Consistency] = (), **options) -> None:  # type: ignore[no-untyped-def]
         super().__init__(**options)
         self.segmenter = segmenter
         self.loss = SegmentationLoss()
+        self.consistency = torch.nn.ModuleList(consistency)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self.segmenter(batch["images"]).float()
-        return self.loss(logits, batch["label_maps"].long())
+        loss = self.loss(logits, batch["label_maps"].long())
+        for term in self.consistency:
+            loss = loss + term(self.segmenter, batch, progress=self.global_step / self.steps)
+        return loss
+
+    @property
+    def trained(self) -> Segmenter:
+        """The segmenter to validate and to keep: the mean teacher where there is one."""
+        teachers = [term.teacher for term in self.consistency if isinstance(term, MeanTeacher)]
+        return teachers[0] if teachers else self.segmenter

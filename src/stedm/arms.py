@@ -1,0 +1,43 @@
+"""Arms: the training recipes of the segmenter, named by what they train with, joined by plus signs."""
+
+import difflib
+
+from stedm.errors import UserError
+
+ARMS = ("real", "real+stain", "real+synthetic", "real+stain+synthetic")
+"""The training recipes that are compared unless others are named."""
+FULL_ARM = "full"
+"""Stain augmentation on every training patient with masks, whatever the label budget: the ceiling, and the judge."""
+SYNTHETIC_SETS = ("synthetic", "unfiltered", "unstyled", "annotated-only")
+"""The synthetic sets an arm can train with, one at most."""
+INGREDIENTS = ("real", "stain", "transfer", *SYNTHETIC_SETS, "mean-teacher", "consistency")
+"""Everything an arm can be made of, in the order in which it is named."""
+_RULE = f"an arm is `real` and any of {', '.join(INGREDIENTS[1:])}, in this order, with one synthetic set at most"
+
+
+def ingredients(arm: str) -> set[str]:
+    """What an arm trains with: names of `INGREDIENTS`; `full` is real images with stain augmentation."""
+    return {"real", "stain"} if arm == FULL_ARM else set(arm.split("+"))
+
+
+def synthetic_set(arm: str) -> str | None:
+    """The synthetic set an arm trains with, if any."""
+    return next((name for name in SYNTHETIC_SETS if name in ingredients(arm)), None)
+
+
+def nearest_arm(arm: str) -> str:
+    """The valid arm nearest to `arm`: itself when it is valid."""
+    if difflib.get_close_matches(arm, [FULL_ARM], cutoff=0.7):
+        return FULL_ARM
+    meant = {"real"}
+    for part in arm.split("+"):
+        meant.update(difflib.get_close_matches(part.strip().lower(), INGREDIENTS, n=1, cutoff=0.5))
+    excess = [name for name in SYNTHETIC_SETS if name in meant][1:]
+    return "+".join(name for name in INGREDIENTS if name in meant - set(excess))
+
+
+def check_arm(arm: str) -> None:
+    """Raise UserError, with the nearest valid arm, for a name that is none."""
+    nearest = nearest_arm(arm)
+    if nearest != arm:
+        raise UserError(f"segmentation.arms: {arm!r} is no arm; did you mean {nearest!r}? {_RULE}; or `{FULL_ARM}`")
