@@ -130,9 +130,8 @@ def test_phantom_patients_are_near_themselves_and_far_from_others():
     halves = {(n, half): class_features(*_phantom(n, seed=10 * n + half), 3) for n in range(4) for half in (0, 1)}
     scale = Scale.fit(np.concatenate(list(halves.values())))
     real = {str(n): scale(halves[n, 0]) for n in range(4)}
-    matched, shuffled = matched_and_shuffled(
-        {str(n): scale(halves[n, 1]) for n in range(4)}, real, rng=np.random.default_rng(0)
-    )
+    drawn = {str(n): scale(halves[n, 1]) for n in range(4)}
+    matched, shuffled = matched_and_shuffled(drawn, {str(n): drawn[str((n + 1) % 4)] for n in range(4)}, real)
     assert matched.shape == shuffled.shape == (4, 3)
     assert (np.nanmean(matched, 1) < 0.25 * np.nanmean(shuffled, 1)).all()
 
@@ -192,13 +191,12 @@ def test_constant_missing_and_exotic_features_do_not_blow_up():
 
 
 def _compared(drawn: dict[str, np.ndarray]) -> tuple[float, float]:
+    """The other style is the next one of those drawn."""
     real = {name: _whole(_set(name, seed)) for seed, name in enumerate(STYLES)}
     scale = Scale.fit(np.concatenate(list(real.values())))
-    figures = matched_and_shuffled(
-        {name: scale(_whole(images)) for name, images in drawn.items()},
-        {name: scale(rows) for name, rows in real.items()},
-        rng=np.random.default_rng(0),
-    )
+    features, names = {name: scale(_whole(images)) for name, images in drawn.items()}, list(drawn)
+    elsewhere = {name: features[other] for name, other in zip(names, names[1:] + names[:1], strict=True)}
+    figures = matched_and_shuffled(features, elsewhere, {name: scale(rows) for name, rows in real.items()})
     return tuple(float(values.mean()) for values in figures)
 
 

@@ -50,6 +50,7 @@ def probe(number: int, **changes: np.ndarray) -> StyleProbe:
         "drawn": _drawn(layouts, number, seed=40 + number),
         "layouts": layouts,
         "drawn_readings": layouts,
+        "elsewhere": _drawn(layouts, number + 1, seed=60 + number),
     }
     return StyleProbe(**fields | changes, repeats=4, num_classes=3)
 
@@ -60,15 +61,12 @@ def perfect() -> list[StyleProbe]:
 
 
 def figures(probes: list[StyleProbe], *, agreement_real: float | None = 0.8) -> dict:
-    scale = probe_scale(probes)
     return group_figures(
         probes,
-        {p.patient: scale(p.reference_features) for p in probes},
-        scale=scale,
+        scale=probe_scale(probes),
         classes=CLASSES,
         encoder=kid_features,
         agreement_real=agreement_real,
-        rng=np.random.default_rng(0),
     )
 
 
@@ -85,8 +83,8 @@ def test_perfect_generator_reaches_the_floors(perfect):
 
 
 def test_ignored_conditions_show(perfect):
-    ignoring = [dataclasses.replace(p, drawn=perfect[0].drawn) for p in perfect]
-    assert figures(ignoring)["style_sensitivity"] < 0.2
+    ignoring = [dataclasses.replace(p, drawn=perfect[0].drawn, elsewhere=perfect[0].drawn) for p in perfect]
+    assert figures(ignoring)["style_sensitivity"] == 0
     same = np.repeat(perfect[0].layouts[:1], 8, axis=0)
     deaf = [dataclasses.replace(p, drawn_readings=same) for p in perfect]
     assert figures(deaf)["layout_sensitivity"] < 0.2 < figures(perfect)["layout_sensitivity"]
@@ -101,15 +99,13 @@ def test_what_is_lacking_is_none_and_not_nan(perfect):
     assert figures(perfect, agreement_real=None)["layout_agreement_relative"] is None
     nobody = group_figures(
         [],
-        {},
         scale=probe_scale(perfect),
         classes=CLASSES,
         encoder=kid_features,
         agreement_real=None,
-        rng=np.random.default_rng(0),
     )
     assert tuple(nobody) == FIGURES and set(nobody.values()) == {None}
-    alone = figures(perfect[:1])
+    alone = figures([dataclasses.replace(perfect[0], elsewhere=perfect[0].drawn[:0])])
     assert alone["style_distance_shuffled"] is None and alone["style_ratio"] is None and alone["diversity"] > 0
     unannotated = [dataclasses.replace(p, annotated=np.zeros(10, bool)) for p in perfect]
     assert real_agreement(unannotated) is None

@@ -97,34 +97,26 @@ def style_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def matched_and_shuffled(
-    drawn: Mapping[str, np.ndarray],
-    real: Mapping[str, np.ndarray],
-    *,
-    rng: np.random.Generator,
-    max_others: int = 16,
+    drawn: Mapping[str, np.ndarray], elsewhere: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compare images drawn in a patient's style with that patient's real images, and with other patients'.
+    """Compare a patient's real images with images drawn in its style, and in another's under the same layouts.
 
     A style condition that is ignored makes both figures equal; one that works makes the first much smaller.
 
     Args:
         drawn: style patient -> standardised class features (n, C, d) of the images drawn in that style.
-        real: patient -> the same (m, C, d) of real images; may hold patients that nothing was drawn for.
-        rng: draws the other patients.
-        max_others: other patients each patient is compared with, at most.
+        elsewhere: the same of the images drawn in the style of another patient; (0, C, d) where there is none.
+        real: the same (m, C, d) of real images.
 
     Returns:
-        Style distances matched (P, C) and the mean over other patients (P, C), in the sorted order of `drawn`; NaN
-        where a class cannot be compared.
+        Style distances matched (P, C) and shuffled (P, C), in the sorted order of `drawn`; NaN where a class cannot be
+        compared.
     """
-    matched, shuffled = [], []
-    for name in sorted(drawn):
-        others = rng.permutation(sorted(set(real) - {name}))[:max_others]
-        matched.append(style_distances(drawn[name], real[name]))
-        to_others = [style_distances(drawn[name], real[str(other)]) for other in others]
-        # The mean over the last axis that has a figure: over patients, class by class.
-        shuffled.append(mean_over_classes(np.array(to_others).T) if to_others else np.full(len(matched[-1]), np.nan))
-    return np.array(matched), np.array(shuffled)
+    names = sorted(drawn)
+    matched, shuffled = (
+        np.array([style_distances(images[name], real[name]) for name in names]) for images in (drawn, elsewhere)
+    )
+    return matched, shuffled
 
 
 def spread(features: np.ndarray) -> float:

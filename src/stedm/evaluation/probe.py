@@ -1,7 +1,7 @@
 """What a generator does with the styles of some patients: the figures of `generation.json` about its conditions."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -57,6 +57,8 @@ class StyleProbe:
     """Layouts of the drawn images."""
     drawn_readings: np.ndarray
     """The segmenter's reading of the drawn images."""
+    elsewhere: np.ndarray
+    """The same layouts and seeds in the style of another patient; empty without one."""
     repeats: int
     num_classes: int
 
@@ -64,6 +66,11 @@ class StyleProbe:
     def drawn_features(self) -> np.ndarray:
         """Class features (n, C, d) of the drawn images."""
         return class_features(self.drawn, self.layouts, self.num_classes)
+
+    @cached_property
+    def elsewhere_features(self) -> np.ndarray:
+        """Class features of the images in another patient's style."""
+        return class_features(self.elsewhere, self.layouts[: len(self.elsewhere)], self.num_classes)
 
     @cached_property
     def real_features(self) -> np.ndarray:
@@ -105,13 +112,11 @@ def probe_scale(probes: Sequence[StyleProbe]) -> Scale:
 
 def group_figures(
     probes: Sequence[StyleProbe],
-    compared: Mapping[str, np.ndarray],
     *,
     scale: Scale,
     classes: Sequence[str],
     encoder: Encoder,
     agreement_real: float | None,
-    rng: np.random.Generator,
 ) -> dict[str, Any]:
     """All `FIGURES` of a group of patients, None where something is lacking; arguments as in `style_figures`.
 
@@ -121,7 +126,7 @@ def group_figures(
         return dict.fromkeys(FIGURES)
     layouts = layout_figures(probes)
     figures = {
-        **style_figures(probes, compared, scale=scale, classes=classes, rng=rng),
+        **style_figures(probes, scale=scale, classes=classes),
         **colour_figures(probes),
         **layouts,
         "layout_agreement_real": agreement_real,
@@ -131,28 +136,21 @@ def group_figures(
     return {name: figures[name] for name in FIGURES}
 
 
-def style_figures(
-    probes: Sequence[StyleProbe],
-    compared: Mapping[str, np.ndarray],
-    *,
-    scale: Scale,
-    classes: Sequence[str],
-    rng: np.random.Generator,
-) -> dict[str, Any]:
+def style_figures(probes: Sequence[StyleProbe], *, scale: Scale, classes: Sequence[str]) -> dict[str, Any]:
     """Style distances of a group of patients, matched against shuffled, and between real halves of one patient.
 
     Args:
         probes: the group.
-        compared: standardised reference features of every patient that may take the part of another.
         scale: from `probe_scale`.
         classes: the C class names.
-        rng: draws the other patients.
 
     Returns:
         style_distance_matched, _shuffled, _real, style_ratio, style_sensitivity, style_ratio_by_class, diversity.
     """
     drawn = {probe.patient: scale(probe.drawn_features) for probe in probes}
-    matched, shuffled = matched_and_shuffled(drawn, compared, rng=rng)  # (P, C) each
+    elsewhere = {probe.patient: scale(probe.elsewhere_features) for probe in probes}
+    references = {probe.patient: scale(probe.reference_features) for probe in probes}
+    matched, shuffled = matched_and_shuffled(drawn, elsewhere, references)  # (P, C) each
     both = np.isfinite(matched) & np.isfinite(shuffled)
     matched, shuffled = np.where(both, matched, np.nan), np.where(both, shuffled, np.nan)
     real = [scale(probe.real_features) for probe in probes]

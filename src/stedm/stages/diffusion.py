@@ -26,7 +26,7 @@ from stedm.training.batches import DiffusionBatches, StylePatches, Variants
 from stedm.training.tasks import DiffusionTask
 from stedm.training.trainer import fit
 
-VARIANTS = 2048
+VARIANTS = 8192
 """Cached latents of the annotated patches, and of the unannotated ones; one a patch where there are more patches."""
 
 

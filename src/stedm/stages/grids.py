@@ -66,9 +66,14 @@ def save_style_grid(run: RunFolder, config: RunConfig, model: StyleDiffusion, pa
 
 
 def save_probe_grid(probes: Sequence[StyleProbe], path: Path) -> None:
-    """Rows: measured patients, images of the style set at the left. Columns: layouts, the same for all of them."""
-    rows = [_row(probe.style_images, probe.drawn[:COLUMNS], SHOWN) for probe in probes[:ROWS]]
-    _save(np.concatenate([_header(probes[0].layouts[:COLUMNS], SHOWN), *rows]), path)
+    """Rows: measured patients, images of the style set at the left; above each drawn image its layout."""
+    rows = [
+        np.concatenate(
+            [_header(probe.layouts[:COLUMNS], SHOWN), _row(probe.style_images, probe.drawn[:COLUMNS], SHOWN)]
+        )
+        for probe in probes[:ROWS]
+    ]
+    _save(np.concatenate(rows), path)
 
 
 def style_set_size(config: RunConfig) -> int:

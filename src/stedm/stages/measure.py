@@ -49,20 +49,17 @@ def measure_generator(run: RunFolder, config: RunConfig) -> dict[str, Any]:
 def _groups(
     groups: dict[str, list[StyleProbe]], run: RunFolder, config: RunConfig, encoder: Encoder
 ) -> dict[str, dict[str, Any]]:
-    """The figures of each group, all on one scale, with every other measured patient as the shuffled one."""
+    """The figures of each group, all on one scale."""
     probes = [probe for group in groups.values() for probe in group]
     scale = probe_scale(probes)
-    compared = {probe.patient: scale(probe.reference_features) for probe in probes}
     found: dict[str, dict[str, Any]] = {}
-    for number, (name, group) in enumerate(groups.items()):
+    for name, group in groups.items():
         figures = group_figures(
             group,
-            compared,
             scale=scale,
             classes=run.classes(),
             encoder=encoder,
             agreement_real=real_agreement(groups["unseen"]),
-            rng=np.random.default_rng([config.seed, 8, number]),
         )
         patients = [probe.patient for probe in group]
         found[name] = {"patients": patients, "images": sum(len(probe.drawn) for probe in group), **figures}

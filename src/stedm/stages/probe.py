@@ -63,30 +63,35 @@ def style_groups(patches: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def draw_probes(run: RunFolder, config: RunConfig) -> Drawing:
-    """Draw `evaluate.images_per_style` images for each measured patient, and let the judge read everything."""
-    patches = run.patches()
+    """Draw `evaluate.images_per_style` images for each measured patient, and let the judge read everything.
+
+    Layouts are warped label maps of the patient's own reference images, so that what is compared with those differs
+    from them in style alone. They are drawn once in the patient's style and once in another's.
+    """
     rng = np.random.default_rng([config.seed, 7])
-    annotated = train_patches(patches, annotated=True)
-    layouts = _layouts(RealLayouts(run.label_maps(annotated)), config.evaluate.images_per_style, rng)
+    judge = Segmenter.from_pretrained(run.segmenter(JUDGE_ARM, config.seed)).to(best_device())
     plans = {
-        name: [_plan(rows, config, layouts, rng) for rows in _chosen(candidates, config, rng)]
-        for name, candidates in style_groups(patches).items()
+        name: [_plan(rows, run, config, judge, rng) for rows in _chosen(candidates, config, rng)]
+        for name, candidates in style_groups(run.patches()).items()
     }
     model = StyleDiffusion.from_pretrained(run.generator(config)).to(best_device())
     started = time.perf_counter()
-    images = iter(_draw(run, config, model, [plan for group in plans.values() for plan in group]))
+    groups = {name: _probes(run, config, model, judge, group) for name, group in plans.items()}
     seconds = time.perf_counter() - started
-    judge = Segmenter.from_pretrained(run.segmenter(JUDGE_ARM, config.seed)).to(best_device())
-    groups = {name: [_probe(run, judge, plan, next(images)) for plan in group] for name, group in plans.items()}
-    drawn = sum(len(plan.seeds) for group in plans.values() for plan in group)
+    drawn = sum(len(probe.drawn) + len(probe.elsewhere) for group in groups.values() for probe in group)
     return Drawing(groups, drawn, seconds, model.device, sampling_of(model, config).nfe)
 
 
-def _layouts(real: RealLayouts, number: int, rng: np.random.Generator) -> np.ndarray:
-    """Warped annotated label maps (number, H, W), the same for every patient; the last `REPEATS` are one."""
-    different = max(1, number - REPEATS + 1)
-    maps = [real.draw(rng)[0] for _ in range(different)]
-    return np.stack(maps + [maps[-1]] * (number - different))
+def _probes(
+    run: RunFolder, config: RunConfig, model: StyleDiffusion, judge: Segmenter, plans: list[_Plan]
+) -> list[StyleProbe]:
+    """The probes of a group; the other patient is the next one, of the last the first."""
+    if not plans:
+        return []
+    places = np.arange(len(plans))
+    drawn = _draw(run, config, model, plans, lenders=places)
+    elsewhere = [drawn[0][:0]] if len(plans) == 1 else _draw(run, config, model, plans, lenders=np.roll(places, -1))
+    return [_probe(run, judge, *parts) for parts in zip(plans, drawn, elsewhere, strict=True)]
 
 
 def _chosen(candidates: pd.DataFrame, config: RunConfig, rng: np.random.Generator) -> list[pd.DataFrame]:
@@ -97,21 +102,34 @@ def _chosen(candidates: pd.DataFrame, config: RunConfig, rng: np.random.Generato
     return [candidates[candidates["patient"] == name] for name in drawn]
 
 
-def _plan(rows: pd.DataFrame, config: RunConfig, layouts: np.ndarray, rng: np.random.Generator) -> _Plan:
+def _plan(rows: pd.DataFrame, run: RunFolder, config: RunConfig, judge: Segmenter, rng: np.random.Generator) -> _Plan:
     """At most half of the patient's images lend the style: the others are what the drawn ones are compared with."""
     rows = rows.iloc[rng.permutation(len(rows))]
     size = min(style_set_size(config), len(rows) // 2)
+    real = RealLayouts(_label_maps(run, judge, rows.iloc[size:]))
+    different = max(1, config.evaluate.images_per_style - REPEATS + 1)
+    maps = [real.draw(rng)[0] for _ in range(different)]
+    layouts = np.stack(maps + [maps[-1]] * (config.evaluate.images_per_style - different))
     return _Plan(rows.iloc[:size], rows.iloc[size:], layouts, rng.integers(2**31, size=len(layouts)).tolist())
 
 
-def _draw(run: RunFolder, config: RunConfig, model: StyleDiffusion, plans: list[_Plan]) -> list[np.ndarray]:
-    """The images of every plan, drawn with the `generate` section in batches of one size."""
-    if not plans:
-        return []
+def _label_maps(run: RunFolder, judge: Segmenter, rows: pd.DataFrame) -> np.ndarray:
+    """Annotation (n, H, W), used or not, and the judge's reading where there is none."""
+    annotated = rows["has_mask"].to_numpy(bool)
+    maps = judge.predict(run.images(rows))
+    if annotated.any():
+        maps[annotated] = run.hidden_label_maps(rows[annotated])
+    return maps
+
+
+def _draw(
+    run: RunFolder, config: RunConfig, model: StyleDiffusion, plans: list[_Plan], *, lenders: np.ndarray
+) -> list[np.ndarray]:
+    """Each plan's images in the style of plan `lenders[k]`, with the `generate` section, in batches of one size."""
     styles = None
     if config.generate.styles != "none":
         fixed = config.diffusion.aggregation == "linear"  # takes its number of images, if need be one twice
-        sets = [run.images(plan.lent) for plan in plans]
+        sets = [run.images(plans[k].lent) for k in lenders]
         size = style_set_size(config)
         sets = [images[np.arange(size) % len(images)] for images in sets] if fixed else sets
         styles = model.extract_styles(sets)[torch.arange(len(plans)).repeat_interleave(len(plans[0].seeds))]
@@ -131,14 +149,9 @@ def _draw(run: RunFolder, config: RunConfig, model: StyleDiffusion, plans: list[
     return np.split(np.concatenate(parts), len(plans))
 
 
-def _probe(run: RunFolder, judge: Segmenter, plan: _Plan, drawn: np.ndarray) -> StyleProbe:
+def _probe(run: RunFolder, judge: Segmenter, plan: _Plan, drawn: np.ndarray, elsewhere: np.ndarray) -> StyleProbe:
     rows = pd.concat([plan.lent, plan.references])
-    images = run.images(rows)
-    annotated = rows["has_mask"].to_numpy(bool)
-    readings = judge.predict(images)
-    maps = readings.copy()
-    if annotated.any():
-        maps[annotated] = run.hidden_label_maps(rows[annotated])
+    images, maps = run.images(rows), _label_maps(run, judge, rows)
     size = len(plan.lent)
     return StyleProbe(
         patient=str(rows["patient"].iloc[0]),
@@ -146,11 +159,12 @@ def _probe(run: RunFolder, judge: Segmenter, plan: _Plan, drawn: np.ndarray) -> 
         style_maps=maps[:size],
         references=images[size:],
         reference_maps=maps[size:],
-        annotated=annotated,
-        readings=readings,
+        annotated=rows["has_mask"].to_numpy(bool),
+        readings=judge.predict(images),
         drawn=drawn,
         layouts=plan.layouts,
         drawn_readings=judge.predict(drawn),
+        elsewhere=elsewhere,
         repeats=REPEATS,
         num_classes=len(run.classes()),
     )
