@@ -42,7 +42,7 @@ STEPS: dict[str, Changes] = {
     "8 evaluations, second order": {"generate": {"solver": "multistep", "nfe": 8}},
     "style in every block": {"diffusion": {"injection": "all"}},
     "unannotated images, null layout": {"diffusion": {"unlabelled_share": 0.5}},
-    "pseudo-layouts": {"diffusion": {"pseudo_confidence": 0.9}},
+    "pseudo-layouts": {"diffusion": {"pseudo_confidence": 0.8}},
     "partly unknown layouts": {"diffusion": {"unknown_share": 0.3}},
     "a style for each class": {"diffusion": {"style_pooling": "class"}},
     "style prior": {"diffusion": {"style_prior": "learned"}},

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -10,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from stedm.config_file import load_config
 from stedm.data.style_sets import StyleSets
 from stedm.errors import UserError
 from stedm.models.autoencoder import FirstStage
 from stedm.models.segmenter import Segmenter
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
+from stedm.stages import diffusion
+from stedm.stages.run_folder import RunFolder
 from stedm.training.batches import (
     AutoencoderBatches,
     DiffusionBatches,
@@ -475,6 +479,25 @@ def test_annotation_of_unannotated_images_never_enters() -> None:
         batch = batches(step)
         assert (batch["layout"][4:] == 255).all() and not batch["layout_given"][4:].any()
         assert batch["layout_given"][:4].all()
+
+
+def test_unannotated_images_get_the_reading_of_a_teacher_that_is_sure_of_the_whole_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Single sure pixels do not count, and unsure ones of a sure image do: else the easy parts stand for a class."""
+    probabilities = np.full((2, 2, PX, PX), 0.5)
+    probabilities[0, 0], probabilities[0, 1] = 0.9, 0.1
+    probabilities[0, :, :2] = [[[0.4]], [[0.6]]]
+    probabilities[1, :, :2] = [[[0.01]], [[0.99]]]
+    teacher = SimpleNamespace(probabilities=lambda images, views: probabilities)
+    teacher.to = lambda device: teacher
+    monkeypatch.setattr(diffusion.Segmenter, "from_pretrained", lambda folder: teacher)
+    run = SimpleNamespace(label_maps=lambda rows: LAYOUTS[: len(rows)], segmenter=lambda arm, seed: None)
+    patches = pd.DataFrame({"annotated": [True, False, False]})
+    config = load_config(overrides=["size=smoke", "diffusion.pseudo_confidence=0.8"])
+    found = diffusion._layouts(cast(RunFolder, run), config, patches, IMAGES[:3])
+    assert (found[0] == LAYOUTS[0]).all() and (found[1, :2] == 1).all() and (found[1, 2:] == 0).all()
+    assert (found[2] == 255).all()
 
 
 def test_layout_and_style_are_dropped_independently_at_their_rates() -> None:

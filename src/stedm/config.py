@@ -106,8 +106,8 @@ class DiffusionConfig:
     """Probability of the null layout in training."""
     unknown_share: float = 0.3
     """Probability that part of a layout is hidden (set to unknown) in training."""
-    pseudo_confidence: Optional[float] = 0.9
-    """Pixels of unannotated images on which a real-trained segmenter is at least this sure become layout; null: off."""
+    pseudo_confidence: Optional[float] = 0.8
+    """Unannotated images that a real-trained segmenter is this sure of, on average, get its reading as layout; or null."""
     annotated_only_control: Optional[bool] = None
     """Also train the generator on the annotated images alone, as many as ours sees; its grid is in the report."""
     channels: Optional[int] = None

@@ -127,14 +127,18 @@ def _style_sets(patches: pd.DataFrame, config: RunConfig) -> StyleSets:
 
 
 def _layouts(run: RunFolder, config: RunConfig, patches: pd.DataFrame, images: np.ndarray) -> np.ndarray:
-    """Layouts (n, H, W) uint8: the annotation; else what the teacher is sure of; unknown (255) elsewhere."""
+    """Layouts (n, H, W) uint8: the annotation; else what the teacher reads in images it is sure of; unknown elsewhere.
+
+    Sure of an image as a whole: where single pixels have to be sure, the easy ones of a class stand for the class, and
+    background is learned to be as pale as its palest parts.
+    """
     layouts = np.full(images.shape[:3], IGNORE, np.uint8)
     annotated = patches["annotated"].to_numpy(bool)
     layouts[annotated] = run.label_maps(patches[annotated])
     if config.diffusion.pseudo_confidence is not None and not annotated.all():
         teacher = Segmenter.from_pretrained(run.segmenter(TEACHER_ARM, config.seed)).to(best_device())
         probabilities = teacher.probabilities(images[~annotated], views=4)  # (m, N, H, W)
-        sure = probabilities.max(1) >= config.diffusion.pseudo_confidence
+        sure = probabilities.max(1).mean((1, 2), keepdims=True) >= config.diffusion.pseudo_confidence  # (m, 1, 1)
         layouts[~annotated] = np.where(sure, probabilities.argmax(1), IGNORE).astype(np.uint8)
     return layouts
 
