@@ -107,7 +107,7 @@ class DiffusionConfig:
     unknown_share: float = 0.3
     """Probability that part of a layout is hidden (set to unknown) in training."""
     pseudo_confidence: Optional[float] = 0.8
-    """Mean confidence from which an unannotated image gets a real-trained segmenter's reading as layout; null: never."""
+    """Mean confidence from which an unannotated image gets a real-trained segmenter's reading as layout; null: no."""
     annotated_only_control: Optional[bool] = None
     """Also train the generator on the annotated images alone, as many as ours sees; its grid is in the report."""
     channels: Optional[int] = None
