@@ -87,7 +87,7 @@ def keys_with_help(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple[st
             yield from keys_with_help(section, f"{key}.")  # type: ignore[arg-type]
         else:
             default = field.default_factory() if callable(field.default_factory) else field.default  # type: ignore[misc]
-            yield key, _type_name(field.type), docs.get(field.name, ""), default
+            yield key, _type_name(field.type), " ".join(docs.get(field.name, "").split()), default
 
 
 def _read(path: Path) -> dict[str, Any]:
