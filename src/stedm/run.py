@@ -127,7 +127,7 @@ def _prepare(jobs: list[Job], parts: Sequence[Part], console: Console) -> None:
             share_patches(job.folder, [part.run.data for part in parts if part is not job.part], job.part.config)
             _say(console, job, execute(job.stage, job.fingerprint))
         except UserError as error:
-            raise UserError(f"{job.part.name}: {error}" if job.part.name else str(error)) from None
+            raise UserError(f"sub-run {job.part.name}: {error}" if job.part.name else str(error)) from None
     if is_experiment(parts[-1].config):
         annotated_patients(parts[-1].config, parts[-1].run.root)
 
