@@ -93,7 +93,7 @@ class DiffusionConfig:
     style_pooling: Literal["class", "image"] = "class"
     """One style vector for each layout class, from where it is in the style images (no mask needed), or one for all."""
     style_prior: Literal["learned", "standard"] = "learned"
-    """Mean and spread of the latent of each class, from the style alone; `standard`: the same for every style."""
+    """Mean and spread of each class's latent, measured in the style images; `standard`: the same for every style."""
     aggregation: Literal["mean", "max", "linear", "attention"] = "attention"
     """How the images of a style set become one style."""
     injection: Literal["all", "bottleneck"] = "all"

@@ -10,8 +10,8 @@ import torch
 
 from stedm.config import IGNORE, RunConfig
 from stedm.data.style_sets import StyleSets
-from stedm.device import autocast, best_device
-from stedm.diffusion.pipeline import StyleDiffusion, to_network
+from stedm.device import best_device
+from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.sampling import Sampling
 from stedm.models.autoencoder import FirstStage
 from stedm.models.segmenter import Segmenter
@@ -19,6 +19,7 @@ from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
 from stedm.stages.grain import best_grain
 from stedm.stages.grids import StyleGrid, save_style_grid
+from stedm.stages.latents import encode
 from stedm.stages.run_folder import TEACHER_ARM, RunFolder, train_patches
 from stedm.stages.watch import IMAGES, GeneratorWatch
 from stedm.training.augment import dihedral
@@ -60,7 +61,7 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str, **
     sampling = Sampling(grain=best_grain(run, first_stage, patches, seed=config.seed))
     model = _untrained(first_stage, config, run.classes(), sampling)
     layouts = _layouts(run, config, patches, images)
-    lent = StylePatches(images, _encode(first_stage, images, np.arange(len(images))), torch.from_numpy(layouts))
+    lent = StylePatches(images, encode(first_stage, images).half(), torch.from_numpy(layouts))
     batches = DiffusionBatches(
         _variants(first_stage, images, layouts, patches["annotated"].to_numpy(bool)),
         lent,
@@ -150,28 +151,11 @@ def _variants(first_stage: FirstStage, images: np.ndarray, layouts: np.ndarray, 
     patch = np.repeat(np.arange(len(images)), np.where(annotated, few[1], few[0]))
     code = rng.permuted(np.arange(len(patch)) % 8)
     layout = torch.empty(len(patch), *images.shape[1:3], dtype=torch.uint8)
-    z = torch.empty(len(patch), *_latent_shape(first_stage, images), dtype=torch.float16)
+    order = np.argsort(code, kind="stable")
+    latents = []
     for symmetry in range(8):
-        rows = np.flatnonzero(code == symmetry)
+        rows = order[code[order] == symmetry]
         layout[rows] = dihedral(torch.from_numpy(layouts[patch[rows]]), symmetry)
-        z[rows] = _encode(first_stage, images, patch[rows], symmetry)
+        latents.append(encode(first_stage, images[patch[rows]], symmetry=symmetry).half())
+    z = torch.cat(latents)[np.argsort(order)]
     return Variants(z, layout, torch.from_numpy(patch), torch.from_numpy(annotated[patch]))
-
-
-def _latent_shape(first_stage: FirstStage, images: np.ndarray) -> tuple[int, int, int]:
-    return first_stage.latent_channels, images.shape[1] // first_stage.factor, images.shape[2] // first_stage.factor
-
-
-@torch.no_grad()
-def _encode(first_stage: FirstStage, images: np.ndarray, rows: np.ndarray, symmetry: int = 0) -> torch.Tensor:
-    """Latents (n, C, h, w) of images[rows], turned, in half precision."""
-    device = best_device()
-    first_stage.to(device)
-    z = torch.empty(len(rows), *_latent_shape(first_stage, images), dtype=torch.float16)
-    for start in range(0, len(rows), 64):
-        x = dihedral(to_network(images[rows[start : start + 64]]), symmetry)
-        with autocast(device):
-            part = first_stage.encode(x.to(device).contiguous(memory_format=torch.channels_last))
-        z[start : start + 64] = part.half().cpu()
-    first_stage.cpu()
-    return z

@@ -39,10 +39,16 @@ class Drawing:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What one style patient lends and what is drawn in its style."""
+    """One style patient: its real images, what the judge reads in them, and what is drawn in its style."""
 
-    lent: pd.DataFrame
-    references: pd.DataFrame
+    patient: str
+    lent: int
+    """The first so many images are the style set; what is drawn is compared with the others."""
+    images: np.ndarray
+    annotated: np.ndarray
+    readings: np.ndarray
+    maps: np.ndarray
+    """Annotation, used or not; the judge's reading where there is none."""
     layouts: np.ndarray  # (n, H, W)
     seeds: list[int]
 
@@ -76,22 +82,26 @@ def draw_probes(run: RunFolder, config: RunConfig) -> Drawing:
     }
     model = StyleDiffusion.from_pretrained(run.generator(config)).to(best_device())
     started = time.perf_counter()
-    groups = {name: _probes(run, config, model, judge, group) for name, group in plans.items()}
+    images = {name: _draw_twice(config, model, group) for name, group in plans.items()}
     seconds = time.perf_counter() - started
+    groups = {
+        name: [_probe(judge, *parts) for parts in zip(group, *images[name], strict=True)]
+        for name, group in plans.items()
+    }
     drawn = sum(len(probe.drawn) + len(probe.elsewhere) for group in groups.values() for probe in group)
     return Drawing(groups, drawn, seconds, model.device, sampling_of(model, config).nfe)
 
 
-def _probes(
-    run: RunFolder, config: RunConfig, model: StyleDiffusion, judge: Segmenter, plans: list[_Plan]
-) -> list[StyleProbe]:
-    """The probes of a group; the other patient is the next one, of the last the first."""
+def _draw_twice(
+    config: RunConfig, model: StyleDiffusion, plans: list[_Plan]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The images of each plan of a group in its own style, and in the next one's; none of a patient that is alone."""
     if not plans:
-        return []
-    places = np.arange(len(plans))
-    drawn = _draw(run, config, model, plans, lenders=places)
-    elsewhere = [drawn[0][:0]] if len(plans) == 1 else _draw(run, config, model, plans, lenders=np.roll(places, -1))
-    return [_probe(run, judge, *parts) for parts in zip(plans, drawn, elsewhere, strict=True)]
+        return [], []
+    drawn = _draw(config, model, plans, lenders=plans)
+    if len(plans) == 1:
+        return drawn, [drawn[0][:0]]
+    return drawn, _draw(config, model, plans, lenders=[*plans[1:], plans[0]])
 
 
 def _chosen(candidates: pd.DataFrame, config: RunConfig, rng: np.random.Generator) -> list[pd.DataFrame]:
@@ -105,31 +115,27 @@ def _chosen(candidates: pd.DataFrame, config: RunConfig, rng: np.random.Generato
 def _plan(rows: pd.DataFrame, run: RunFolder, config: RunConfig, judge: Segmenter, rng: np.random.Generator) -> _Plan:
     """At most half of the patient's images lend the style: the others are what the drawn ones are compared with."""
     rows = rows.iloc[rng.permutation(len(rows))]
-    size = min(style_set_size(config), len(rows) // 2)
-    real = RealLayouts(_label_maps(run, judge, rows.iloc[size:]))
-    different = max(1, config.evaluate.images_per_style - REPEATS + 1)
-    maps = [real.draw(rng)[0] for _ in range(different)]
-    layouts = np.stack(maps + [maps[-1]] * (config.evaluate.images_per_style - different))
-    return _Plan(rows.iloc[:size], rows.iloc[size:], layouts, rng.integers(2**31, size=len(layouts)).tolist())
-
-
-def _label_maps(run: RunFolder, judge: Segmenter, rows: pd.DataFrame) -> np.ndarray:
-    """Annotation (n, H, W), used or not, and the judge's reading where there is none."""
-    annotated = rows["has_mask"].to_numpy(bool)
-    maps = judge.predict(run.images(rows))
+    lent = min(style_set_size(config), len(rows) // 2)
+    images, annotated = run.images(rows), rows["has_mask"].to_numpy(bool)
+    readings = judge.predict(images)
+    maps = readings.copy()
     if annotated.any():
         maps[annotated] = run.hidden_label_maps(rows[annotated])
-    return maps
+    real = RealLayouts(maps[lent:])
+    different = max(1, config.evaluate.images_per_style - REPEATS + 1)
+    layouts = [real.draw(rng)[0] for _ in range(different)]
+    layouts += [layouts[-1]] * (config.evaluate.images_per_style - different)
+    seeds = rng.integers(2**31, size=len(layouts)).tolist()
+    patient = str(rows["patient"].iloc[0])
+    return _Plan(patient, lent, images, annotated, readings, maps, np.stack(layouts), seeds)
 
 
-def _draw(
-    run: RunFolder, config: RunConfig, model: StyleDiffusion, plans: list[_Plan], *, lenders: np.ndarray
-) -> list[np.ndarray]:
-    """Each plan's images in the style of plan `lenders[k]`, with the `generate` section, in batches of one size."""
+def _draw(config: RunConfig, model: StyleDiffusion, plans: list[_Plan], *, lenders: list[_Plan]) -> list[np.ndarray]:
+    """Each plan's images in the style of its lender, with the `generate` section, in batches of one size."""
     styles = None
     if config.generate.styles != "none":
         fixed = config.diffusion.aggregation == "linear"  # takes its number of images, if need be one twice
-        sets = [run.images(plans[k].lent) for k in lenders]
+        sets = [lender.images[: lender.lent] for lender in lenders]
         size = style_set_size(config)
         sets = [images[np.arange(size) % len(images)] for images in sets] if fixed else sets
         styles = model.extract_styles(sets)[torch.arange(len(plans)).repeat_interleave(len(plans[0].seeds))]
@@ -149,22 +155,19 @@ def _draw(
     return np.split(np.concatenate(parts), len(plans))
 
 
-def _probe(run: RunFolder, judge: Segmenter, plan: _Plan, drawn: np.ndarray, elsewhere: np.ndarray) -> StyleProbe:
-    rows = pd.concat([plan.lent, plan.references])
-    images, maps = run.images(rows), _label_maps(run, judge, rows)
-    size = len(plan.lent)
+def _probe(judge: Segmenter, plan: _Plan, drawn: np.ndarray, elsewhere: np.ndarray) -> StyleProbe:
     return StyleProbe(
-        patient=str(rows["patient"].iloc[0]),
-        style_images=images[:size],
-        style_maps=maps[:size],
-        references=images[size:],
-        reference_maps=maps[size:],
-        annotated=rows["has_mask"].to_numpy(bool),
-        readings=judge.predict(images),
+        patient=plan.patient,
+        style_images=plan.images[: plan.lent],
+        style_maps=plan.maps[: plan.lent],
+        references=plan.images[plan.lent :],
+        reference_maps=plan.maps[plan.lent :],
+        annotated=plan.annotated,
+        readings=plan.readings,
         drawn=drawn,
         layouts=plan.layouts,
         drawn_readings=judge.predict(drawn),
         elsewhere=elsewhere,
         repeats=REPEATS,
-        num_classes=len(run.classes()),
+        num_classes=len(judge.classes),
     )

@@ -190,13 +190,13 @@ def histogram_figure(values: np.ndarray, *, label: str, limits: tuple[float, flo
 
 
 def style_figure(matched: float, shuffled: float) -> str:
-    """Plot the style distance to the patient asked for, and to other patients."""
+    """Plot the style distance of images drawn in the patient's style, and in another's."""
     with matplotlib.rc_context(STYLE):
         figure, (axes,) = _panels(1, HALF_IN, 1.5)
         axes.barh([0, 1], [matched, shuffled], color=[BETTER, FAINT], height=0.62)
         for row, value in enumerate((matched, shuffled)):
             axes.annotate(f"{value:.2f}", (value, row), (4, 0), textcoords="offset points", va="center")
-        axes.set_yticks([0, 1], ["to the patient asked for", "to other patients"])
+        axes.set_yticks([0, 1], ["in the patient's style", "in another's style"])
         axes.tick_params(axis="y", length=0)
         axes.set(
             ylim=(1.6, -0.6), xlim=(0, 1.15 * max(matched, shuffled, 1e-6)), xlabel="style distance of drawn images"

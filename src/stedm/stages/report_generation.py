@@ -7,7 +7,7 @@ from stedm.stages import report_figures as figures
 
 ROWS = (
     ("style_distance_matched", "style distance to the patient asked for", "style_distance_real", 2),
-    ("style_distance_shuffled", "style distance to other patients", None, 2),
+    ("style_distance_shuffled", "style distance, drawn in another style", None, 2),
     ("style_ratio", "matched / shuffled", None, 2),
     ("colour_mean_error", "error of the mean colour per class, 0 to 1", "colour_mean_error_real", 3),
     ("colour_std_error", "error of the colour's deviation per class, 0 to 1", "colour_std_error_real", 3),

@@ -63,7 +63,7 @@ def _generation_warnings(generation: Mapping[str, Any]) -> list[str]:
         matched, shuffled = generation["style_distance_matched"], generation["style_distance_shuffled"]
         found.append(
             f"The style condition is all but ignored: images lie {matched:.2f} from the patient whose style they "
-            f"were given, and {shuffled:.2f} from other patients."
+            f"were given, and {shuffled:.2f} when they are drawn in another's style."
         )
     if _known(generation, "layout_sensitivity") and generation["layout_sensitivity"] < IGNORED_CONDITION:
         found.append(

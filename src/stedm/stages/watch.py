@@ -13,13 +13,13 @@ from torch import Tensor
 
 from stedm.config import RunConfig
 from stedm.data.style_sets import StyleSets
-from stedm.device import autocast, best_device
+from stedm.device import autocast
 from stedm.diffusion.pipeline import StyleDiffusion, to_network
 from stedm.diffusion.sampling import noise_from_seeds
 from stedm.diffusion.validation import Validation, ValidationBatch, other_patient_rows, other_rows, validate
 from stedm.files import write_json
-from stedm.models.autoencoder import FirstStage
 from stedm.stages.grids import StyleGrid
+from stedm.stages.latents import encode
 from stedm.stages.report_warnings import ignored_conditions
 from stedm.stages.run_folder import RunFolder
 from stedm.training.log import Observation
@@ -56,7 +56,7 @@ class GeneratorWatch:
         if len(rows) == 0:
             return
         chosen = patches.iloc[rows]
-        z = _encode(model.first_stage, run.images(chosen))  # (n, C, h, w)
+        z = encode(model.first_stage, run.images(chosen))  # (n, C, h, w)
         self.batch = ValidationBatch(
             z=z,
             e=noise_from_seeds(range(len(z)), z.shape[1:]),
@@ -67,7 +67,7 @@ class GeneratorWatch:
         sets = _style_rows(patches, rows, config)  # (n, N)
         lent = run.images(patches.iloc[sets.ravel()])
         self.style_images = to_network(lent).unflatten(0, sets.shape)  # (n, N, 3, H, W)
-        self.style_latents = _encode(model.first_stage, lent).unflatten(0, sets.shape)  # (n, N, C, h, w)
+        self.style_latents = encode(model.first_stage, lent).unflatten(0, sets.shape)  # (n, N, C, h, w)
 
     def __call__(self, task: DiffusionTask, step: int) -> Observation:
         """Losses and grid of the task as it is now."""
@@ -154,17 +154,6 @@ def _style_rows(patches: pd.DataFrame, rows: np.ndarray, config: RunConfig) -> n
     sets = StyleSets(patches, mode="patient", size=size, nearby_um=config.diffusion.nearby_um, patch_um=patch_um)
     rng = np.random.default_rng([config.seed, 8])
     return np.stack([sets.draw(i, rng) if sets.has_candidates(i) else np.full(size, i) for i in map(int, rows)])
-
-
-@torch.no_grad()
-def _encode(first_stage: FirstStage, images: np.ndarray) -> Tensor:
-    device = best_device()
-    first_stage.to(device)
-    x = to_network(images).to(device).contiguous(memory_format=torch.channels_last)
-    with autocast(device):
-        z = first_stage.encode(x).float().cpu()
-    first_stage.cpu()
-    return z
 
 
 def _finite(value: object) -> object:
