@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from stedm.config import IGNORE
-from stedm.evaluation.memorisation import copy_distance, nearest_distances, nearest_others, nearest_real_ratio
+from stedm.evaluation.memorisation import (
+    are_copies,
+    copy_distance,
+    nearest_distances,
+    nearest_others,
+    nearest_real_ratio,
+)
 from stedm.evaluation.segmentation import confusion, dice, iou, mean_over_classes, patient_scores
 
 LABELS = arrays(np.uint8, (6, 5), elements=st.sampled_from([0, 1, 2, IGNORE]))
@@ -111,3 +117,12 @@ def test_neighbours_are_sought_in_other_patients_and_copies_lie_below_their_dist
     noisy = (real_images // 2 * 2 + 1)[:, ::-1]
     assert (nearest_distances(np.ascontiguousarray(noisy), twins)[0] < limit).all()
     assert (nearest_distances(fresh, twins)[0] < limit).mean() <= 0.1
+
+
+def test_images_of_one_colour_are_no_copies_of_each_other_but_copied_tissue_is(real_images):
+    glass = np.random.default_rng(2).integers(236, 244, (12, 64, 64, 3), dtype=np.uint8)
+    training = np.concatenate([real_images, glass[:6]])
+    assert (nearest_distances(glass[6:], training)[0] < 0.01).all()
+    assert not are_copies(glass[6:], training, below=0.1).any()
+    assert are_copies(np.ascontiguousarray(real_images[:, ::-1]), training, below=0.1).all()
+    assert not are_copies(255 - real_images, training, below=0.1).any()

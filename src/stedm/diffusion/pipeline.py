@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stedm.device import autocast
 from stedm.diffusion.grain import add_grain, measure_grain
 from stedm.diffusion.sampling import SOLVERS, Branch, Sampling, guidance_weights, guided, noise_from_seeds
+from stedm.diffusion.tones import keep_tones, measure_tones
 from stedm.errors import UserError
 from stedm.files import atomic_folder, read_json, write_json
 from stedm.models.autoencoder import FirstStage
@@ -55,12 +56,14 @@ class Styles:
     """(B, K, d + 2 C): what the style extractor says."""
     grain: Tensor
     """(B, 3): standard deviation of the scanner's noise in each colour, images in [-1, 1]."""
+    tones: Tensor
+    """(B, 2, 3): darkest and lightest value of each colour, in [-1, 1]."""
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     def __getitem__(self, rows: Tensor | slice) -> "Styles":
-        return Styles(self.vectors[rows], self.grain[rows])
+        return Styles(self.vectors[rows], self.grain[rows], self.tones[rows])
 
 
 class StyleDiffusion(nn.Module):
@@ -118,7 +121,8 @@ class StyleDiffusion(nn.Module):
         with autocast(self.device):
             read = [self.style_extractor(images[None], self.first_stage.encode(images)[None]) for images in sets]
             vectors = torch.cat(read).float()  # (B, K, d + 2 C)
-        return Styles(vectors, torch.stack([measure_grain(images) for images in sets]))
+        grain, tones = (torch.stack([measure(images) for images in sets]) for measure in (measure_grain, measure_tones))
+        return Styles(vectors, grain, tones)
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
@@ -149,7 +153,9 @@ class StyleDiffusion(nn.Module):
         )
         with autocast(self.device):
             x = self.first_stage.decode(z).float()  # (B, 3, H, W)
-        return to_images(x if styles is None else add_grain(x, options.grain * styles.grain, seeds=seeds))
+        if styles is not None:
+            x = keep_tones(add_grain(x, options.grain * styles.grain, seeds=seeds), styles.tones)
+        return to_images(x)
 
     @torch.no_grad()
     def draw_latents(

@@ -95,6 +95,23 @@ def copy_distance(training: np.ndarray, patients: Sequence[str]) -> float:
     return float(np.quantile(nearest_others(training, patients if several else None)[0], 0.01))
 
 
+def are_copies(queries: np.ndarray, references: np.ndarray, *, below: float) -> np.ndarray:
+    """Which queries are copies of a reference: bool (n,).
+
+    A copy is nearer to a reference than `below`, and nearer than half of its own contrast, the root mean square
+    difference of its thumbnail from one colour: bare glass looks like all other glass, which nobody has to memorise.
+
+    Args:
+        queries: uint8 (n, H, W, 3), n >= 1.
+        references: uint8 (m, H', W', 3), m >= 1.
+        below: distance, 0 to 1; from `copy_distance`.
+    """
+    thumbnails = _thumbnails(queries)
+    contrast = (thumbnails - thumbnails.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)).sqrt().numpy()  # (n,)
+    distances = _nearest(thumbnails, _thumbnails(references))[0]
+    return np.asarray(distances < np.minimum(below, contrast / 2))
+
+
 def nearest_real_ratio(synthetic_to_real: np.ndarray, real_to_other_real: np.ndarray) -> float:
     """Return the median synthetic -> real training distance over the median real -> other real distance.
 

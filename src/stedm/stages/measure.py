@@ -9,7 +9,13 @@ import torch
 from stedm.config import RunConfig
 from stedm.device import best_device
 from stedm.evaluation.encoders import Encoder, kid_encoder
-from stedm.evaluation.memorisation import copy_distance, nearest_distances, nearest_others, nearest_real_ratio
+from stedm.evaluation.memorisation import (
+    are_copies,
+    copy_distance,
+    nearest_distances,
+    nearest_others,
+    nearest_real_ratio,
+)
 from stedm.evaluation.probe import FIGURES, StyleProbe, group_figures, probe_scale, real_agreement
 from stedm.stages.grids import save_probe_grid
 from stedm.stages.probe import draw_probes
@@ -69,7 +75,7 @@ def _groups(
 def _memorisation(
     groups: dict[str, list[StyleProbe]], found: dict[str, dict[str, Any]], training: np.ndarray, patients: list[str]
 ) -> dict[str, float | None]:
-    """Shares of images that lie closer to a training image than `copy_distance`, also written into each group.
+    """Shares of images that are copies of a training image (`are_copies`), also written into each group.
 
     At the top level `memorised_rate` is that of all drawn images, and `memorised_rate_real`, the floor, that of the
     never-seen patients' own images.
@@ -77,7 +83,7 @@ def _memorisation(
     limit = copy_distance(training, patients)
 
     def copied(images: list[np.ndarray]) -> float | None:
-        return float((nearest_distances(np.concatenate(images), training)[0] < limit).mean()) if images else None
+        return float(are_copies(np.concatenate(images), training, below=limit).mean()) if images else None
 
     drawn = [probe.drawn for group in groups.values() for probe in group]
     for name, group in groups.items():
