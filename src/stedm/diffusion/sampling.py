@@ -24,7 +24,7 @@ class Sampling:
     """`nested` or `composed`, see `guidance_weights`."""
     layout_guidance: float = 1.0
     """Layout guidance scale; 1 means none."""
-    style_guidance: float = 1.25
+    style_guidance: float = 1.5
     """Style guidance scale; 1 means none."""
     grain: float = 1.0
     """How much of the scanner's noise that the style set shows is added (see diffusion/grain.py); 0 adds none."""

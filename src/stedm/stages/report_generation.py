@@ -15,7 +15,7 @@ ROWS = (
     ("layout_sensitivity", "agreement lost when layouts are shuffled", None, 3),
     ("diversity", "diversity within a style and layout, relative to real images of one patient", None, 2),
     ("kid", "KID against the patients' real images", "kid_real", 3),
-    ("memorised_rate", "copies: nearer to a training image than 1 in 100 real ones, glass apart", "memorised_rate_real", 3),
+    ("memorised_rate", "copies: nearer to a training image than 1 in 100 real ones", "memorised_rate_real", 3),
 )
 """Key, label, key of what real images reach, digits."""
 
