@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import stedm
+from stedm import cli_generate
 from stedm.config_file import dump_config, extended, keys_with_help, load_config
 from stedm.errors import UserError
 
@@ -38,7 +39,11 @@ COMMANDS = {
     "train segmentation": Command(
         "the arms", "stedm train segmentation --config my.yaml --out runs/my", "segmentation"
     ),
-    "generate": Command("plan and draw synthetic images", "stedm generate --config my.yaml --out runs/my", "generate"),
+    "generate": Command(
+        "plan and draw synthetic images; with --model, in the style of any slide",
+        f"stedm generate --config my.yaml --out runs/my\n  {cli_generate.EXAMPLE}",
+        "generate",
+    ),
     "filter": Command("judge synthetic images", "stedm filter --config my.yaml --out runs/my", "filter"),
     "evaluate": Command(
         "score the arms patient by patient", "stedm evaluate --config my.yaml --out runs/my", "evaluate"
@@ -72,6 +77,8 @@ def _main(words: list[str]) -> int:
     name = " ".join(words[:2]) if words[0] == "train" else words[0]
     if name not in COMMANDS:
         raise UserError(f"unknown command `{name}`; `stedm --help` lists them")
+    if name == "generate" and cli_generate.asks_for(words[1:]):
+        return cli_generate.run(words[1:])
     return _run_command(name, COMMANDS[name], words[len(name.split()) :])
 
 

@@ -115,7 +115,7 @@ class StyleDiffusion(nn.Module):
         for name, part in parts.items():
             with atomic_folder(folder / name) as temporary:
                 part.save_pretrained(temporary)
-        index = {"class": "StyleDiffusion", "classes": self.classes, "parts": list(parts)}
+        index: dict[str, Any] = {"class": "StyleDiffusion", "classes": self.classes, "parts": list(parts)}
         index |= {"patch_px": self.patch_px, "mpp": self.mpp}
         write_json(folder / INDEX, index | {"sampling": dataclasses.asdict(self.sampling)})
 

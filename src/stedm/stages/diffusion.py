@@ -116,9 +116,7 @@ def _untrained(
         injection=options.injection,
         style_prior=options.style_prior,
     )
-    return StyleDiffusion(
-        first_stage, extractor, unet, classes, sampling, patch_px=config.prepare.patch_px, mpp=mpp
-    )
+    return StyleDiffusion(first_stage, extractor, unet, classes, sampling, patch_px=config.prepare.patch_px, mpp=mpp)
 
 
 def _common_mpp(patches: pd.DataFrame) -> float | None:
