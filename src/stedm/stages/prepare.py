@@ -123,7 +123,7 @@ def input_digest(config: RunConfig) -> str:
     for _, section, options in sections_of(config.cohort):
         table = read_table(options, section=section)
         digest.update(Path(options.table or "").read_bytes())
-        for name in pd.concat([table["image"], table["mask"]]):
+        for name in pd.concat([table["image"], table["mask"], table["annotation"]]):
             path = Path(name)
             if name and path.is_file():
                 digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())

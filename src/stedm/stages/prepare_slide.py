@@ -35,7 +35,7 @@ class SlideCutter:
     def patches(self, position: int, row: Any) -> Iterator[dict[str, Any]]:
         """Records of the patches of the image in `row`, without roles."""
         with open_slide(row) as slide:
-            source = open_label_source(row, self._labels, mpp=slide.mpp)
+            source = open_label_source(row, self._labels, slide=slide)
             mpp = self._config.mpp or slide.mpp
             white, corners = self._occupied(slide, mpp)
             for x, y in corners:
@@ -90,7 +90,7 @@ class SlideCutter:
             "slide": row.slide,
             "source": f"r{position:05d}",
             "group": row.group,
-            "has_mask": bool(row.mask),
+            "has_mask": bool(row.mask or row.annotation),
             "image": f"images/{patch_id}.png",
             "mask": "",
         }
