@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from stedm.config import IGNORE, CohortConfig, PhantomConfig, PrepareConfig, RunConfig, SplitConfig
+from stedm.data.label_source import MaskFile
 from stedm.errors import UserError
 from stedm.files import read_json
-from stedm.stages import prepare as stage
 from stedm.stages.prepare import input_digest, prepare
 from stedm.stages.run_folder import RunFolder, train_patches
 from stedm.stages.segmentation import _batches
@@ -86,7 +86,7 @@ def snapshot(out) -> dict[str, bytes]:
 
 def test_killed_and_started_again_ends_the_same(tmp_path, config, monkeypatch):
     prepare(tmp_path / "whole", config)
-    cut, calls = stage.extract_label_patch, []
+    cut, calls = MaskFile.read, []
 
     def dies(*args, **options):
         calls.append(args)
@@ -94,7 +94,7 @@ def test_killed_and_started_again_ends_the_same(tmp_path, config, monkeypatch):
             raise KeyboardInterrupt
         return cut(*args, **options)
 
-    monkeypatch.setattr(stage, "extract_label_patch", dies)
+    monkeypatch.setattr(MaskFile, "read", dies)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "killed", config)
     assert not (tmp_path / "killed" / "patches.parquet").exists()

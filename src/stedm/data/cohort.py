@@ -8,12 +8,16 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from stedm.config import CohortConfig, TargetConfig
+from stedm.data.label_source import resolve_polygon_classes
 from stedm.data.labels import LabelMap, nearest_name, read_mask
 from stedm.data.slide import Slide
 from stedm.errors import UserError
 
 REQUIRED = ("image", "patient")
-COLUMNS = ("image", "patient", "slide", "mask", "mpp", "split", "group", "may_annotate")
+LABELS = ("mask", "annotation", "annotation_origin")
+COLUMNS = ("image", "patient", "slide", *LABELS, "mpp", "split", "group", "may_annotate")
+ORIGINS = ("slide", "bounds")
+"""Where the coordinates of an annotation file begin: at the corner of the slide, or of its scanned bounds."""
 SPLITS = ("train", "val", "test", "unseen")
 _FIRST_ROW = 2  # rows are counted as a spreadsheet shows them: the header is row 1
 
@@ -26,8 +30,8 @@ def row_name(table: str | Path, position: int) -> str:
 def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") -> pd.DataFrame:
     """The user's table with our column names, stripped strings and absolute paths; nothing but the table is opened.
 
-    Columns image, patient, slide, mask ("" if none), mpp (float, NaN if none), split, group ("" if none), and
-    may_annotate (bool) when the table has it. `section` is the config section that messages name. Raises UserError for
+    Columns image, patient, slide, mask, annotation ("" if none), annotation_origin (that of the config if none), mpp
+    (float, NaN if none), split, group ("" if none), and may_annotate (bool) when the table has it. `section` is the config section that messages name. Raises UserError for
     an unreadable or empty table and missing columns.
     """
     path = Path(config.table or "")
@@ -42,12 +46,13 @@ def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") 
     if raw.empty:
         raise UserError(f"{path}: the cohort table has no rows; add one row per image")
     table = pd.DataFrame({ours: _text(raw[theirs]) for ours, theirs in _column_names(config, raw, section).items()})
-    for column in ("slide", "mask", "split", "group", "mpp"):
+    for column in ("slide", "mask", "annotation", "annotation_origin", "split", "group", "mpp"):
         if column not in table:
             table[column] = ""
     _refuse_empty(table, path)
+    table["annotation_origin"] = table["annotation_origin"].replace("", config.annotation_origin)
     folder = path.parent.resolve()
-    for column in ("image", "mask"):
+    for column in ("image", "mask", "annotation"):
         table[column] = [str((folder / name).resolve()) if name else "" for name in table[column]]
     stems = table["image"].map(lambda name: Path(name).stem)
     table["slide"] = table["slide"].where(table["slide"] != "", stems)
@@ -68,7 +73,9 @@ def read_cohort(config: CohortConfig | TargetConfig, *, section: str = "cohort")
     _refuse_contradictions(cohort, path, section)
     for position, row in enumerate(cohort.itertuples(index=False)):
         where = row_name(path, position)
-        for column, name in (("image", row.image), ("mask", row.mask)):
+        if row.mask and row.annotation:
+            raise UserError(f"{where}: both a mask and an annotation; leave one of the two empty")
+        for column, name in (("image", row.image), ("mask", row.mask), ("annotation", row.annotation)):
             if name and not Path(name).is_file():
                 raise UserError(
                     f"{where}: {column} {name} not found; correct the path (relative to the table's folder)"
@@ -89,21 +96,33 @@ def resolve_labels(
     labels: dict[str, list[Any]] | None = None,
     section: str = "cohort",
 ) -> LabelMap:
-    """Label map of the section's labels, or of the values in the masks when empty; every mask of the cohort is checked.
+    """Label map of the section's labels, or of the values in the masks when empty; every mask and annotation is read.
 
     `labels` stands in for the section's own.
 
-    Raises UserError naming table, row, file and values for values that `cohort.labels` does not name, and when no
-    row has a mask.
+    Raises UserError naming table, row, file and values for values that `cohort.labels` does not name, naming the
+    polygon classes that it does not name, and when no row has a mask or an annotation.
     """
     masked = [(position, name) for position, name in enumerate(cohort["mask"]) if name]
-    if not masked:
-        raise UserError(f"{config.table}: no row has a mask; annotate some patients and fill the column 'mask'")
+    drawn = (cohort["annotation"] != "").any()
+    if not masked and not drawn:
+        raise UserError(
+            f"{config.table}: no row has a mask; annotate some patients and fill the column 'mask' or 'annotation'"
+        )
     named = config.labels if labels is None else labels
-    if not named:
+    if drawn:
+        rows = [(row_name(str(config.table), at), row) for at, row in enumerate(cohort.itertuples(index=False))]
+        label_map = resolve_polygon_classes(
+            [(where, row) for where, row in rows if row.annotation],
+            named,
+            table=str(config.table),
+            key=f"{section}.labels",
+        )
+    elif not named:
         values = {int(value) for _, name in masked for value in np.unique(read_mask(name))}
         return LabelMap.from_values(values, key=f"{section}.labels")
-    label_map = LabelMap.from_config(named, key=f"{section}.labels")
+    else:
+        label_map = LabelMap.from_config(named, key=f"{section}.labels")
     for position, name in masked:
         label_map.apply(read_mask(name), source=f"{row_name(str(config.table), position)}: mask {name}")
     return label_map
@@ -141,10 +160,12 @@ def _refuse_empty(table: pd.DataFrame, path: Path) -> None:
         empty = np.flatnonzero(table[column] == "")
         if len(empty):
             raise UserError(f"{row_name(path, empty[0])}: column '{column}' is empty; fill it in or remove the row")
-    wrong = np.flatnonzero(~table["split"].isin([*SPLITS, ""]))
-    if len(wrong):
-        value = table["split"].iloc[wrong[0]]
-        raise UserError(f"{row_name(path, wrong[0])}: split '{value}' is none of {', '.join(SPLITS)}; correct it")
+    for column, allowed in (("split", SPLITS), ("annotation_origin", ORIGINS)):
+        wrong = np.flatnonzero(~table[column].isin([*allowed, ""]))
+        if len(wrong):
+            value = table[column].iloc[wrong[0]]
+            where = row_name(path, wrong[0])
+            raise UserError(f"{where}: {column} '{value}' is none of {', '.join(allowed)}; correct it")
     blank = np.flatnonzero(table["split"] == "")
     if 0 < len(blank) < len(table):
         raise UserError(f"{row_name(path, blank[0])}: split is empty here but not in other rows; fill in all or none")

@@ -4,32 +4,24 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from stedm.config import IGNORE, CohortConfig, PrepareConfig, RunConfig, TargetConfig
+from stedm.config import IGNORE, CohortConfig, RunConfig, TargetConfig
 from stedm.data.cohort import read_cohort, read_table, row_name
 from stedm.data.composition import CompositionTable
-from stedm.data.labels import LabelMap, read_mask
 from stedm.data.laboratories import Laboratory, joined, read_laboratories, resolve_label_maps, sections_of
-from stedm.data.patches import extract_label_patch, tile_grid
 from stedm.data.phantom import PHANTOM_LABELS, write_cohort
-from stedm.data.slide import Slide
 from stedm.data.splits import split_patients, usable_patients
-from stedm.data.tissue import tissue_fraction, tissue_mask, white_point
 from stedm.errors import UserError
 from stedm.files import atomic_path, link, read_json, write_json
-
-_OVERVIEW_PX = 8
-"""Overview pixels per patch width: enough to see which patches are bare glass."""
+from stedm.stages.prepare_slide import SlideCutter, open_slide
 
 EXTRACTED = "extracted.parquet"
 """In the data folder, written last: every patch, whatever roles the patients have."""
@@ -83,14 +75,14 @@ def _extract(out: Path, config: RunConfig, laboratories: list[Laboratory], *, pa
             for name in ("images", "masks"):
                 shutil.rmtree(out / name, ignore_errors=True)
             write_json(out / "extraction.json", key)
-        extractors = {
-            laboratory.name: _Extractor(out, config.prepare, labels)
+        cutters = {
+            laboratory.name: SlideCutter(out, config.prepare, labels)
             for laboratory, labels in zip(laboratories, label_maps, strict=True)
         }
         task = progress.add_task("cutting patches", total=len(cohort))
         records: list[dict[str, Any]] = []
         for position, row in enumerate(cohort.itertuples(index=False)):
-            records += extractors[row.laboratory].patches(position, row) if row.patient in patients else []
+            records += cutters[row.laboratory].patches(position, row) if row.patient in patients else []
             progress.advance(task)
     write_json(out / "classes.json", {"classes": classes, "ignore": IGNORE, "patch_px": config.prepare.patch_px})
     fractions = [f"fraction_{name}" for name in classes]
@@ -131,7 +123,7 @@ def input_digest(config: RunConfig) -> str:
     for _, section, options in sections_of(config.cohort):
         table = read_table(options, section=section)
         digest.update(Path(options.table or "").read_bytes())
-        for name in pd.concat([table["image"], table["mask"]]):
+        for name in pd.concat([table["image"], table["mask"], table["annotation"]]):
             path = Path(name)
             if name and path.is_file():
                 digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
@@ -162,98 +154,11 @@ def _check_pixels(laboratories: list[Laboratory], progress: Progress) -> None:
     for laboratory in laboratories:
         for position, row in enumerate(laboratory.cohort.itertuples(index=False)):
             try:
-                with _open(row) as slide:
+                with open_slide(row) as slide:
                     slide.read(0, 0, size_px=1, mpp=slide.mpp)
             except UserError as error:
                 raise UserError(f"{row_name(str(laboratory.config.table), position)}: {error}") from None
             progress.advance(task)
-
-
-def _open(row: Any) -> Slide:
-    return Slide.open(row.image, mpp=None if np.isnan(row.mpp) else row.mpp)
-
-
-class _Extractor:
-    """Cuts the patches of one cohort row after the other into images/ and masks/."""
-
-    def __init__(self, out: Path, config: PrepareConfig, labels: LabelMap) -> None:
-        self._out, self._config, self._labels = out, config, labels
-        for name in ("images", "masks"):
-            (out / name).mkdir(parents=True, exist_ok=True)
-
-    def patches(self, position: int, row: Any) -> Iterator[dict[str, Any]]:
-        """Records of the patches of the image in `row`, without roles."""
-        patch_px = self._config.patch_px
-        label_map = self._labels.apply(read_mask(row.mask), source=row.mask) if row.mask else None
-        with _open(row) as slide:
-            mpp = self._config.mpp or slide.mpp
-            scale = mpp / slide.mpp  # slide pixels per patch pixel
-            white, corners = self._occupied(slide, mpp)
-            for x, y in corners:
-                patch_id = f"{_safe(row.slide)}-r{position:05d}-x{x:06d}-y{y:06d}"
-                image = self._image(patch_id, slide, x * mpp, y * mpp, mpp)
-                fraction = tissue_fraction(image, white=white)
-                if fraction < self._config.min_tissue:
-                    continue
-                self._write(f"images/{patch_id}.png", image)
-                record = self._record(patch_id, position, row)
-                if label_map is not None:
-                    patch = extract_label_patch(label_map, x * scale, y * scale, scale=scale, patch_px=patch_px)
-                    record |= self._labelled(patch_id, patch)
-                yield record | {"x_um": x * mpp, "y_um": y * mpp, "mpp": mpp, "tissue_fraction": fraction}
-
-    def _occupied(self, slide: Slide, mpp: float) -> tuple[np.ndarray, list[tuple[int, int]]]:
-        """Colour of the slide's glass, and the corners of the patches that are not all glass in an overview."""
-        patch_px = self._config.patch_px
-        # Rounded down, so that no patch hangs over the border by a fraction of a pixel.
-        size_px = [max(1, int(px * slide.mpp / mpp + 1e-6)) for px in (slide.width_px, slide.height_px)]
-        corners = tile_grid(size_px[0], size_px[1], patch_px)
-        overview_mpp = mpp * max(1.0, patch_px / _OVERVIEW_PX)
-        overview = slide.overview(overview_mpp)
-        white = white_point(overview)
-        if self._config.min_tissue <= 0:
-            return white, corners
-        tissue = tissue_mask(overview, white=white, smooth_px=1)
-        step = mpp / overview_mpp  # overview pixels per patch pixel
-        spans = [[slice(int(at * step), int((at + patch_px) * step) + 1) for at in corner] for corner in corners]
-        return white, [corner for corner, (x, y) in zip(corners, spans, strict=True) if tissue[y, x].any()]
-
-    def _image(self, patch_id: str, slide: Slide, x_um: float, y_um: float, mpp: float) -> np.ndarray:
-        """The patch's pixels, from its file when that is there already."""
-        path = self._out / "images" / f"{patch_id}.png"
-        if path.exists():
-            with Image.open(path) as image:
-                return np.asarray(image)
-        return slide.read(x_um, y_um, size_px=self._config.patch_px, mpp=mpp)
-
-    def _write(self, name: str, pixels: np.ndarray) -> str:
-        """Write a PNG unless it is there already; its name."""
-        if not (self._out / name).exists():
-            with atomic_path(self._out / name) as temporary:
-                Image.fromarray(pixels).save(temporary, compress_level=4)
-        return name
-
-    def _record(self, patch_id: str, position: int, row: Any) -> dict[str, Any]:
-        return {
-            "patch_id": patch_id,
-            "patient": row.patient,
-            "laboratory": row.laboratory,
-            "slide": row.slide,
-            "source": f"r{position:05d}",
-            "group": row.group,
-            "has_mask": bool(row.mask),
-            "image": f"images/{patch_id}.png",
-            "mask": "",
-        }
-
-    def _labelled(self, patch_id: str, patch: np.ndarray) -> dict[str, Any]:
-        """Write the label map of a patch; its path and the share of each class."""
-        fields: dict[str, Any] = {"mask": self._write(f"masks/{patch_id}.png", patch)}
-        counts = np.bincount(patch[patch != IGNORE], minlength=len(self._labels.classes))
-        if counts.sum():
-            shares = (counts / counts.sum()).tolist()
-            fields |= {f"fraction_{name}": share for name, share in zip(self._labels.classes, shares, strict=True)}
-        return fields
 
 
 def _with_roles(extracted: pd.DataFrame, classes: list[str], splits: dict[str, list[str]]) -> pd.DataFrame:
@@ -275,11 +180,6 @@ def _with_roles(extracted: pd.DataFrame, classes: list[str], splits: dict[str, l
     for name in classes:
         table[f"fraction_{name}"] = table[f"fraction_{name}"].where(annotated)
     return table
-
-
-def _safe(name: str) -> str:
-    """`name` as part of a file name."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in "_.") else "_" for c in name)[:48]
 
 
 class _Rate(ProgressColumn):
