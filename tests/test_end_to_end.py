@@ -269,6 +269,7 @@ def test_report_is_one_file_that_needs_no_network(finished: Path) -> None:
 
 def test_trained_models_load_and_work(finished: Path, no_sockets: list[Any]) -> None:
     model = StyleDiffusion.from_pretrained(finished / "diffusion")
+    assert (model.patch_px, model.mpp) == (64, 1.0)
     layouts = np.zeros((2, 64, 64), np.uint8)
     layouts[:, 20:40] = 1
     style = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)

@@ -189,6 +189,7 @@ def test_an_older_model_is_read_when_it_is_told_what_it_does_not_say(
         ({"layouts": "nowhere"}, "nowhere"),
         ({"model": "nowhere"}, "nowhere"),
         ({"patch_px": 30}, "--patch-px 30"),
+        ({"mpp": 0.25}, "--style-mpp"),
         ({"nfe": 0}, "nfe 0"),
         ({"solver": "magic"}, "magic"),
         ({"guidance": "magic"}, "magic"),

@@ -40,7 +40,7 @@ COMMANDS = {
         "the arms", "stedm train segmentation --config my.yaml --out runs/my", "segmentation"
     ),
     "generate": Command(
-        "plan and draw synthetic images; with --model, in the style of any slide",
+        "plan and draw synthetic images; `--model DIR --help`: in the style of any slide",
         f"stedm generate --config my.yaml --out runs/my\n  {cli_generate.EXAMPLE}",
         "generate",
     ),

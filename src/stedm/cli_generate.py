@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add("--style-mpp", type=float, help="microns per pixel of the style slide, for files that do not say (images: the"
         " model's)")  # fmt: skip
     add("--mpp", type=float, help="microns per pixel the model draws at, for models that do not say")
-    add("--patch-px", type=int, help="width of the images in pixels, for models that do not say")
+    add("--patch-px", type=int, help="width of the images in pixels (default: that of the model's patches)")
     for name, (kind, text) in SAMPLING.items():
         add(f"--{name.replace('_', '-')}", type=kind, help=f"{text} (default: the model's own)")
     add("--seed", type=int, default=0, help="seed of plan and images (default: 0)")

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from stedm.data.patches import tile_grid
-from stedm.data.slide import PLAIN_SUFFIXES, Slide
+from stedm.data.slide import Slide
 from stedm.data.tissue import tissue_mask, white_point
 from stedm.errors import UserError
 
-IMAGE_SUFFIXES = (*PLAIN_SUFFIXES, ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _OVERVIEW_PX = 8
 """Overview pixels per patch width: 64 of them say how much of a patch is tissue."""
 

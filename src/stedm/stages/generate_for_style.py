@@ -73,19 +73,23 @@ class RunLayouts:
 def load_generator(folder: str | Path, *, patch_px: int | None = None, mpp: float | None = None) -> StyleDiffusion:
     """The generator in a `diffusion/` or `few_step/` folder, or in a run folder, with a patch size and resolution.
 
-    patch_px, mpp: for generators that do not say them; they override what others say. Raises UserError when unknown.
+    patch_px: instead of the width it was trained at. mpp: for generators that do not say it. Raises UserError when
+    either is unknown, and for an `mpp` that contradicts the generator's.
     """
-    folder = Path(folder)
-    folder = (
-        folder if (folder / INDEX).exists() or not (folder / "diffusion" / INDEX).exists() else folder / "diffusion"
-    )
+    inside = Path(folder) / "diffusion"
+    folder = inside if (inside / INDEX).exists() else Path(folder)
     model = StyleDiffusion.from_pretrained(folder)
+    if mpp and model.mpp and abs(mpp / model.mpp - 1) > 0.01:
+        raise UserError(
+            f"--mpp {mpp:g}: the model draws at {model.mpp:g} microns per pixel; leave it out, and say those of the"
+            " style slide with --style-mpp"
+        )
     model.patch_px, model.mpp = patch_px or model.patch_px, mpp or model.mpp
     flags = {"--patch-px": model.patch_px, "--mpp": model.mpp}
     if missing := [flag for flag, value in flags.items() if value is None]:
         raise UserError(
-            f"{folder / INDEX}: does not say the patch width and resolution the model was trained at (an older version"
-            f" wrote it); name them with {' and '.join(missing)}"
+            f"{folder / INDEX}: does not say the one patch width and resolution the model was trained at (an older"
+            f" version wrote it, or there were several); name them with {' and '.join(missing)}"
         )
     if model.patch_px % model.unet.grid_multiple:  # type: ignore[operator]
         raise UserError(f"--patch-px {model.patch_px}: not a multiple of {model.unet.grid_multiple}; correct it")
