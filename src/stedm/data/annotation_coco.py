@@ -36,7 +36,7 @@ class Coco:
             for polygon in run_length_polygons(shape):
                 self.outlines.add(key, [shapely.get_coordinates(ring).tolist() for ring in _rings(polygon)])
         elif not shape:
-            self.outlines.skip("annotation without a segmentation, annotation")
+            self.outlines.skip("annotation without a segmentation")
         elif not isinstance(shape, list):
             raise ValueError("the segmentation is neither a list nor an object")
         elif isinstance(shape[0], list):

@@ -45,7 +45,7 @@ class GeoJson:
 
     def _geometry(self, names: tuple[str, ...], geometry: Any) -> None:
         if geometry is None:
-            self.outlines.skip("feature without a geometry, feature")
+            self.outlines.skip("feature without a geometry")
             return
         if not isinstance(geometry, Mapping):
             raise ValueError("the geometry is no object")

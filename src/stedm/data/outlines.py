@@ -25,7 +25,7 @@ class Tally:
         """One sentence for each thing worth knowing."""
         found = [f"{self.repaired} invalid polygon(s) repaired"] if self.repaired else []
         found += [f"{self.without_area} polygon(s) without area left out"] if self.without_area else []
-        return found + [f"{count} {kind}(s) left out: they have no area" for kind, count in self.skipped.items()]
+        return found + [f"{count} x {kind} left out, without area" for kind, count in self.skipped.items()]
 
 
 class Outlines:
