@@ -1,4 +1,4 @@
-"""Annotation files of every form give the same polygons, and what cannot be used is refused with the place and the fix."""
+"""Annotation files of every form give the same polygons; what cannot be used is refused with the place and the fix."""
 
 import gzip
 import json
@@ -51,7 +51,9 @@ def read(tmp_path):
         [{"type": "FeatureCollection", "features": [TUMOUR]}],
         TUMOUR,
         feature({"type": "MultiPolygon", "coordinates": [[BOX, HOLE]]}, classification="Tumor"),
-        feature({"type": "GeometryCollection", "geometries": [polygon(BOX, HOLE)]}, classification={"names": ["Tumor"]}),
+        feature(
+            {"type": "GeometryCollection", "geometries": [polygon(BOX, HOLE)]}, classification={"names": ["Tumor"]}
+        ),
         feature(polygon(BOX[:-1], [[*point, 0.0] for point in HOLE]), classification={"name": "Tumor", "colorRGB": -1}),
     ],
     ids=["collection", "features first", "list", "nested", "feature", "multi", "geometries", "open rings, old style"],
