@@ -1,4 +1,4 @@
-"""Annotation files of every form give the same polygons, and what cannot be used is refused with the place and the fix."""
+"""Annotation files of every form give the same polygons; what cannot be used is refused with the place and the fix."""
 
 import gzip
 import json

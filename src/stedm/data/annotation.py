@@ -1,4 +1,4 @@
-"""An annotation: the polygons somebody drew on a slide, with the names of their classes; QuPath GeoJSON or COCO JSON."""
+"""An annotation: polygons that somebody drew on a slide, with the names of their classes; GeoJSON or COCO JSON."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -44,7 +44,8 @@ class Annotation:
         """The same polygons, moved: for coordinates relative to the scanned bounds, by where these begin."""
         if (x_px, y_px) == (0, 0):
             return self
-        polygons = shapely.transform(self.polygons, lambda points: points + (x_px, y_px))
+        shift = np.array([x_px, y_px])
+        polygons = shapely.transform(self.polygons, lambda points: points + shift)
         return Annotation(self.path, polygons, self.name_of, self.names, self.tally)
 
     def refuse_misplaced(self, *, width_px: int, height_px: int) -> None:
@@ -61,9 +62,7 @@ class Annotation:
                 f" the scanned bounds (annotation_origin: bounds) or of another resolution?"
             )
 
-    def labels(
-        self, values: np.ndarray, *, uncovered: int, size_px: tuple[int, int], mpp: float
-    ) -> "PolygonLabels":
+    def labels(self, values: np.ndarray, *, uncovered: int, size_px: tuple[int, int], mpp: float) -> "PolygonLabels":
         """The label map of the slide, `size_px` (width, height) level-0 pixels of `mpp` microns.
 
         `values` (len(names),) are the label of each class, 0 to 255, or -1 for classes that are not drawn.

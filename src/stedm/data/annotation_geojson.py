@@ -1,6 +1,7 @@
 """Features of QuPath GeoJSON: collected into outlines with the names each one's class answers to."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from stedm.data.outlines import Outlines
@@ -10,6 +11,7 @@ UNCLASSIFIED = "unclassified"
 _NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 
 
+@lru_cache(maxsize=1024)
 def class_names(name: str) -> tuple[str, ...]:
     """The names that a class answers to, in the order in which they are looked up: itself, then its parents.
 

@@ -31,8 +31,8 @@ def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") 
     """The user's table with our column names, stripped strings and absolute paths; nothing but the table is opened.
 
     Columns image, patient, slide, mask, annotation ("" if none), annotation_origin (that of the config if none), mpp
-    (float, NaN if none), split, group ("" if none), and may_annotate (bool) when the table has it. `section` is the config section that messages name. Raises UserError for
-    an unreadable or empty table and missing columns.
+    (float, NaN if none), split, group ("" if none), and may_annotate (bool) when the table has it. `section` is the
+    config section that messages name. Raises UserError for an unreadable or empty table and missing columns.
     """
     path = Path(config.table or "")
     try:

@@ -65,16 +65,6 @@ def polygon_labels(annotation: Annotation, labels: LabelMap, slide: Slide) -> Po
     )
 
 
-def open_label_source(row: Any, labels: LabelMap, *, slide: Slide) -> LabelSource | None:
-    """The annotation that a row of the cohort table names, of the slide that it names; None without one."""
-    if row.mask:
-        return MaskFile(row.mask, labels, mpp=slide.mpp)
-    if row.annotation:
-        annotation = open_annotation(row.annotation, slide, origin=row.annotation_origin, slide_name=row.slide)
-        return polygon_labels(annotation, labels, slide)
-    return None
-
-
 def resolve_polygon_classes(
     rows: Iterable[tuple[str, Any]], labels: Mapping[str, list[Any]], *, table: str, key: str
 ) -> LabelMap:

@@ -54,7 +54,9 @@ def _values(entry: Any, *, key: str) -> range:
     first, _, last = str(entry).strip().partition("-")
     last = last or first
     if not is_value(entry):
-        raise UserError(f'{key}: {entry!r} is neither a value nor a range; write e.g. 1 or "1-254"; names are for polygon classes')
+        raise UserError(
+            f'{key}: {entry!r} is neither a value nor a range; write e.g. 1 or "1-254"; names are for polygon classes'
+        )
     if int(last) < int(first) or int(last) >= _VALUES:
         raise UserError(f"{key}: {entry!r} must rise and end below {_VALUES}")
     return range(int(first), int(last) + 1)

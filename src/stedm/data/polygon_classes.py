@@ -1,5 +1,6 @@
 """From the names of polygon classes in annotation files to classes 0..C-1, ignore, or nothing."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -67,13 +68,13 @@ class ClassCounts:
 
     def __init__(self) -> None:
         self._polygons: Counter[tuple[str, ...]] = Counter()
-        self._files: Counter[tuple[str, ...]] = Counter()
+        self._slides: Counter[tuple[str, ...]] = Counter()
 
     def add(self, annotation: Annotation) -> None:
         """Count the polygons of one slide."""
         counts = annotation.counts()
         self._polygons.update(counts)
-        self._files.update(counts.keys())
+        self._slides.update(counts.keys())
 
     def example(self) -> str:
         """A `labels` section that names every class, to start from."""
@@ -84,9 +85,10 @@ class ClassCounts:
         """Raise UserError naming every class that `labels` does not name, with its polygons and slides."""
         missing = [names for names, _ in self._polygons.most_common() if label_of(labels, names) is None]
         if missing:
+            counted = [(names, self._polygons[names], self._slides[names]) for names in missing]
             listed = "; ".join(
-                f"'{names[0]}': {self._polygons[names]} polygon(s) on {self._files[names]} slide(s){_hint(names, labels)}"
-                for names in missing
+                f"'{names[0]}': {polygons} polygon(s) on {slides} slide(s){_hint(names, labels)}"
+                for names, polygons, slides in counted
             )
             raise UserError(
                 f"{source}: {labels.key} does not name {len(missing)} polygon class(es): {listed}; add each to a class,"
@@ -106,4 +108,4 @@ def _known(labels: LabelMap) -> Iterable[str]:
 
 
 def _key(name: str) -> str:
-    return "".join(c.lower() if c.isalnum() else "_" for c in name).strip("_") or "class"
+    return re.sub(r"\W+", "_", name.lower()).strip("_") or "class"

@@ -4,7 +4,7 @@ import numpy as np
 import shapely
 
 _GRID = 2.0**20
-"""Pixel centres are rounded to multiples of 1/_GRID, so that a tile and the whole image compute the very same centres."""
+"""Pixel centres are rounded to multiples of 1/_GRID: a tile and the whole image then compute the very same centres."""
 
 
 def pixel_centres(start: float, *, count: int, step: float) -> np.ndarray:

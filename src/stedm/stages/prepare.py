@@ -21,6 +21,7 @@ from stedm.data.phantom import PHANTOM_LABELS, write_cohort
 from stedm.data.splits import split_patients, usable_patients
 from stedm.errors import UserError
 from stedm.files import atomic_path, link, read_json, write_json
+from stedm.stages.alignment import ALIGNMENT
 from stedm.stages.prepare_slide import SlideCutter, open_slide
 
 EXTRACTED = "extracted.parquet"
@@ -72,7 +73,7 @@ def _extract(out: Path, config: RunConfig, laboratories: list[Laboratory], *, pa
         _check_pixels(laboratories, progress)
         if _extracted_from(out) != key:
             (out / EXTRACTED).unlink(missing_ok=True)
-            for name in ("images", "masks"):
+            for name in ("images", "masks", ALIGNMENT):
                 shutil.rmtree(out / name, ignore_errors=True)
             write_json(out / "extraction.json", key)
         cutters = {
@@ -100,7 +101,7 @@ def share_patches(out: Path, others: Iterable[Path], config: RunConfig) -> None:
     for other in others:
         if _extracted_from(other) == key and (other / EXTRACTED).exists():
             (out / "extraction.json").unlink(missing_ok=True)
-            for name in ("phantom", "images", "masks", "classes.json", EXTRACTED):
+            for name in ("phantom", "images", "masks", ALIGNMENT, "classes.json", EXTRACTED):
                 if (other / name).exists():
                     link(other / name, out / name)
             write_json(out / "extraction.json", key)  # the last, for a process that is killed here

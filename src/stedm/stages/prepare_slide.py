@@ -8,12 +8,13 @@ import numpy as np
 from PIL import Image
 
 from stedm.config import IGNORE, PrepareConfig
-from stedm.data.label_source import open_label_source
+from stedm.data.label_source import LabelSource, MaskFile, open_annotation, polygon_labels
 from stedm.data.labels import LabelMap
 from stedm.data.patches import tile_grid
 from stedm.data.slide import Slide
 from stedm.data.tissue import tissue_fraction, tissue_mask, white_point
 from stedm.files import atomic_path
+from stedm.stages.alignment import ALIGNMENT, write_alignment
 
 _OVERVIEW_PX = 8
 """Overview pixels per patch width: enough to see which patches are bare glass."""
@@ -35,7 +36,7 @@ class SlideCutter:
     def patches(self, position: int, row: Any) -> Iterator[dict[str, Any]]:
         """Records of the patches of the image in `row`, without roles."""
         with open_slide(row) as slide:
-            source = open_label_source(row, self._labels, slide=slide)
+            source = self._label_source(position, row, slide)
             mpp = self._config.mpp or slide.mpp
             white, corners = self._occupied(slide, mpp)
             for x, y in corners:
@@ -50,6 +51,17 @@ class SlideCutter:
                     patch = source.read(x * mpp, y * mpp, size_px=self._config.patch_px, mpp=mpp)
                     record |= self._labelled(patch_id, patch)
                 yield record | {"x_um": x * mpp, "y_um": y * mpp, "mpp": mpp, "tissue_fraction": fraction}
+
+    def _label_source(self, position: int, row: Any, slide: Slide) -> LabelSource | None:
+        """What gives the slide's label maps; of polygons a picture is left behind."""
+        if row.mask:
+            return MaskFile(row.mask, self._labels, mpp=slide.mpp)
+        if not row.annotation:
+            return None
+        annotation = open_annotation(row.annotation, slide, origin=row.annotation_origin, slide_name=row.slide)
+        folder, name = self._out / ALIGNMENT, f"r{position:05d}"
+        write_alignment(folder, name, slide=slide, annotation=annotation, labels=self._labels)
+        return polygon_labels(annotation, self._labels, slide)
 
     def _occupied(self, slide: Slide, mpp: float) -> tuple[np.ndarray, list[tuple[int, int]]]:
         """Colour of the slide's glass, and the corners of the patches that are not all glass in an overview."""
