@@ -11,6 +11,7 @@ from stedm.config import IGNORE, CohortConfig, PrepareConfig, RunConfig, SplitCo
 from stedm.data.cohort import read_cohort, resolve_labels
 from stedm.data.laboratories import read_laboratories, resolve_label_maps
 from stedm.data.polygon_classes import label_map_of, label_of, uncovered_label
+from stedm.data.slide import Slide
 from stedm.errors import UserError
 from stedm.files import read_json
 from stedm.stages.alignment import LONG_SIDE_PX
@@ -222,6 +223,18 @@ def test_two_laboratories_agree_on_classes_in_any_order(tmp_path, table):
     ours, other = resolve_label_maps(read_laboratories(config))
     assert ours.classes == other.classes == ["tumour", "stroma"]
     assert label_of(other, ("Cancer",)) == 0 and uncovered_label(other) == 1
+
+
+def test_coordinates_may_begin_at_the_scanned_bounds(tmp_path, table, monkeypatch):
+    monkeypatch.setattr(Slide, "bounds_px", (10, 4, 50, 40))
+    table["annotation_origin"] = ["bounds", "slide", "", "", "", ""]
+    prepare(tmp_path / "data", run_config(tmp_path, table, labels=LABELS | {"stroma": [1, "unannotated"]}))
+    found = pd.read_parquet(tmp_path / "data" / "patches.parquet").query("x_um == 0 and y_um == 0").set_index("patient")
+    masks = [np.asarray(Image.open(tmp_path / "data" / found.loc[name, "mask"])) for name in ("p0", "p1", "p2")]
+    assert (masks[0][:2] == 1).all() and (masks[0][:, :5] == 1).all() and (masks[0][2:6, 5:9] == 0).all()
+    assert (masks[1][:4] == 0).all() and np.array_equal(masks[1], masks[2])
+    config = cohort_config(tmp_path, table, annotation_origin="bounds")
+    assert read_cohort(config)["annotation_origin"].tolist() == ["bounds", "slide", *["bounds"] * 4]
 
 
 def test_input_digest_follows_annotation_files(tmp_path, table):

@@ -98,6 +98,13 @@ def test_self_crossing_polygons_are_repaired_and_empty_ones_counted(read):
     assert shapely.contains(shapely.union_all(found.polygons), shapely.Point(11, 11))  # enclosed twice, still inside
 
 
+def test_measurements_may_be_nan_and_objects_have_children(read):
+    child = feature(polygon(HOLE), classification={"name": "Stroma"}, measurements={"DAB": float("nan")})
+    parent = feature(polygon(BOX), classification={"name": "Tumor"}, childObjects=[child, child])
+    content = json.dumps([parent])
+    assert "NaN" in content and read(content).counts() == {("Tumor",): 1, ("Stroma",): 2}
+
+
 def test_points_lines_and_missing_geometries_are_counted_and_left_out(read):
     shapes = [
         {"type": "Point", "coordinates": [1, 2]},
@@ -134,8 +141,8 @@ def test_points_lines_and_missing_geometries_are_counted_and_left_out(read):
         ([feature(polygon([[1, 2], ["3", 4], [4, 5]]))], ["feature 1"]),
         ([feature(polygon([[1, 2], [None, 4], [4, 5]]))], ["feature 1"]),
         ([feature(polygon(BOX[0]))], ["feature 1"]),
-        ('[{"type": "Polygon", "coordinates": [[[0, NaN], [1, 1], [2, 0]]]}]', ["NaN"]),
-        ('[{"type": "Polygon", "coordinates": [[[0, 1e999], [1, 1], [2, 0]]]}]', ["infinite"]),
+        ('[{"type": "Polygon", "coordinates": [[[0, NaN], [1, 1], [2, 0]]]}]', ["not finite"]),
+        ('[{"type": "Polygon", "coordinates": [[[0, 1e999], [1, 1], [2, 0]]]}]', ["not finite"]),
         ({"annotations": [], "images": []}, ["neither GeoJSON nor COCO"]),
     ],
 )
@@ -231,3 +238,11 @@ def test_run_lengths_become_the_same_pixels(height, width, data):
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     inside = shapely.contains_xy(shapely.union_all(polygons), x, y) if len(polygons) else np.zeros(x.shape, bool)
     assert np.array_equal(inside, flat.reshape(width, height).T)  # runs go down the columns
+
+
+def test_an_area_is_wherever_there_is_any_polygon(read):
+    found = read([TUMOUR, feature(polygon([[30, 30], [40, 30], [40, 40], [30, 40]]))])
+    area = found.area(size_px=(50, 40), mpp=0.5).read(0, 0, size_px=30, mpp=1.0)
+    assert area.shape == (30, 30) and area.dtype == np.uint8
+    assert (area[2, 2], area[16, 16], area[10, 10], area[22, 0], area[0, 26]) == (0, 1, 0, 255, 255)
+    assert (area == 1).sum() == 5 * 3 - 1 + 5 * 5

@@ -32,16 +32,23 @@ class GeoJson:
     def add(self, feature: Any) -> None:
         """A feature, or a bare geometry, which is unclassified.
 
-        An empty geometry is nothing. Cells are their outer outline. Raises ValueError or TypeError for anything else.
+        An empty geometry is nothing. Cells are their outer outline; child objects count as features of their own.
+        Raises ValueError or TypeError for anything else.
         """
         self.features += 1
+        self._object(feature)
+
+    def _object(self, feature: Any) -> None:
         if not isinstance(feature, Mapping) or "type" not in feature:
             raise ValueError("neither a feature nor a geometry")
         if feature["type"] == "Feature":
-            self._geometry(classification(feature.get("properties")), feature.get("geometry"))
+            properties = feature.get("properties") or {}
+            self._geometry(classification(properties), feature.get("geometry"))
+            for child in properties.get("childObjects") or ():
+                self._object(child)
         elif feature["type"] == "FeatureCollection":
             for part in feature.get("features") or ():
-                self.add(part)
+                self._object(part)
         else:
             self._geometry((UNCLASSIFIED,), feature)
 

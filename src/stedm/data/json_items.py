@@ -14,11 +14,8 @@ _GZIP = b"\x1f\x8b"
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def _not_a_number(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
-_decoder = json.JSONDecoder(parse_constant=_not_a_number)
+_decoder = json.JSONDecoder()
+"""Takes NaN for a number, as QuPath's measurements do."""
 
 
 def read_text(path: str | Path) -> str:
@@ -60,7 +57,7 @@ def json_items(path: str | Path, *, streamed: Collection[str]) -> Iterator[tuple
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: damaged JSON at {where} ({error.msg}); copy or export the file again") from None
-    except (ValueError, RecursionError) as error:  # NaN, a number of thousands of digits, thousands of brackets
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise UserError(f"{path}: damaged JSON ({error}); copy or export the file again") from None
 
 

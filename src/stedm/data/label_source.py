@@ -11,7 +11,7 @@ from stedm.data.annotation import Annotation, PolygonLabels, read_annotation
 from stedm.data.labels import LabelMap, read_mask
 from stedm.data.patches import extract_label_patch
 from stedm.data.polygon_classes import ClassCounts, label_map_of, uncovered_label, values_of
-from stedm.data.slide import Slide
+from stedm.data.slide import DamagedSlide, Slide
 from stedm.errors import UserError
 
 
@@ -80,6 +80,8 @@ def resolve_polygon_classes(
             with Slide.open(row.image) as slide:
                 origin = row.annotation_origin
                 annotation = open_annotation(row.annotation, slide, origin=origin, slide_name=row.slide)
+        except DamagedSlide:  # cutting it reports that
+            continue
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         if not len(annotation.polygons) and label_map is not None and uncovered_label(label_map) == IGNORE:

@@ -72,7 +72,7 @@ class Outlines:
         """
         points = np.frombuffer(self._coordinates, np.float64).reshape(-1, 2)
         if not np.isfinite(points).all():
-            raise ValueError("a coordinate is infinite")
+            raise ValueError("a coordinate is not finite")
         ring_points, polygon_rings, key_of = (
             np.frombuffer(values, values.typecode)
             for values in (self._ring_points, self._polygon_rings, self._polygon_keys)

@@ -45,9 +45,9 @@ def alignment_picture(slide: Slide, annotation: Annotation, labels: LabelMap) ->
     order = np.argsort(-shapely.area(annotation.polygons), kind="stable") if len(labelled) else labelled
     colours = {**dict(enumerate(class_colours(labels.classes).values())), IGNORE: UNKNOWN_COLOUR}
     draw = ImageDraw.Draw(image)
-    shapes = [(annotation.polygons[k], colours[int(labelled[k])]) for k in order if labelled[k] >= 0]
-    for polygon, colour in shapes:
-        left, top, right, bottom = (at / scale for at in polygon.bounds)
+    boxes = shapely.bounds(annotation.polygons).reshape(-1, 4) / scale  # left, top, right, bottom
+    for k in order[labelled[order] >= 0].tolist():
+        polygon, colour, (left, top, right, bottom) = annotation.polygons[k], colours[labelled[k]], boxes[k].tolist()
         if max(right - left, bottom - top) < _CASING_PX:
             draw.point(((left + right) / 2, (top + bottom) / 2), fill=colour)
             continue
