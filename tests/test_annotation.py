@@ -243,6 +243,6 @@ def test_run_lengths_become_the_same_pixels(height, width, data):
 def test_an_area_is_wherever_there_is_any_polygon(read):
     found = read([TUMOUR, feature(polygon([[30, 30], [40, 30], [40, 40], [30, 40]]))])
     area = found.area(size_px=(50, 40), mpp=0.5).read(0, 0, size_px=30, mpp=1.0)
-    assert area.shape == (30, 30) and area.dtype == np.uint8
-    assert (area[2, 2], area[16, 16], area[10, 10], area[22, 0], area[0, 26]) == (0, 1, 0, 255, 255)
-    assert (area == 1).sum() == 5 * 3 - 1 + 5 * 5
+    assert area.shape == (30, 30) and area.dtype == bool
+    assert (area[2, 2], area[16, 16], area[10, 10], area[22, 0], area[0, 26]) == (False, True, False, False, False)
+    assert area.sum() == 5 * 3 - 1 + 5 * 5

@@ -71,9 +71,9 @@ class Annotation:
         drawn = value >= 0
         return PolygonLabels(self.polygons[drawn], value[drawn], uncovered=uncovered, size_px=size_px, mpp=mpp)
 
-    def area(self, *, size_px: tuple[int, int], mpp: float) -> "PolygonLabels":
-        """Whether a place is in any polygon, as a label map: 1 inside, 0 outside, 255 outside of the slide."""
-        return self.labels(np.ones(len(self.names), int), uncovered=0, size_px=size_px, mpp=mpp)
+    def area(self, *, size_px: tuple[int, int], mpp: float) -> "PolygonArea":
+        """What is in any of the polygons, whatever their classes."""
+        return PolygonArea(self.labels(np.ones(len(self.names), int), uncovered=0, size_px=size_px, mpp=mpp))
 
 
 class PolygonLabels:
@@ -102,6 +102,18 @@ class PolygonLabels:
         label_map[:, (x < 0) | (x >= width_px)] = IGNORE
         label_map[(y < 0) | (y >= height_px)] = IGNORE
         return label_map
+
+
+@dataclass(frozen=True)
+class PolygonArea:
+    """Part of a slide, outlined by polygons."""
+
+    labels: PolygonLabels
+    """1 where it is inside."""
+
+    def read(self, x_um: float, y_um: float, *, size_px: int, mpp: float) -> np.ndarray:
+        """Which pixels (size_px, size_px) bool lie in it, of the square at `mpp` whose corner is at (x_um, y_um)."""
+        return self.labels.read(x_um, y_um, size_px=size_px, mpp=mpp) == 1
 
 
 @dataclass(frozen=True)
