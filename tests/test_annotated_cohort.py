@@ -237,6 +237,35 @@ def test_coordinates_may_begin_at_the_scanned_bounds(tmp_path, table, monkeypatc
     assert read_cohort(config)["annotation_origin"].tolist() == ["bounds", "slide", *["bounds"] * 4]
 
 
+def test_tissue_and_regions_of_interest_may_be_polygons(tmp_path, table):
+    table["roi"] = ["roi.json", *[""] * 5]
+    (tmp_path / "roi.json").write_text(json.dumps([square(0, 0, 16)]))
+    prepare(tmp_path / "data", run_config(tmp_path, table))
+    found = pd.read_parquet(tmp_path / "data" / "patches.parquet").query("patient == 'p0'")
+    assert found[["x_um", "y_um"]].to_numpy().tolist() == [[0, 0]]  # of four patches
+    mask = np.asarray(Image.open(tmp_path / "data" / found["mask"].iloc[0]))
+    assert (mask[:8, :8] != IGNORE).any() and (mask[8:] == IGNORE).all() and (mask[:, 8:] == IGNORE).all()
+    (tmp_path / "roi.json").write_text("[]")
+    with pytest.raises(UserError, match=r"row 2.*roi\.json.*no polygon"):
+        prepare(tmp_path / "other", run_config(tmp_path, table))
+
+
+def test_a_damaged_slide_with_an_annotation_is_left_out(tmp_path, table):
+    (tmp_path / "i3.png").write_bytes(b"\x89PNG no more")
+    prepare(tmp_path / "data", run_config(tmp_path, table))
+    patches = pd.read_parquet(tmp_path / "data" / "patches.parquet")
+    assert "p3" not in set(patches["patient"]) and patches["patient"].nunique() == 5
+
+
+def test_other_names_make_other_label_maps(tmp_path, table):
+    for labels in ({"tumour": ["Tumor"], "ignore": ["Necrosis"]}, {"tumour": ["Necrosis"], "ignore": ["Tumor"]}):
+        config = run_config(tmp_path, table, labels=labels | {"stroma": [1, "unannotated"]})
+        prepare(tmp_path / "data", config)
+        found = pd.read_parquet(tmp_path / "data" / "patches.parquet").query("patient == 'p0' and x_um + y_um == 0")
+        mask = np.asarray(Image.open(tmp_path / "data" / found["mask"].iloc[0]))
+        assert (mask[4:8, 4:8] == (IGNORE if labels["tumour"] == ["Tumor"] else 0)).all()
+
+
 def test_input_digest_follows_annotation_files(tmp_path, table):
     config = run_config(tmp_path, table)
     digest = input_digest(config)

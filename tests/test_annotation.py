@@ -65,6 +65,14 @@ def test_every_form_of_geojson(read, content):
         assert shapely.equals(found.polygons[0], shapely.Polygon(BOX, [HOLE]))
 
 
+@pytest.mark.parametrize("content", ["[]", {"type": "FeatureCollection", "features": []}])
+def test_a_file_without_objects_is_an_annotation_without_polygons(read, content):
+    found = read(content)
+    assert (
+        found.counts() == {} and not found.shifted(3, 4).area(size_px=(9, 9), mpp=1).read(0, 0, size_px=5, mpp=1).any()
+    )
+
+
 def test_a_bare_geometry_and_objects_without_class_are_unclassified(read):
     assert read(polygon(BOX)).counts() == {("unclassified",): 1}
     features = [feature(polygon(BOX)), feature(polygon(BOX), classification=None), {**TUMOUR, "properties": None}]
@@ -132,7 +140,7 @@ def test_points_lines_and_missing_geometries_are_counted_and_left_out(read):
         (b"\x1f\x8b\x08\x00 no gzip", ["gzip"]),
         (gzip.compress(json.dumps([TUMOUR]).encode())[:-20], ["gzip"]),
         (b'[{"type": "\xff\xfe"}]', ["UTF-8", "byte 11"]),
-        ("{}", ["neither GeoJSON nor COCO"]),
+        ({"shapes": [], "version": 1}, ["neither GeoJSON nor COCO"]),
         ([3], ["feature 1"]),
         ([TUMOUR, {"properties": {}}], ["feature 2"]),
         ([TUMOUR, feature({"type": "Circle"})], ["feature 2", "Circle"]),

@@ -176,7 +176,7 @@ def _parse(path: Path) -> _File:
         at = "the file"
         if coco.annotations and not is_coco:
             raise ValueError(f"annotations without {' and '.join(TABLES)}")
-        if not is_coco and not geojson.features and rest.get("type") != "FeatureCollection":
+        if rest and not is_coco and not geojson.features and rest.get("type") != "FeatureCollection":
             if "type" not in rest:
                 raise ValueError("neither GeoJSON nor COCO JSON")
             geojson.add(rest)

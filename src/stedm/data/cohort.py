@@ -10,12 +10,14 @@ from PIL import Image, UnidentifiedImageError
 from stedm.config import CohortConfig, TargetConfig
 from stedm.data.label_source import resolve_polygon_classes
 from stedm.data.labels import LabelMap, nearest_name, read_mask
-from stedm.data.slide import Slide
+from stedm.data.slide import DamagedSlide, Slide
 from stedm.errors import UserError
 
 REQUIRED = ("image", "patient")
 LABELS = ("mask", "annotation", "annotation_origin")
-COLUMNS = ("image", "patient", "slide", *LABELS, "mpp", "split", "group", "may_annotate")
+COLUMNS = ("image", "patient", "slide", *LABELS, "tissue", "roi", "mpp", "split", "group", "may_annotate")
+FILES = ("image", "mask", "annotation", "tissue", "roi")
+"""Columns that name files."""
 ORIGINS = ("slide", "bounds")
 """Where the coordinates of an annotation file begin: at the corner of the slide, or of its scanned bounds."""
 SPLITS = ("train", "val", "test", "unseen")
@@ -30,9 +32,9 @@ def row_name(table: str | Path, position: int) -> str:
 def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") -> pd.DataFrame:
     """The user's table with our column names, stripped strings and absolute paths; nothing but the table is opened.
 
-    Columns image, patient, slide, mask, annotation ("" if none), annotation_origin (that of the config if none), mpp
-    (float, NaN if none), split, group ("" if none), and may_annotate (bool) when the table has it. `section` is the
-    config section that messages name. Raises UserError for an unreadable or empty table and missing columns.
+    Columns image, patient, slide, mask, annotation, tissue, roi ("" if none), annotation_origin (that of the config if
+    none), mpp (float, NaN if none), split, group ("" if none), and may_annotate (bool) when the table has it. `section`
+    is the config section that messages name. Raises UserError for an unreadable or empty table and missing columns.
     """
     path = Path(config.table or "")
     try:
@@ -46,13 +48,13 @@ def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") 
     if raw.empty:
         raise UserError(f"{path}: the cohort table has no rows; add one row per image")
     table = pd.DataFrame({ours: _text(raw[theirs]) for ours, theirs in _column_names(config, raw, section).items()})
-    for column in ("slide", "mask", "annotation", "annotation_origin", "split", "group", "mpp"):
+    for column in ("slide", *FILES[1:], "annotation_origin", "split", "group", "mpp"):
         if column not in table:
             table[column] = ""
     _refuse_empty(table, path)
     table["annotation_origin"] = table["annotation_origin"].replace("", config.annotation_origin)
     folder = path.parent.resolve()
-    for column in ("image", "mask", "annotation"):
+    for column in FILES:
         table[column] = [str((folder / name).resolve()) if name else "" for name in table[column]]
     stems = table["image"].map(lambda name: Path(name).stem)
     table["slide"] = table["slide"].where(table["slide"] != "", stems)
@@ -65,8 +67,9 @@ def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") 
 def read_cohort(config: CohortConfig | TargetConfig, *, section: str = "cohort") -> pd.DataFrame:
     """`read_table`, checked against the files (headers only) and for patients, slides and splits that contradict.
 
-    Raises UserError naming the table and row: missing or unreadable files, a mask of another size than its image,
-    an image named twice, a slide of two patients, a patient in two splits, one patient only.
+    Raises UserError naming the table and row: missing files, unreadable masks, a mask of another size than its image,
+    an image whose microns per pixel nobody knows, an image named twice, a slide of two patients, a patient in two
+    splits, one patient only. An image that is there and cannot be read is no mistake in the table, and stays in it.
     """
     cohort = read_table(config, section=section)
     path = Path(config.table or "")
@@ -75,13 +78,13 @@ def read_cohort(config: CohortConfig | TargetConfig, *, section: str = "cohort")
         where = row_name(path, position)
         if row.mask and row.annotation:
             raise UserError(f"{where}: both a mask and an annotation; leave one of the two empty")
-        for column, name in (("image", row.image), ("mask", row.mask), ("annotation", row.annotation)):
+        for column, name in ((column, getattr(row, column)) for column in FILES):
             if name and not Path(name).is_file():
                 raise UserError(
                     f"{where}: {column} {name} not found; correct the path (relative to the table's folder)"
                 )
         size_px = _image_size_px(row.image, row.mpp, where)
-        if row.mask and (mask_px := _mask_size_px(row.mask, where)) != size_px:
+        if row.mask and (mask_px := _mask_size_px(row.mask, where)) != size_px and size_px is not None:
             raise UserError(
                 f"{where}: mask {row.mask} is {mask_px[0]} x {mask_px[1]} px, its image {size_px[0]} x {size_px[1]};"
                 " give a mask of the image's size"
@@ -209,10 +212,14 @@ def _refuse_contradictions(cohort: pd.DataFrame, path: Path, section: str) -> No
         )
 
 
-def _image_size_px(name: str, mpp: float, where: str) -> tuple[int, int]:
+def _image_size_px(name: str, mpp: float, where: str) -> tuple[int, int] | None:
+    """None for a damaged image."""
     try:
         with Slide.open(name, mpp=None if np.isnan(mpp) else mpp) as slide:
+            _ = slide.mpp  # an error where nobody knows it
             return slide.width_px, slide.height_px
+    except DamagedSlide:
+        return None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 

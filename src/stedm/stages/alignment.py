@@ -1,6 +1,7 @@
 """Alignment pictures: the polygons of a slide drawn over it, so that a shifted or scaled annotation is seen at once."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import shapely
@@ -11,7 +12,7 @@ from stedm.data.annotation import Annotation
 from stedm.data.labels import LabelMap
 from stedm.data.polygon_classes import values_of
 from stedm.data.slide import Slide
-from stedm.files import atomic_path, write_json
+from stedm.files import atomic_path, read_json, write_json
 from stedm.stages.report_pictures import UNKNOWN_COLOUR, class_colours
 
 ALIGNMENT = "alignment"
@@ -26,15 +27,24 @@ def write_alignment(folder: Path, name: str, *, slide: Slide, annotation: Annota
 
     Outlines have their class's colour, those of ignored ones are white; classes that are not drawn are left out. The
     JSON: `slide` and `file` (names), `classes` (polygons of each class), `notices` (what the reader repaired and left
-    out). Nothing is written again that is there.
+    out).
     """
-    if (folder / f"{name}.json").exists():
-        return
     with atomic_path(folder / f"{name}.jpg") as temporary:
         alignment_picture(slide, annotation, labels).save(temporary, quality=88)
     counts = {names[0]: count for names, count in annotation.counts().items()}
     record = {"slide": slide.path.name, "file": annotation.path.name, "classes": counts}
     write_json(folder / f"{name}.json", record | {"notices": annotation.tally.notices()})
+
+
+def alignment_records(data: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """What `write_alignment` left in a data folder, in the order of the slides: path of the JSON, and its content."""
+    return [(path, read_json(path)) for path in sorted((data / ALIGNMENT).glob("*.json"))]
+
+
+def alignment_notices(data: Path) -> list[str]:
+    """Every thing that a reader of annotation files repaired or left out, once a file, with the file's name."""
+    found = [f"{record['file']}: {notice}" for _, record in alignment_records(data) for notice in record["notices"]]
+    return list(dict.fromkeys(found))
 
 
 def alignment_picture(slide: Slide, annotation: Annotation, labels: LabelMap) -> Image.Image:

@@ -1,15 +1,14 @@
 """The report on annotation files: their outlines on the slides, and what the reader repaired or left out."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from stedm import files
-from stedm.stages.alignment import ALIGNMENT
+from stedm.stages.alignment import alignment_notices, alignment_records
 from stedm.stages.report_pictures import PAGE_PX, Picture
 
 MOST = 6
@@ -17,22 +16,15 @@ MOST = 6
 
 def alignments(run: Path) -> dict[str, Any] | None:
     """Pictures of at most MOST slides, evenly spaced, and the notices of all; None without annotation files."""
-    records = sorted((run / "data" / ALIGNMENT).glob("*.json"))
-    if not records:
+    entries = alignment_records(run / "data")
+    if not entries:
         return None
-    entries = [(path, files.read_json(path)) for path in records]
     shown = np.unique(np.linspace(0, len(entries) - 1, min(MOST, len(entries))).round().astype(int))
     return {
-        "slides": len(records),
+        "slides": len(entries),
         "pictures": [_picture(*entries[k]) for k in shown],
-        "notices": notices([record for _, record in entries]),
+        "notices": alignment_notices(run / "data"),
     }
-
-
-def notices(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every thing that a reader repaired or left out, once a file, with the file's name."""
-    found = [f"{record['file']}: {notice}" for record in records for notice in record["notices"]]
-    return list(dict.fromkeys(found))
 
 
 def _picture(path: Path, record: Mapping[str, Any]) -> Picture:
