@@ -256,6 +256,15 @@ def test_style_patches_are_tissue_of_the_source_at_the_resolution_asked_for(inpu
     assert len(find_style_patches([inputs / "slide.png"], **options, wanted=100, min_tissue=0)) == 60
 
 
+def test_pen_marks_lend_no_style(tmp_path: Path) -> None:
+    pixels = np.full((256, 512, 3), (240, 241, 239), np.uint8)
+    pixels[64:192, 64:192] = RNG.integers((150, 60, 120), (190, 100, 160), (128, 128, 3), dtype=np.uint8)
+    pixels[64:192, 320:448] = (30, 140, 60)
+    Image.fromarray(pixels).save(tmp_path / "marked.png")
+    patches = find_style_patches([tmp_path / "marked.png"], patch_px=16, mpp=8.0, source_mpp=8.0)
+    assert len(patches) == 64 and {patch.x_um < 1600 for patch in patches} == {True}
+
+
 def test_a_slide_without_tissue_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (128, 128), (240, 240, 240)).save(tmp_path / "glass.png")
     with pytest.raises(UserError, match=r"glass\.png.*50% tissue.*--min-tissue"):

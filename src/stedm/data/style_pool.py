@@ -9,12 +9,11 @@ import numpy as np
 
 from stedm.data.patches import tile_grid
 from stedm.data.slide import Slide
-from stedm.data.tissue import tissue_mask, white_point
+from stedm.data.slide_tissue import SlideTissue
 from stedm.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-_OVERVIEW_PX = 8
-"""Overview pixels per patch width: 64 of them say how much of a patch is tissue."""
+"""Files of a folder that are taken for images."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +79,19 @@ def _tissue_corners(slide: Slide, patch_px: int, mpp: float, min_tissue: float) 
             f"{slide.path}: {size_px[0]} x {size_px[1]} px at {mpp:g} microns per pixel, smaller than a patch of"
             f" {patch_px} px; give a larger image"
         )
-    corners = tile_grid(size_px[0], size_px[1], patch_px)
+    corners = [(x * mpp, y * mpp) for x, y in tile_grid(size_px[0], size_px[1], patch_px)]
     if min_tissue <= 0:
-        return [(x * mpp, y * mpp) for x, y in corners]
-    step = min(1.0, _OVERVIEW_PX / patch_px)  # overview pixels per patch pixel
-    overview = slide.overview(mpp / step)
-    tissue = tissue_mask(overview, white=white_point(overview), smooth_px=1)
+        return corners
+    width_um = patch_px * mpp
+    tissue = SlideTissue(slide, patch_um=width_um)
     enough = []
-    for x, y in corners:
-        rows, columns = (slice(int(at * step), max(int((at + patch_px) * step), int(at * step) + 1)) for at in (y, x))
-        if tissue[rows, columns].mean() >= min_tissue:
-            enough.append((x * mpp, y * mpp))
+    for x_um, y_um in corners:
+        first = [int(round(at / tissue.mpp, 6)) for at in (x_um, y_um)]
+        last = [
+            max(int(round((at + width_um) / tissue.mpp, 6)), k + 1) for at, k in zip((x_um, y_um), first, strict=True)
+        ]
+        if tissue.mask[first[1] : last[1], first[0] : last[0]].mean() >= min_tissue:
+            enough.append((x_um, y_um))
     return enough
 
 
