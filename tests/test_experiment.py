@@ -15,6 +15,7 @@ import stedm.files
 from stedm.cli import main
 from stedm.config import RunConfig
 from stedm.config_file import extended, load_config
+from stedm.data.label_source import MaskFile
 from stedm.errors import UserError
 from stedm.evaluation.statistics import summary_table
 from stedm.experiment import parts_of
@@ -383,8 +384,8 @@ def own_cohort(folder: Path, patients: int) -> Path:
 
 def test_patches_are_cut_once_for_all_sub_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut: list[Any] = []
-    whole = stedm.stages.prepare.extract_label_patch
-    monkeypatch.setattr(stedm.stages.prepare, "extract_label_patch", lambda *a, **k: cut.append(a) or whole(*a, **k))
+    whole = MaskFile.read
+    monkeypatch.setattr(MaskFile, "read", lambda *a, **k: cut.append(a) or whole(*a, **k))
     table = own_cohort(tmp_path / "cohort", 9)
     options = [*BASE, f"cohort.table={table}", "prepare.patch_px=32", "split.val_patients=1", "prepare.min_tissue=0"]
     root = tmp_path / "root"

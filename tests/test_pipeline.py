@@ -214,8 +214,23 @@ def test_index_names_classes_and_parts(model: StyleDiffusion, tmp_path: Path) ->
     model.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     sampling = index.pop("sampling")
-    assert index == {"class": "StyleDiffusion", "classes": CLASSES, "parts": ["autoencoder", "style_encoder", "unet"]}
+    parts = ["autoencoder", "style_encoder", "unet"]
+    assert index == {"class": "StyleDiffusion", "classes": CLASSES, "parts": parts, "patch_px": None, "mpp": None}
     assert sampling == dataclasses.asdict(Sampling())
+
+
+def test_patch_size_and_resolution_travel_with_the_model_and_older_folders_do_not_know_them(
+    model: StyleDiffusion, tmp_path: Path
+) -> None:
+    parts = (model.first_stage, model.style_extractor, model.unet, model.classes)
+    StyleDiffusion(*parts, patch_px=PX, mpp=0.5).save_pretrained(tmp_path)
+    loaded = StyleDiffusion.from_pretrained(tmp_path)
+    assert (loaded.patch_px, loaded.mpp) == (PX, 0.5)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    older = {key: value for key, value in index.items() if key not in ("patch_px", "mpp")}
+    (tmp_path / "model_index.json").write_text(json.dumps(older))
+    loaded = StyleDiffusion.from_pretrained(tmp_path)
+    assert loaded.patch_px is None and loaded.mpp is None
 
 
 def test_sampling_settings_travel_with_the_model_and_can_be_replaced(model: StyleDiffusion, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from stedm.config import IGNORE, CohortConfig, PhantomConfig, PrepareConfig, RunConfig, SplitConfig
+from stedm.data.label_source import MaskFile
 from stedm.errors import UserError
 from stedm.files import read_json
-from stedm.stages import prepare as stage
 from stedm.stages.prepare import input_digest, prepare
 from stedm.stages.run_folder import RunFolder, train_patches
 from stedm.stages.segmentation import _batches
@@ -86,7 +86,7 @@ def snapshot(out) -> dict[str, bytes]:
 
 def test_killed_and_started_again_ends_the_same(tmp_path, config, monkeypatch):
     prepare(tmp_path / "whole", config)
-    cut, calls = stage.extract_label_patch, []
+    cut, calls = MaskFile.read, []
 
     def dies(*args, **options):
         calls.append(args)
@@ -94,15 +94,15 @@ def test_killed_and_started_again_ends_the_same(tmp_path, config, monkeypatch):
             raise KeyboardInterrupt
         return cut(*args, **options)
 
-    monkeypatch.setattr(stage, "extract_label_patch", dies)
+    monkeypatch.setattr(MaskFile, "read", dies)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "killed", config)
     assert not (tmp_path / "killed" / "patches.parquet").exists()
     monkeypatch.undo()
-    before = {path: os.stat(path).st_mtime_ns for path in (tmp_path / "killed" / "images").iterdir()}
+    before = {path: os.stat(path).st_mtime_ns for path in (tmp_path / "killed" / "images").glob("*-r00000-*")}
     prepare(tmp_path / "killed", config)
     assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "whole")
-    assert len(before) >= 9 and all(os.stat(path).st_mtime_ns == time for path, time in before.items())
+    assert len(before) == 6 and all(os.stat(path).st_mtime_ns == time for path, time in before.items())
 
 
 def test_patches_of_other_settings_are_not_reused(tmp_path, config):
@@ -113,20 +113,17 @@ def test_patches_of_other_settings_are_not_reused(tmp_path, config):
     assert snapshot(tmp_path / "data") == snapshot(tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("wrong", ["label", "pixels", "mpp", "budget"])
+@pytest.mark.parametrize("wrong", ["label", "mpp", "budget"])
 def test_mistakes_write_nothing(tmp_path, config, wrong):
     if wrong == "label":
         Image.fromarray(np.full((40, 72), 8, np.uint8)).save(tmp_path / "mask4.png")
-    elif wrong == "pixels":
-        whole = (tmp_path / "im age4.png").read_bytes()
-        (tmp_path / "im age4.png").write_bytes(whole[: len(whole) // 2])
     elif wrong == "mpp":
         config.cohort.mpp = None
     else:
         config.split.label_budget = 9
     with pytest.raises(UserError) as refused:
         prepare(tmp_path / "data", config)
-    expected = {"label": "row 6", "pixels": "row 6", "mpp": "cohort.mpp", "budget": "split.label_budget"}[wrong]
+    expected = {"label": "row 6", "mpp": "cohort.mpp", "budget": "split.label_budget"}[wrong]
     assert expected in str(refused.value) and not (tmp_path / "data").exists()
 
 

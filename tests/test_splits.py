@@ -19,6 +19,7 @@ def cohort(patients: int, *, unmasked: int = 0, split: list[str] | None = None, 
         {
             "patient": f"p{i:02d}",
             "mask": "" if i < unmasked else "m.png",
+            "annotation": "",
             "split": split[i] if split else "",
             "group": f"g{i % groups}",
         }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import stedm
+from stedm import cli_generate
 from stedm.config_file import dump_config, extended, keys_with_help, load_config
 from stedm.errors import UserError
 
@@ -38,7 +39,11 @@ COMMANDS = {
     "train segmentation": Command(
         "the arms", "stedm train segmentation --config my.yaml --out runs/my", "segmentation"
     ),
-    "generate": Command("plan and draw synthetic images", "stedm generate --config my.yaml --out runs/my", "generate"),
+    "generate": Command(
+        "plan and draw synthetic images; `--model DIR --help`: in the style of any slide",
+        f"stedm generate --config my.yaml --out runs/my\n  {cli_generate.EXAMPLE}",
+        "generate",
+    ),
     "filter": Command("judge synthetic images", "stedm filter --config my.yaml --out runs/my", "filter"),
     "evaluate": Command(
         "score the arms patient by patient", "stedm evaluate --config my.yaml --out runs/my", "evaluate"
@@ -72,6 +77,8 @@ def _main(words: list[str]) -> int:
     name = " ".join(words[:2]) if words[0] == "train" else words[0]
     if name not in COMMANDS:
         raise UserError(f"unknown command `{name}`; `stedm --help` lists them")
+    if name == "generate" and cli_generate.asks_for(words[1:]):
+        return cli_generate.run(words[1:])
     return _run_command(name, COMMANDS[name], words[len(name.split()) :])
 
 
@@ -92,7 +99,9 @@ def _run_command(name: str, command: Command, words: list[str]) -> int:
         return 0
     from stedm.run import run_all
 
-    folder = run_all(config, options.out, until=command.until, jobs=options.jobs or _default_jobs())
+    jobs = options.jobs or _default_jobs()
+    slide_jobs = options.jobs or len(os.sched_getaffinity(0))
+    folder = run_all(config, options.out, until=command.until, jobs=jobs, slide_jobs=slide_jobs)
     print(_next_step(folder, command))
     return 0
 
@@ -128,7 +137,11 @@ def _parser(name: str, command: Command) -> argparse.ArgumentParser:
     parser.add_argument("--size", help="smoke, tiny, small or base: the one dial")
     for flag, key in LISTS.items():
         parser.add_argument(f"--{flag}", help=f"separated by commas: added to those of the run folder, if any ({key})")
-    parser.add_argument("--jobs", type=int, help="stages at the same time (default: CPU cores, at most 4; 1 on a GPU)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="stages, and slides in prepare, at the same time (default: CPU cores, for stages at most 4; 1 on a GPU)",
+    )
     parser.add_argument("--print_config", action="store_true", help="print the resolved config and stop")
     return parser
 

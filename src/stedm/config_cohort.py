@@ -5,6 +5,7 @@ from typing import Any, Literal, Optional
 
 Family = Literal["he", "ihc"]
 Scanner = Literal["first", "second"]
+Origin = Literal["slide", "bounds"]
 
 
 @dataclass
@@ -49,6 +50,8 @@ class TargetConfig:
     """Class name -> values in the target's masks, with the class names of `cohort.labels`; those when not given."""
     mpp: Optional[float] = None
     """Microns per pixel of every image of the target; overrides what a slide's metadata says."""
+    annotation_origin: Origin = "slide"
+    """Where coordinates of the target's annotation files begin, as `cohort.annotation_origin`."""
     patient_prefix: str = ""
     """Put before the target's patient names, for two tables that use the same names for different people."""
 
@@ -62,7 +65,11 @@ class CohortConfig:
     columns: dict[str, str] = field(default_factory=dict)
     """Our column name -> the column's name in the table, e.g. {patient: case_id, group: subtype}."""
     labels: dict[str, list[Any]] = field(default_factory=dict)
-    """Class name -> values in the mask, in class order, e.g. {background: [0], gland: ["1-254"], ignore: [255]}."""
+    """Class name -> values in the mask, in class order, e.g. {background: [0], gland: ["1-254"], ignore: [255]}, or
+    names of polygon classes, e.g. {tumour: [Tumor], other: [Stroma, unannotated], ignore: [Necrosis]}."""
+    annotation_origin: Origin = "slide"
+    """Where coordinates of annotation files begin: at the corner of the `slide`, or of its scanned `bounds`; a table
+    column of this name overrides it."""
     mpp: Optional[float] = None
     """Microns per pixel of every image; a table column `mpp` and this override what a slide's metadata says."""
     target: Optional[TargetConfig] = None

@@ -8,12 +8,18 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from stedm.config import CohortConfig, TargetConfig
+from stedm.data.label_source import resolve_polygon_classes
 from stedm.data.labels import LabelMap, nearest_name, read_mask
-from stedm.data.slide import Slide
+from stedm.data.slide import DamagedSlide, Slide
 from stedm.errors import UserError
 
 REQUIRED = ("image", "patient")
-COLUMNS = ("image", "patient", "slide", "mask", "mpp", "split", "group", "may_annotate")
+LABELS = ("mask", "annotation", "annotation_origin")
+COLUMNS = ("image", "patient", "slide", *LABELS, "tissue", "roi", "mpp", "split", "group", "may_annotate")
+FILES = ("image", "mask", "annotation", "tissue", "roi")
+"""Columns that name files."""
+ORIGINS = ("slide", "bounds")
+"""Where the coordinates of an annotation file begin: at the corner of the slide, or of its scanned bounds."""
 SPLITS = ("train", "val", "test", "unseen")
 _FIRST_ROW = 2  # rows are counted as a spreadsheet shows them: the header is row 1
 
@@ -26,9 +32,9 @@ def row_name(table: str | Path, position: int) -> str:
 def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") -> pd.DataFrame:
     """The user's table with our column names, stripped strings and absolute paths; nothing but the table is opened.
 
-    Columns image, patient, slide, mask ("" if none), mpp (float, NaN if none), split, group ("" if none), and
-    may_annotate (bool) when the table has it. `section` is the config section that messages name. Raises UserError for
-    an unreadable or empty table and missing columns.
+    Columns image, patient, slide, mask, annotation, tissue, roi ("" if none), annotation_origin (that of the config if
+    none), mpp (float, NaN if none), split, group ("" if none), and may_annotate (bool) when the table has it. `section`
+    is the config section that messages name. Raises UserError for an unreadable or empty table and missing columns.
     """
     path = Path(config.table or "")
     try:
@@ -42,12 +48,13 @@ def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") 
     if raw.empty:
         raise UserError(f"{path}: the cohort table has no rows; add one row per image")
     table = pd.DataFrame({ours: _text(raw[theirs]) for ours, theirs in _column_names(config, raw, section).items()})
-    for column in ("slide", "mask", "split", "group", "mpp"):
+    for column in ("slide", *FILES[1:], "annotation_origin", "split", "group", "mpp"):
         if column not in table:
             table[column] = ""
     _refuse_empty(table, path)
+    table["annotation_origin"] = table["annotation_origin"].replace("", config.annotation_origin)
     folder = path.parent.resolve()
-    for column in ("image", "mask"):
+    for column in FILES:
         table[column] = [str((folder / name).resolve()) if name else "" for name in table[column]]
     stems = table["image"].map(lambda name: Path(name).stem)
     table["slide"] = table["slide"].where(table["slide"] != "", stems)
@@ -60,21 +67,24 @@ def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") 
 def read_cohort(config: CohortConfig | TargetConfig, *, section: str = "cohort") -> pd.DataFrame:
     """`read_table`, checked against the files (headers only) and for patients, slides and splits that contradict.
 
-    Raises UserError naming the table and row: missing or unreadable files, a mask of another size than its image,
-    an image named twice, a slide of two patients, a patient in two splits, one patient only.
+    Raises UserError naming the table and row: missing files, unreadable masks, a mask of another size than its image,
+    an image whose microns per pixel nobody knows, an image named twice, a slide of two patients, a patient in two
+    splits, one patient only. An image that is there and cannot be read is no mistake in the table, and stays in it.
     """
     cohort = read_table(config, section=section)
     path = Path(config.table or "")
     _refuse_contradictions(cohort, path, section)
     for position, row in enumerate(cohort.itertuples(index=False)):
         where = row_name(path, position)
-        for column, name in (("image", row.image), ("mask", row.mask)):
+        if row.mask and row.annotation:
+            raise UserError(f"{where}: both a mask and an annotation; leave one of the two empty")
+        for column, name in ((column, getattr(row, column)) for column in FILES):
             if name and not Path(name).is_file():
                 raise UserError(
                     f"{where}: {column} {name} not found; correct the path (relative to the table's folder)"
                 )
         size_px = _image_size_px(row.image, row.mpp, where)
-        if row.mask and (mask_px := _mask_size_px(row.mask, where)) != size_px:
+        if row.mask and (mask_px := _mask_size_px(row.mask, where)) != size_px and size_px is not None:
             raise UserError(
                 f"{where}: mask {row.mask} is {mask_px[0]} x {mask_px[1]} px, its image {size_px[0]} x {size_px[1]};"
                 " give a mask of the image's size"
@@ -89,21 +99,33 @@ def resolve_labels(
     labels: dict[str, list[Any]] | None = None,
     section: str = "cohort",
 ) -> LabelMap:
-    """Label map of the section's labels, or of the values in the masks when empty; every mask of the cohort is checked.
+    """Label map of the section's labels, or of the values in the masks when empty; every mask and annotation is read.
 
     `labels` stands in for the section's own.
 
-    Raises UserError naming table, row, file and values for values that `cohort.labels` does not name, and when no
-    row has a mask.
+    Raises UserError naming table, row, file and values for values that `cohort.labels` does not name, naming the
+    polygon classes that it does not name, and when no row has a mask or an annotation.
     """
     masked = [(position, name) for position, name in enumerate(cohort["mask"]) if name]
-    if not masked:
-        raise UserError(f"{config.table}: no row has a mask; annotate some patients and fill the column 'mask'")
+    drawn = (cohort["annotation"] != "").any()
+    if not masked and not drawn:
+        raise UserError(
+            f"{config.table}: no row has a mask; annotate some patients and fill the column 'mask' or 'annotation'"
+        )
     named = config.labels if labels is None else labels
-    if not named:
+    if drawn:
+        rows = [(row_name(str(config.table), at), row) for at, row in enumerate(cohort.itertuples(index=False))]
+        label_map = resolve_polygon_classes(
+            [(where, row) for where, row in rows if row.annotation],
+            named,
+            table=str(config.table),
+            key=f"{section}.labels",
+        )
+    elif not named:
         values = {int(value) for _, name in masked for value in np.unique(read_mask(name))}
         return LabelMap.from_values(values, key=f"{section}.labels")
-    label_map = LabelMap.from_config(named, key=f"{section}.labels")
+    else:
+        label_map = LabelMap.from_config(named, key=f"{section}.labels")
     for position, name in masked:
         label_map.apply(read_mask(name), source=f"{row_name(str(config.table), position)}: mask {name}")
     return label_map
@@ -141,10 +163,12 @@ def _refuse_empty(table: pd.DataFrame, path: Path) -> None:
         empty = np.flatnonzero(table[column] == "")
         if len(empty):
             raise UserError(f"{row_name(path, empty[0])}: column '{column}' is empty; fill it in or remove the row")
-    wrong = np.flatnonzero(~table["split"].isin([*SPLITS, ""]))
-    if len(wrong):
-        value = table["split"].iloc[wrong[0]]
-        raise UserError(f"{row_name(path, wrong[0])}: split '{value}' is none of {', '.join(SPLITS)}; correct it")
+    for column, allowed in (("split", SPLITS), ("annotation_origin", ORIGINS)):
+        wrong = np.flatnonzero(~table[column].isin([*allowed, ""]))
+        if len(wrong):
+            value = table[column].iloc[wrong[0]]
+            where = row_name(path, wrong[0])
+            raise UserError(f"{where}: {column} '{value}' is none of {', '.join(allowed)}; correct it")
     blank = np.flatnonzero(table["split"] == "")
     if 0 < len(blank) < len(table):
         raise UserError(f"{row_name(path, blank[0])}: split is empty here but not in other rows; fill in all or none")
@@ -188,10 +212,14 @@ def _refuse_contradictions(cohort: pd.DataFrame, path: Path, section: str) -> No
         )
 
 
-def _image_size_px(name: str, mpp: float, where: str) -> tuple[int, int]:
+def _image_size_px(name: str, mpp: float, where: str) -> tuple[int, int] | None:
+    """None for a damaged image."""
     try:
         with Slide.open(name, mpp=None if np.isnan(mpp) else mpp) as slide:
+            _ = slide.mpp  # an error where nobody knows it
             return slide.width_px, slide.height_px
+    except DamagedSlide:
+        return None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,20 @@ def read_mask(path: str | Path) -> np.ndarray:
     return values if values.dtype == np.uint8 else values.astype(np.uint16)
 
 
+def is_value(entry: Any) -> bool:
+    """Whether an entry of `cohort.labels` reads as a mask value or a range of them: a whole number, "7" or "1-254"."""
+    first, _, last = str(entry).strip().partition("-")
+    return not isinstance(entry, bool) and first.strip().isdecimal() and (last or first).strip().isdecimal()
+
+
 def _values(entry: Any, *, key: str) -> range:
-    """Values named by one entry of the config key `key`: a whole number, "7" or "1-254"."""
+    """Values named by one entry of the config key `key`."""
     first, _, last = str(entry).strip().partition("-")
     last = last or first
-    if isinstance(entry, bool) or not (first.strip().isdecimal() and last.strip().isdecimal()):
-        raise UserError(f'{key}: {entry!r} is neither a value nor a range; write e.g. 1 or "1-254"')
+    if not is_value(entry):
+        raise UserError(
+            f'{key}: {entry!r} is neither a value nor a range; write e.g. 1 or "1-254"; names are for polygon classes'
+        )
     if int(last) < int(first) or int(last) >= _VALUES:
         raise UserError(f"{key}: {entry!r} must rise and end below {_VALUES}")
     return range(int(first), int(last) + 1)
@@ -64,6 +72,8 @@ class LabelMap:
     """(65536,) int16: class of each mask value, 255 = ignore, -1 = unknown."""
     key: str = "cohort.labels"
     """Config key that messages name."""
+    names: dict[str, int] = field(default_factory=dict)
+    """Class of each polygon class of annotation files by its name, 255 = ignore (see polygon_classes.py)."""
 
     @classmethod
     def from_config(cls, labels: dict[str, list[Any]], *, key: str = "cohort.labels") -> "LabelMap":
@@ -100,7 +110,8 @@ class LabelMap:
         """The same map with its classes in this order (a permutation of them)."""
         place = np.arange(-1, IGNORE + 1, dtype=np.int16)  # of -1 (unknown), 0, 1, ..., 255 (ignore)
         place[1 : len(classes) + 1] = [classes.index(name) for name in self.classes]
-        return LabelMap(list(classes), place[self.lookup + 1], self.key)
+        names = {name: int(place[label + 1]) for name, label in self.names.items()}
+        return replace(self, classes=list(classes), lookup=place[self.lookup + 1], names=names)
 
     def apply(self, mask: np.ndarray, *, source: str | Path) -> np.ndarray:
         """Label map (H, W) uint8 of mask values (H, W); raises UserError naming `source` and the unknown values."""

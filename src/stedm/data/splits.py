@@ -150,7 +150,7 @@ def _drawn_validation(
 
 def _patients(cohort: pd.DataFrame) -> pd.DataFrame:
     """One row per patient: laboratory, split, group (its most frequent), has_mask, may_annotate."""
-    has_mask = cohort["mask"] != ""
+    has_mask = (cohort["mask"] != "") | (cohort["annotation"] != "")
     allowed = cohort["may_annotate"] if "may_annotate" in cohort else pd.Series(True, index=cohort.index)
     rows = cohort.assign(has_mask=has_mask, may_annotate=has_mask & allowed).groupby("patient", sort=True)
     return pd.DataFrame(

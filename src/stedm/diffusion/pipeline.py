@@ -36,14 +36,22 @@ def to_images(x: Tensor) -> Images:
     return pixels.movedim(-3, -1).cpu().numpy()
 
 
-def read_index(folder: str | Path) -> tuple[list[str], Sampling]:
-    """Class names and sampling settings of a generator's folder; a clear error when its index is missing or damaged."""
+def read_index(folder: str | Path) -> dict[str, Any]:
+    """What model_index.json says, as arguments of `StyleDiffusion`: classes, sampling, patch_px and mpp.
+
+    The last two are None in folders written before they were stored. Raises UserError for a missing or damaged index.
+    """
     path = Path(folder) / INDEX
     if not path.is_file():
         raise UserError(f"{path}: not found; name the `diffusion` folder of a run")
     try:
         index = read_json(path)
-        return [str(name) for name in index["classes"]], Sampling(**index.get("sampling", {}))
+        return {
+            "classes": [str(name) for name in index["classes"]],
+            "sampling": Sampling(**index.get("sampling", {})),
+            "patch_px": index.get("patch_px"),
+            "mpp": index.get("mpp"),
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); copy the model folder again") from None
 
@@ -80,22 +88,26 @@ class StyleDiffusion(nn.Module):
         unet: UNet,
         classes: list[str],
         sampling: Sampling | None = None,
+        *,
+        patch_px: int | None = None,
+        mpp: float | None = None,
     ) -> None:
+        """patch_px, mpp: width in pixels and microns per pixel of the patches it was trained on; None: not known."""
         super().__init__()
         self.first_stage, self.style_extractor, self.unet = first_stage, style_extractor, unet
         self.classes, self.sampling = list(classes), sampling or Sampling()
+        self.patch_px, self.mpp = patch_px, mpp
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Load a `diffusion/` folder written by `save_pretrained`: local files only, nothing executed."""
         folder = Path(folder)
-        classes, sampling = read_index(folder)
+        index = read_index(folder)
         model = cls(
             FirstStage.from_pretrained(folder / "autoencoder"),
             StyleExtractor.from_pretrained(folder / "style_encoder"),
             UNet.from_pretrained(folder / "unet"),
-            classes,
-            sampling,
+            **index,
         )
         return model.eval()
 
@@ -106,7 +118,8 @@ class StyleDiffusion(nn.Module):
         for name, part in parts.items():
             with atomic_folder(folder / name) as temporary:
                 part.save_pretrained(temporary)
-        index = {"class": "StyleDiffusion", "classes": self.classes, "parts": list(parts)}
+        index: dict[str, Any] = {"class": "StyleDiffusion", "classes": self.classes, "parts": list(parts)}
+        index |= {"patch_px": self.patch_px, "mpp": self.mpp}
         write_json(folder / INDEX, index | {"sampling": dataclasses.asdict(self.sampling)})
 
     @property

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stedm.diffusion.flow import Velocity
 
+GUIDANCES = ("nested", "composed")
 Solver = Callable[[Velocity, Tensor, int], Tensor]
 
 
@@ -32,6 +33,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise ValueError(f"solver {self.solver!r}: use {', '.join(SOLVERS)}")
+        if self.guidance not in GUIDANCES:
+            raise ValueError(f"guidance {self.guidance!r}: use {' or '.join(GUIDANCES)}")
         if self.nfe < 1:
             raise ValueError(f"nfe {self.nfe}: use 1 or more")
 
@@ -103,7 +106,7 @@ def guidance_weights(
     elif kind == "composed":
         terms = [((False, False), 1 - w_l - w_s), ((True, False), w_l), ((False, True), w_s)]
     else:
-        raise ValueError(f"guidance {kind!r}: use nested or composed")
+        raise ValueError(f"guidance {kind!r}: use {' or '.join(GUIDANCES)}")
     weights: dict[Branch, float] = {}
     for (layout, style), weight in terms:
         branch = (layout and has_layout, style and has_style)

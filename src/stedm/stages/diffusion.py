@@ -59,7 +59,7 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str, **
     images = run.images(patches)
     first_stage = FirstStage.from_pretrained(run.autoencoder)
     sampling = Sampling(grain=best_grain(run, first_stage, patches, seed=config.seed))
-    model = _untrained(first_stage, config, run.classes(), sampling)
+    model = _untrained(first_stage, config, run.classes(), sampling, mpp=_common_mpp(patches))
     layouts = _layouts(run, config, patches, images)
     lent = StylePatches(images, encode(first_stage, images).half(), torch.from_numpy(layouts))
     batches = DiffusionBatches(
@@ -89,7 +89,9 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str, **
     save_style_grid(run, config, model.to(best_device()), folder / "samples" / "style_by_layout.png")
 
 
-def _untrained(first_stage: FirstStage, config: RunConfig, classes: list[str], sampling: Sampling) -> StyleDiffusion:
+def _untrained(
+    first_stage: FirstStage, config: RunConfig, classes: list[str], sampling: Sampling, *, mpp: float | None
+) -> StyleDiffusion:
     options = config.diffusion
     torch.manual_seed(config.seed)
     regions = len(classes) + 1 if options.style_pooling == "class" else 1
@@ -114,7 +116,13 @@ def _untrained(first_stage: FirstStage, config: RunConfig, classes: list[str], s
         injection=options.injection,
         style_prior=options.style_prior,
     )
-    return StyleDiffusion(first_stage, extractor, unet, classes, sampling)
+    return StyleDiffusion(first_stage, extractor, unet, classes, sampling, patch_px=config.prepare.patch_px, mpp=mpp)
+
+
+def _common_mpp(patches: pd.DataFrame) -> float | None:
+    """Microns per pixel of the patches; None when they differ by more than 1 %, and no one number would be true."""
+    mpp = patches["mpp"].to_numpy(float)
+    return float(np.median(mpp)) if mpp.max() <= 1.01 * mpp.min() else None
 
 
 def _style_sets(patches: pd.DataFrame, config: RunConfig) -> StyleSets:

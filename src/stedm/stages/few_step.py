@@ -46,7 +46,8 @@ def train_few_step(run: RunFolder, config: RunConfig) -> None:
         style_guidance=1.0,
         grain=teacher.sampling.grain,
     )
-    student = StyleDiffusion(teacher.first_stage, teacher.style_extractor, unet, teacher.classes, own).eval()
+    parts = (teacher.first_stage, teacher.style_extractor, unet)
+    student = StyleDiffusion(*parts, teacher.classes, own, patch_px=teacher.patch_px, mpp=teacher.mpp).eval()
     student.save_pretrained(run.few_step)
     save_style_grid(run, config, student.to(best_device()), run.few_step / "samples" / "style_by_layout.png")
 

@@ -111,7 +111,7 @@ def make_plan(
             {
                 "id": f"s{k:06d}",
                 "layout_kind": kind,
-                **_layout(kind, annotated, rng, composition=composition, group=group),
+                **layout_source(kind, annotated, rng, composition=composition, group=group),
                 "layout_seed": int(rng.integers(2**31)),
                 "style_patient": "" if options.styles == "none" else str(patient),
                 "style_patches": json.dumps(list(map(str, lent))),
@@ -123,7 +123,7 @@ def make_plan(
     return pd.DataFrame(rows)
 
 
-def _layout(
+def layout_source(
     kind: str, annotated: pd.DataFrame, rng: np.random.Generator, *, composition: CompositionTable | None, group: str
 ) -> dict[str, str]:
     """Where a layout comes from: an annotated patch to warp, or fractions (JSON) asked for; "" for measured ones."""

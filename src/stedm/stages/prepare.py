@@ -3,47 +3,42 @@
 import dataclasses
 import hashlib
 import json
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
-from stedm.config import IGNORE, CohortConfig, PrepareConfig, RunConfig, TargetConfig
-from stedm.data.cohort import read_cohort, read_table, row_name
+from stedm.config import IGNORE, CohortConfig, RunConfig, TargetConfig
+from stedm.data.cohort import FILES, read_cohort, read_table
 from stedm.data.composition import CompositionTable
-from stedm.data.labels import LabelMap, read_mask
 from stedm.data.laboratories import Laboratory, joined, read_laboratories, resolve_label_maps, sections_of
-from stedm.data.patches import extract_label_patch, tile_grid
 from stedm.data.phantom import PHANTOM_LABELS, write_cohort
-from stedm.data.slide import Slide
 from stedm.data.splits import split_patients, usable_patients
-from stedm.data.tissue import tissue_fraction, tissue_mask, white_point
 from stedm.errors import UserError
 from stedm.files import atomic_path, link, read_json, write_json
+from stedm.stages.alignment import alignment_notices
+from stedm.stages.prepare_slides import FOLDERS, FORMAT, cut_slides, file_stamps, records_of, slide_tasks
 
-_OVERVIEW_PX = 8
-"""Overview pixels per patch width: enough to see which patches are bare glass."""
+_TOLD = 5
+"""Notices about annotation files on the terminal, at most."""
 
 EXTRACTED = "extracted.parquet"
 """In the data folder, written last: every patch, whatever roles the patients have."""
 
-FORMAT = 2
-"""Raise it when the same settings give other patches: the procedural cohort drawn differently, for one."""
+SKIPPED = "skipped.csv"
+"""In the data folder, when slides were damaged: which, and what is wrong with them."""
+PHANTOM_FORMAT = 2
+"""Raise it when the procedural cohort is drawn differently; for other patches see `prepare_slides.FORMAT`."""
 
 
-def prepare(out: Path, config: RunConfig) -> None:
+def prepare(out: Path, config: RunConfig, *, jobs: int = 1) -> None:
     """Write the run's data folder `out`: cohort.parquet, patches.parquet, splits.json, classes.json, images/, masks/.
 
     Table, files, labels and splits are checked before the first patch is written. Killed and started again, it keeps
-    the patches that are there, as long as table, files, `cohort` and `prepare` settings are the same; roles may change.
-    Raises UserError.
+    the slides that are done (see `prepare_slides`); roles may change without cutting anything. Damaged slides are left
+    out, and named in skipped.csv. jobs: processes that cut slides; the result does not depend on it. Raises UserError.
     """
     key = _extraction_key(config)
     unchanged = _extracted_from(out) == key
@@ -53,11 +48,13 @@ def prepare(out: Path, config: RunConfig) -> None:
     cohort = joined(laboratories)
     if config.split.fold and not config.cohort.table:  # its own roles are a suggestion
         cohort["split"] = cohort["split"].where(cohort["split"] == "unseen", "")
-    splits = split_patients(cohort, config.split)
-    if not splits["train_unannotated"] and config.generate.styles == "unannotated" and config.split.label_budget:
-        raise UserError("every training patient is annotated; set generate.styles: annotated, or a lower label budget")
+    splits = _splits(cohort, config)
     if not whole:
-        _extract(out, config, laboratories, patients=usable_patients(cohort, config.split))
+        _extract(out, config, laboratories, patients=usable_patients(cohort, config.split), jobs=jobs)
+    skipped = skipped_slides(out)
+    if len(skipped):
+        cohort = cohort[~cohort["image"].isin(skipped["image"])].reset_index(drop=True)
+        splits = _splits_of_the_rest(cohort, config, skipped)
     classes = read_json(out / "classes.json")["classes"]
     patches = _with_roles(pd.read_parquet(out / EXTRACTED), classes, splits)
     for name, table in (("cohort", cohort), ("patches", patches)):
@@ -66,38 +63,68 @@ def prepare(out: Path, config: RunConfig) -> None:
     write_json(out / "splits.json", splits)
 
 
-def _extract(out: Path, config: RunConfig, laboratories: list[Laboratory], *, patients: set[str]) -> None:
-    """Cut the patches of `patients` into images/ and masks/, and write EXTRACTED: what is the same whoever has a role.
+def skipped_slides(out: Path) -> pd.DataFrame:
+    """The damaged slides that data folder `out` does without: slide, patient, image, reason; possibly none."""
+    path = out / SKIPPED
+    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame(columns=["image"])
 
-    Patches that an interrupted attempt with the same settings left are kept.
-    """
-    key, cohort = _extraction_key(config), joined(laboratories)
-    with _progress() as progress:
-        label_maps = resolve_label_maps(laboratories)
-        classes = label_maps[0].classes
-        if config.generate.composition:  # a mistake in it should not come to light after the training
-            CompositionTable.read(config.generate.composition, classes)
-        _check_pixels(laboratories, progress)
-        if _extracted_from(out) != key:
-            (out / EXTRACTED).unlink(missing_ok=True)
-            for name in ("images", "masks"):
-                shutil.rmtree(out / name, ignore_errors=True)
-            write_json(out / "extraction.json", key)
-        extractors = {
-            laboratory.name: _Extractor(out, config.prepare, labels)
-            for laboratory, labels in zip(laboratories, label_maps, strict=True)
-        }
-        task = progress.add_task("cutting patches", total=len(cohort))
-        records: list[dict[str, Any]] = []
-        for position, row in enumerate(cohort.itertuples(index=False)):
-            records += extractors[row.laboratory].patches(position, row) if row.patient in patients else []
-            progress.advance(task)
+
+def _splits(cohort: pd.DataFrame, config: RunConfig) -> dict[str, list[str]]:
+    splits = split_patients(cohort, config.split)
+    if not splits["train_unannotated"] and config.generate.styles == "unannotated" and config.split.label_budget:
+        raise UserError("every training patient is annotated; set generate.styles: annotated, or a lower label budget")
+    return splits
+
+
+def _splits_of_the_rest(cohort: pd.DataFrame, config: RunConfig, skipped: pd.DataFrame) -> dict[str, list[str]]:
+    """Roles when damaged slides are left out, with patients of whom nothing is left."""
+    console = Console(stderr=True)
+    for row in skipped.itertuples(index=False):
+        console.print(f"skipped: {row.reason}", style="yellow", markup=False, soft_wrap=True)
+    try:
+        return _splits(cohort, config)
+    except UserError as error:
+        raise UserError(f"{error} ({len(skipped)} damaged slide(s) were left out: {skipped['reason'][0]})") from None
+
+
+def _extract(out: Path, config: RunConfig, laboratories: list[Laboratory], *, patients: set[str], jobs: int) -> None:
+    """Cut the patches of `patients` into images/ and masks/, and write EXTRACTED, the same whoever has which role."""
+    label_maps = resolve_label_maps(laboratories)
+    classes = label_maps[0].classes
+    if config.generate.composition:  # a mistake in it should not come to light after the training
+        CompositionTable.read(config.generate.composition, classes)
+    key = _extraction_key(config)
+    if _extracted_from(out) != key:
+        for name in (EXTRACTED, SKIPPED):
+            (out / name).unlink(missing_ok=True)
+        write_json(out / "extraction.json", key)
+    settings, stamps = [dataclasses.asdict(config.prepare)], file_stamps
+    if not config.cohort.table:  # what is drawn follows from these, whenever it was drawn
+        settings, stamps = [*settings, PHANTOM_FORMAT, dataclasses.asdict(config.cohort.phantom)], lambda _: []
+    tasks = slide_tasks(laboratories, label_maps, patients, settings=settings, stamps=stamps)
+    labels = {laboratory.name: label_map for laboratory, label_map in zip(laboratories, label_maps, strict=True)}
+    skipped = cut_slides(out, tasks, config.prepare, labels, jobs=jobs)
+    _tell(alignment_notices(out))
+    if len(skipped) == len(tasks):
+        raise UserError(f"none of the {len(tasks)} slides can be read; the first: {skipped['reason'][0]}")
     write_json(out / "classes.json", {"classes": classes, "ignore": IGNORE, "patch_px": config.prepare.patch_px})
     fractions = [f"fraction_{name}" for name in classes]
     columns = ["patch_id", "patient", "laboratory", "slide", "source", "group", "has_mask"]
     columns += ["x_um", "y_um", "mpp", "tissue_fraction", *fractions, "image", "mask"]
+    records = records_of(out, tasks, columns).astype(dict.fromkeys(fractions, float))
+    if len(skipped):
+        with atomic_path(out / SKIPPED) as temporary:
+            skipped.to_csv(temporary, index=False)
     with atomic_path(out / EXTRACTED) as temporary:
-        pd.DataFrame(records).reindex(columns=columns).astype(dict.fromkeys(fractions, float)).to_parquet(temporary)
+        records.to_parquet(temporary)
+
+
+def _tell(notices: list[str]) -> None:
+    """Say what was repaired and left out in annotation files; of many, the first few."""
+    console = Console(stderr=True)
+    more = [f"{len(notices) - _TOLD} more in the report"] if len(notices) > _TOLD else []
+    for notice in [*notices[:_TOLD], *more]:
+        console.print(f"annotations: {notice}", markup=False, soft_wrap=True)
 
 
 def share_patches(out: Path, others: Iterable[Path], config: RunConfig) -> None:
@@ -108,7 +135,7 @@ def share_patches(out: Path, others: Iterable[Path], config: RunConfig) -> None:
     for other in others:
         if _extracted_from(other) == key and (other / EXTRACTED).exists():
             (out / "extraction.json").unlink(missing_ok=True)
-            for name in ("phantom", "images", "masks", "classes.json", EXTRACTED):
+            for name in ("phantom", "slides", *FOLDERS, "classes.json", SKIPPED, EXTRACTED):
                 if (other / name).exists():
                     link(other / name, out / name)
             write_json(out / "extraction.json", key)  # the last, for a process that is killed here
@@ -131,17 +158,21 @@ def input_digest(config: RunConfig) -> str:
     for _, section, options in sections_of(config.cohort):
         table = read_table(options, section=section)
         digest.update(Path(options.table or "").read_bytes())
-        for name in pd.concat([table["image"], table["mask"]]):
-            path = Path(name)
-            if name and path.is_file():
-                digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+        for stamp in file_stamps(pd.concat([table[column] for column in FILES])):
+            digest.update(f"{stamp}\n".encode())
     return digest.hexdigest()
 
 
 def _extraction_key(config: RunConfig) -> dict[str, str]:
     """What the patch files depend on."""
     cohort = dataclasses.replace(config.cohort, licence=None)  # words about the images change no patch
-    content = [FORMAT, dataclasses.asdict(cohort), dataclasses.asdict(config.prepare), config.split.keep_source]
+    content = [
+        PHANTOM_FORMAT,
+        FORMAT,
+        dataclasses.asdict(cohort),
+        dataclasses.asdict(config.prepare),
+        config.split.keep_source,
+    ]
     settings = json.dumps(content, sort_keys=True)
     return {"settings": hashlib.sha256(settings.encode()).hexdigest(), "inputs": input_digest(config)}
 
@@ -154,106 +185,6 @@ def _phantom(out: Path, config: CohortConfig, *, reuse: bool) -> CohortConfig:
     second = out / "phantom" / "target.csv"
     target = TargetConfig(table=str(second)) if second.exists() else None
     return dataclasses.replace(config, table=str(table), columns={}, labels=PHANTOM_LABELS, mpp=None, target=target)
-
-
-def _check_pixels(laboratories: list[Laboratory], progress: Progress) -> None:
-    """Refuse images whose pixels cannot be decoded or whose microns per pixel nobody knows, naming the row."""
-    task = progress.add_task("checking images", total=sum(len(laboratory.cohort) for laboratory in laboratories))
-    for laboratory in laboratories:
-        for position, row in enumerate(laboratory.cohort.itertuples(index=False)):
-            try:
-                with _open(row) as slide:
-                    slide.read(0, 0, size_px=1, mpp=slide.mpp)
-            except UserError as error:
-                raise UserError(f"{row_name(str(laboratory.config.table), position)}: {error}") from None
-            progress.advance(task)
-
-
-def _open(row: Any) -> Slide:
-    return Slide.open(row.image, mpp=None if np.isnan(row.mpp) else row.mpp)
-
-
-class _Extractor:
-    """Cuts the patches of one cohort row after the other into images/ and masks/."""
-
-    def __init__(self, out: Path, config: PrepareConfig, labels: LabelMap) -> None:
-        self._out, self._config, self._labels = out, config, labels
-        for name in ("images", "masks"):
-            (out / name).mkdir(parents=True, exist_ok=True)
-
-    def patches(self, position: int, row: Any) -> Iterator[dict[str, Any]]:
-        """Records of the patches of the image in `row`, without roles."""
-        patch_px = self._config.patch_px
-        label_map = self._labels.apply(read_mask(row.mask), source=row.mask) if row.mask else None
-        with _open(row) as slide:
-            mpp = self._config.mpp or slide.mpp
-            scale = mpp / slide.mpp  # slide pixels per patch pixel
-            white, corners = self._occupied(slide, mpp)
-            for x, y in corners:
-                patch_id = f"{_safe(row.slide)}-r{position:05d}-x{x:06d}-y{y:06d}"
-                image = self._image(patch_id, slide, x * mpp, y * mpp, mpp)
-                fraction = tissue_fraction(image, white=white)
-                if fraction < self._config.min_tissue:
-                    continue
-                self._write(f"images/{patch_id}.png", image)
-                record = self._record(patch_id, position, row)
-                if label_map is not None:
-                    patch = extract_label_patch(label_map, x * scale, y * scale, scale=scale, patch_px=patch_px)
-                    record |= self._labelled(patch_id, patch)
-                yield record | {"x_um": x * mpp, "y_um": y * mpp, "mpp": mpp, "tissue_fraction": fraction}
-
-    def _occupied(self, slide: Slide, mpp: float) -> tuple[np.ndarray, list[tuple[int, int]]]:
-        """Colour of the slide's glass, and the corners of the patches that are not all glass in an overview."""
-        patch_px = self._config.patch_px
-        # Rounded down, so that no patch hangs over the border by a fraction of a pixel.
-        size_px = [max(1, int(px * slide.mpp / mpp + 1e-6)) for px in (slide.width_px, slide.height_px)]
-        corners = tile_grid(size_px[0], size_px[1], patch_px)
-        overview_mpp = mpp * max(1.0, patch_px / _OVERVIEW_PX)
-        overview = slide.overview(overview_mpp)
-        white = white_point(overview)
-        if self._config.min_tissue <= 0:
-            return white, corners
-        tissue = tissue_mask(overview, white=white, smooth_px=1)
-        step = mpp / overview_mpp  # overview pixels per patch pixel
-        spans = [[slice(int(at * step), int((at + patch_px) * step) + 1) for at in corner] for corner in corners]
-        return white, [corner for corner, (x, y) in zip(corners, spans, strict=True) if tissue[y, x].any()]
-
-    def _image(self, patch_id: str, slide: Slide, x_um: float, y_um: float, mpp: float) -> np.ndarray:
-        """The patch's pixels, from its file when that is there already."""
-        path = self._out / "images" / f"{patch_id}.png"
-        if path.exists():
-            with Image.open(path) as image:
-                return np.asarray(image)
-        return slide.read(x_um, y_um, size_px=self._config.patch_px, mpp=mpp)
-
-    def _write(self, name: str, pixels: np.ndarray) -> str:
-        """Write a PNG unless it is there already; its name."""
-        if not (self._out / name).exists():
-            with atomic_path(self._out / name) as temporary:
-                Image.fromarray(pixels).save(temporary, compress_level=4)
-        return name
-
-    def _record(self, patch_id: str, position: int, row: Any) -> dict[str, Any]:
-        return {
-            "patch_id": patch_id,
-            "patient": row.patient,
-            "laboratory": row.laboratory,
-            "slide": row.slide,
-            "source": f"r{position:05d}",
-            "group": row.group,
-            "has_mask": bool(row.mask),
-            "image": f"images/{patch_id}.png",
-            "mask": "",
-        }
-
-    def _labelled(self, patch_id: str, patch: np.ndarray) -> dict[str, Any]:
-        """Write the label map of a patch; its path and the share of each class."""
-        fields: dict[str, Any] = {"mask": self._write(f"masks/{patch_id}.png", patch)}
-        counts = np.bincount(patch[patch != IGNORE], minlength=len(self._labels.classes))
-        if counts.sum():
-            shares = (counts / counts.sum()).tolist()
-            fields |= {f"fraction_{name}": share for name, share in zip(self._labels.classes, shares, strict=True)}
-        return fields
 
 
 def _with_roles(extracted: pd.DataFrame, classes: list[str], splits: dict[str, list[str]]) -> pd.DataFrame:
@@ -275,20 +206,3 @@ def _with_roles(extracted: pd.DataFrame, classes: list[str], splits: dict[str, l
     for name in classes:
         table[f"fraction_{name}"] = table[f"fraction_{name}"].where(annotated)
     return table
-
-
-def _safe(name: str) -> str:
-    """`name` as part of a file name."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in "_.") else "_" for c in name)[:48]
-
-
-class _Rate(ProgressColumn):
-    """Rows per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:.0f}/s")
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)

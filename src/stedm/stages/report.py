@@ -15,6 +15,7 @@ from stedm.stages import report_generation as generator
 from stedm.stages import report_pictures as pictures
 from stedm.stages import report_run, report_segmentation, report_synthetic
 from stedm.stages import report_text as text
+from stedm.stages.report_alignment import alignments
 from stedm.stages.report_budgets import budgets_section
 from stedm.stages.report_card import model_card
 from stedm.stages.report_evidence import Evidence, json_of, read_evidence, table_of
@@ -97,6 +98,7 @@ def _context(evidence: Evidence) -> dict[str, Any]:
         "settings": report_run.settings(evidence),
         "source": report_run.data_source(evidence.config),
         "cohort": report_run.cohort(evidence.patches),
+        "alignments": alignments(run),
         "times": report_run.times(evidence.parts),
         "colours": pictures.class_colours(evidence.classes),
         "budgets": budgets_section(evidence),

@@ -1,0 +1,69 @@
+"""Layouts from a folder of label-map files, brought to the size the generator draws."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stedm.config import IGNORE
+from stedm.data.labels import read_mask
+from stedm.data.patches import extract_label_patch
+from stedm.errors import UserError
+
+SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+
+
+class LayoutFiles:
+    """Label maps of a folder as layouts (size_px, size_px) uint8: classes, 255 unknown.
+
+    A larger label map lends a window of its own at random; a smaller one lies in the middle, unknown around it.
+    """
+
+    def __init__(self, folder: str | Path, *, classes: Sequence[str], size_px: int) -> None:
+        """Every file is read and checked. Raises UserError naming the file and the fix."""
+        self.folder, self.size_px = Path(folder), size_px
+        if not self.folder.is_dir():
+            raise UserError(f"{folder}: no such folder; name a folder of label maps (PNG or TIFF)")
+        self.names = sorted(path.name for path in self.folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        """File names, sorted."""
+        if not self.names:
+            raise UserError(f"{folder}: holds no label map; put PNG or TIFF files of class values there")
+        self._shapes = {name: self._checked(name, classes) for name in self.names}
+        self._read = functools.lru_cache(maxsize=64)(lambda name: read_mask(self.folder / name))
+
+    @property
+    def padded(self) -> int:
+        """How many label maps are smaller than a layout."""
+        return sum(min(shape) < self.size_px for shape in self._shapes.values())
+
+    def choose(self, k: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Columns of a plan's row k: files take turns; which window of the file."""
+        name = self.names[k % len(self.names)]
+        top, left = (self._start(length, rng) for length in self._shapes[name])
+        return {"layout_kind": "file", "layout_source": name, "layout_x_px": left, "layout_y_px": top}
+
+    def of(self, row: Any) -> np.ndarray:
+        """Layout (size_px, size_px) uint8 of a plan row."""
+        label_map = self._read(row["layout_source"]).astype(np.uint8)
+        return extract_label_patch(label_map, row["layout_x_px"], row["layout_y_px"], scale=1, patch_px=self.size_px)
+
+    def _start(self, length: int, rng: np.random.Generator) -> int:
+        """First row or column of the window, in pixels of the label map; negative where that is smaller."""
+        room = length - self.size_px
+        return int(rng.integers(room + 1)) if room >= 0 else -(-room // 2)
+
+    def _checked(self, name: str, classes: Sequence[str]) -> tuple[int, int]:
+        """Height and width of a label map all of whose values are classes or 255."""
+        label_map = read_mask(self.folder / name)
+        values = np.unique(label_map)
+        wrong = values[(values >= len(classes)) & (values != IGNORE)].tolist()
+        if wrong:
+            known = ", ".join(f"{value} {name}" for value, name in enumerate(classes))
+            raise UserError(
+                f"{self.folder / name}: value(s) {', '.join(map(str, wrong[:8]))} are no class of the model"
+                f" ({known}, {IGNORE} unknown); save the label map with these values"
+            )
+        height, width = label_map.shape
+        return height, width
