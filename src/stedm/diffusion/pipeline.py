@@ -63,7 +63,7 @@ class Styles:
     vectors: Tensor
     """(B, K, d + 2 C): what the style extractor says."""
     grain: Tensor
-    """(B, 3): standard deviation of the scanner's noise in each colour, images in [-1, 1]."""
+    """(B, LEVELS, 4): the scanner's noise by brightness, as `measure_grain` says, images in [-1, 1]."""
     tones: Tensor
     """(B, 2, 3): darkest and lightest value of each colour, in [-1, 1]."""
 
@@ -130,12 +130,17 @@ class StyleDiffusion(nn.Module):
     @torch.no_grad()
     def extract_styles(self, style_images: Images | Sequence[Images]) -> Styles:
         """Style sets -> B styles. One array (B, N, H, W, 3), or a sequence of B sets (N_b, H, W, 3)."""
-        sets = [to_network(images).to(self.device) for images in style_images]
-        with autocast(self.device):
-            read = [self.style_extractor(images[None], self.first_stage.encode(images)[None]) for images in sets]
-            vectors = torch.cat(read).float()  # (B, K, d + 2 C)
-        grain, tones = (torch.stack([measure(images) for images in sets]) for measure in (measure_grain, measure_tones))
+        read = [self._read_style(to_network(images).to(self.device)) for images in style_images]
+        vectors, grain, tones = (torch.stack(parts) for parts in zip(*read, strict=True))
         return Styles(vectors, grain, tones)
+
+    def _read_style(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors (K, d + 2 C), grain and tones of one style set (N, 3, H, W)."""
+        with autocast(self.device):
+            latents = self.first_stage.encode(images)  # (N, C, h, w)
+            vectors = self.style_extractor(images[None], latents[None])[0].float()
+            reconstructed = self.first_stage.decode(latents).float()
+        return vectors, measure_grain(images, reconstructed), measure_tones(images)
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
@@ -167,7 +172,7 @@ class StyleDiffusion(nn.Module):
         with autocast(self.device):
             x = self.first_stage.decode(z).float()  # (B, 3, H, W)
         if styles is not None:
-            x = keep_tones(add_grain(x, options.grain * styles.grain, seeds=seeds), styles.tones)
+            x = keep_tones(add_grain(x, styles.grain, options.grain, seeds=seeds), styles.tones)
         return to_images(x)
 
     @torch.no_grad()

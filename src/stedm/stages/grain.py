@@ -17,7 +17,7 @@ from stedm.evaluation.generation import Scale, energy_distance
 from stedm.models.autoencoder import FirstStage
 from stedm.stages.run_folder import RunFolder
 
-STRENGTHS = (0.0, 0.5, 1.0)
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PATIENTS, IMAGES = 16, 8
 """At most so many training patients are looked at, and so many images of each."""
 
@@ -44,8 +44,8 @@ def least_distance(first_stage: FirstStage, sets: list[np.ndarray]) -> float:
         x = to_network(images)
         with autocast(torch.device("cpu")):
             reconstructed = first_stage.decode(first_stage.encode(x)).float()  # (n, 3, H, W)
-        grain = measure_grain(x).expand(len(x), 3)
+        grain = measure_grain(x, reconstructed).expand(len(x), -1, -1)
         for k, strength in enumerate(STRENGTHS):
-            grained = to_images(add_grain(reconstructed, strength * grain, seeds=range(len(x))))
+            grained = to_images(add_grain(reconstructed, grain, strength, seeds=range(len(x))))
             distances[k] += energy_distance(scale(style_features(grained)), scale(features))
     return STRENGTHS[int(distances.argmin())]
