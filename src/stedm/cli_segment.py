@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--gz", action="store_true", help="write NAME.geojson.gz; QuPath wants it unpacked")
     add("--classes", help="classes that get outlines, separated by commas (default: all)")
     add("--min_area_um2", type=float, default=100.0, help="no outlines of regions and holes below this (default: 100)")
-    add("--tolerance_px", type=float, default=0.5, help="of outlines, label map pixels; 0: pixel edges (default: 0.5)")
+    add("--tolerance_px", type=float, default=0.4, help="of outlines, label map pixels; 0: pixel edges (default: 0.4)")
     add("--everywhere", action="store_true", help="predict glass too; default: tissue and 50 microns around it")
     add("--window_px", type=int, default=512, help="window the network sees at a time (default: 512)")
     add("--overlap_px", type=int, default=128, help="overlap of windows (default: 128)")

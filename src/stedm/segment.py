@@ -41,7 +41,9 @@ def segment_slides(
         failed.extend([path] if outcome.error else [])
         style = "red" if outcome.error else "yellow" if outcome.warning else None
         words = outcome.error or (f"{seconds:7.1f} s  {outcome.summary}" if seconds else "unchanged")
-        console.print(f"{path.name:<44} {words}{outcome.warning}", style=style, markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"{path.name:<44} {words}{outcome.warning}", style=style, markup=False, highlight=False, soft_wrap=True
+        )
 
     try:
         if jobs == 1:
@@ -64,6 +66,8 @@ def attempt(path: Path, out: Path, options: SegmentOptions) -> tuple[Outcome, fl
         outcome = segment_slide(path, out, options)
     except UserError as error:
         outcome = Outcome(error=str(error))
+    except Exception as error:  # a broken file can fail in many ways inside libraries; the other slides must go on
+        outcome = Outcome(error=f"{path}: {type(error).__name__}: {error}")
     return outcome, 0.0 if outcome.unchanged else time.perf_counter() - started
 
 

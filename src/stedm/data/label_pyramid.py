@@ -1,5 +1,6 @@
 """Label maps as tiled pyramids: TIFF files that OpenSlide and QuPath show in colour, and whose pixels are classes."""
 
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -70,7 +71,7 @@ class LabelPyramid:
             self._tiff = tifffile.TiffFile(path)
             self._page = self._tiff.pages.first
             self.height_px, self.width_px = self._page.shape
-        except (OSError, ValueError, tifffile.TiffFileError) as error:
+        except (OSError, ValueError, struct.error, tifffile.TiffFileError) as error:
             raise UserError(f"{path}: unreadable label map ({error}); delete it, and segment again") from None
 
     def rows(self, start: int, stop: int) -> Labels:

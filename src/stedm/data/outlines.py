@@ -35,7 +35,7 @@ class _Region:
 def outlines(
     labels: LabelRows,
     *,
-    tolerance_px: float = 0.5,
+    tolerance_px: float = 0.4,
     min_area_px: float = 0.0,
     classes: Collection[int] | None = None,
     block_px: int = _BLOCK_PX,

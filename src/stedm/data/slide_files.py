@@ -6,7 +6,7 @@ from pathlib import Path
 
 import openslide
 
-from stedm.data.slide import PLAIN_SUFFIXES
+from stedm.data.slide_formats import PLAIN_SUFFIXES
 from stedm.errors import UserError
 
 _SUFFIXES = (*PLAIN_SUFFIXES, ".tif", ".tiff")

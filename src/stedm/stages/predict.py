@@ -58,28 +58,28 @@ class Prediction:
 
     def run(self) -> LabelBands:
         """Write the bands that are missing, and return all; with a progress bar in megapixels of tissue."""
-        first = next((row for row in range(self.grid.rows) if not self.bands.has(row)), self.grid.rows)
-        columns = [self._columns(row) for row in range(self.grid.rows)]
-        window_mp = self.grid.stride_px**2 / 1e6
-        done_mp = window_mp * sum(map(len, columns[:first]))
-        blender = Blender(self.grid, len(self.model.classes))
-        if (
-            0 < first < self.grid.rows
-        ):  # an earlier attempt left these bands: the next needs what row first - 1 hands down
-            for _ in blender.row(first - 1, self._windows(first - 1, columns[first - 1])):
-                pass
-        total_mp = window_mp * sum(map(len, columns))
-        with Bar(self.slide.path.name, total=total_mp, folder=self.bands.folder, completed=done_mp) as bar:
-            for row in range(first, self.grid.rows):
-                ys = self.grid.finished(row, self.grid.height_px)
-                band = np.full((ys.stop - ys.start, self.grid.width_px), IGNORE, np.uint8)
-                for _, xs, probabilities in blender.row(row, self._windows(row, columns[row])):
+        grid, bands = self.grid, self.bands
+        first = next((row for row in range(grid.rows) if not bands.has(row)), grid.rows)
+        columns = [self._columns(row) for row in range(grid.rows)]
+        done, total = (grid.stride_px**2 / 1e6 * sum(map(len, part)) for part in (columns[:first], columns))
+        blender = Blender(grid, len(self.model.classes))
+        with (
+            ThreadPoolExecutor(1) as reader,
+            Bar(self.slide.path.name, total=total, folder=bands.folder, completed=done) as bar,
+        ):
+            if 0 < first < grid.rows:  # the next row needs what the last one of an earlier attempt hands down
+                for _ in blender.row(first - 1, self._windows(first - 1, columns[first - 1], reader)):
+                    pass
+            for row in range(first, grid.rows):
+                ys = grid.finished(row, grid.height_px)
+                band = np.full((ys.stop - ys.start, grid.width_px), IGNORE, np.uint8)
+                for _, xs, probabilities in blender.row(row, self._windows(row, columns[row], reader)):
                     labels = probabilities.argmax(0).astype(np.uint8)
                     band[:, xs] = np.where(self.tissue.crop(ys, xs), labels, np.uint8(IGNORE))
-                    done_mp += window_mp
-                    bar.update(done_mp, unit="megapixels")
-                self.bands.write(row, band)
-        return self.bands
+                    done += grid.stride_px**2 / 1e6
+                    bar.update(done, unit="megapixels")
+                bands.write(row, band)
+        return bands
 
     def _columns(self, row: int) -> list[int]:
         """Columns of the windows in a row that contribute to tissue."""
@@ -87,14 +87,15 @@ class Prediction:
         spans = [self.grid.used(column, self.grid.width_px) for column in range(self.grid.columns)]
         return [column for column, xs in enumerate(spans) if self.tissue.any(ys, xs)]
 
-    def _windows(self, row: int, columns: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """(column, probabilities (N, P, P)); while the network works the next windows are read."""
+    def _windows(
+        self, row: int, columns: list[int], reader: ThreadPoolExecutor
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """(column, probabilities (N, P, P)); while the network works, the next windows are read."""
         batch = max(1, _BATCH_PX // self.grid.window_px**2)
         chunks = [columns[start : start + batch] for start in range(0, len(columns), batch)]
-        for chunk, images in _ahead(
-            (chunk, np.stack([self._image(row, column) for column in chunk])) for chunk in chunks
-        ):
-            yield from zip(chunk, self.model.probabilities(images), strict=True)
+        images = _ahead((np.stack([self._image(row, column) for column in chunk]) for chunk in chunks), reader)
+        for chunk, pixels in zip(chunks, images, strict=True):
+            yield from zip(chunk, self.model.probabilities(pixels), strict=True)
 
     def _image(self, row: int, column: int) -> NDArray[np.uint8]:
         """Pixels (P, P, 3) of a window, mirrored where it reaches over the border."""
@@ -108,10 +109,9 @@ def _rounded_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The items, each computed in a thread while the one before is used."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(next, items, None)
-        while (item := pending.result()) is not None:
-            pending = pool.submit(next, items, None)
-            yield item
+def _ahead(items: Iterator[Item], worker: ThreadPoolExecutor) -> Iterator[Item]:
+    """The items, each computed by the worker while the one before is used."""
+    pending = worker.submit(next, items, None)
+    while (item := pending.result()) is not None:
+        pending = worker.submit(next, items, None)
+        yield item

@@ -44,7 +44,7 @@ class SegmentOptions:
     """Predict glass too."""
     min_area_um2: float = 100.0
     """Smaller regions get no outline, smaller holes are closed; label map and areas keep them."""
-    tolerance_px: float = 0.5
+    tolerance_px: float = 0.4
     """Pixels of the label map by which outlines may deviate; 0 follows the pixels' edges."""
     classes: tuple[str, ...] | None = None
     """Classes that get outlines; None: all."""
