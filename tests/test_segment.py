@@ -286,6 +286,12 @@ def test_command_line(slide, tmp_path, model, capsys) -> None:
     assert main(command) == 0
     assert "QuPath and drag" in capsys.readouterr().out
     assert main(command) == 0 and "unchanged" in capsys.readouterr().err
-    for wrong in (["segment"], [*command, "--nonsense"], [*command, "--overlap_px", "300"], ["segment", str(slide)]):
+    for wrong in (
+        ["segment"],
+        ["segment", str(slide)],
+        [*command, "--nonsense"],
+        [*command, "--mpp", "0"],
+        [*command, "--overlap_px", "300"],
+    ):
         assert main(wrong) == 2
     assert "--overlap_px" in capsys.readouterr().err

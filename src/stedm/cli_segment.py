@@ -27,6 +27,10 @@ def segment(words: Sequence[str]) -> int:
         raise UserError("name slides and a model: stedm segment SLIDE... --model RUN")
     if not 0 <= 2 * options.overlap_px <= options.window_px:
         raise UserError("--overlap_px: from 0 to half of --window_px")
+    if options.mpp is not None and not options.mpp > 0:
+        raise UserError("--mpp: microns per pixel, above 0")
+    if min(options.min_area_um2, options.tolerance_px) < 0:
+        raise UserError("--min_area_um2, --tolerance_px: 0 or more")
     from stedm.data.slide_files import find_slides
     from stedm.segment import AREAS, segment_slides
     from stedm.stages.segment import SegmentOptions

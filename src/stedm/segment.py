@@ -50,7 +50,7 @@ def segment_slides(
             for path in slides:
                 done(path, *attempt(path, out, options))
         else:
-            of_job = {_Job(path.stem, working_folder(path, out) / "bands"): path for path in slides}
+            of_job = {_Job(path.stem, working_folder(path, out)): path for path in slides}
             arguments = {job.name: (path, out, options) for job, path in of_job.items()}
             with Workers(attempt, jobs=jobs, noun="slides") as workers:
                 workers.run(list(of_job), arguments, done=lambda job, result: done(of_job[job], *result))

@@ -65,7 +65,7 @@ class Prediction:
         blender = Blender(grid, len(self.model.classes))
         with (
             ThreadPoolExecutor(1) as reader,
-            Bar(self.slide.path.name, total=total, folder=bands.folder, completed=done) as bar,
+            Bar(self.slide.path.name, total=total, folder=bands.folder.parent, completed=done) as bar,
         ):
             if 0 < first < grid.rows:  # the next row needs what the last one of an earlier attempt hands down
                 for _ in blender.row(first - 1, self._windows(first - 1, columns[first - 1], reader)):

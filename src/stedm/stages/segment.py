@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from stedm.data.geojson import write_features
+from stedm.data.label_bands import LabelRows, Labels
 from stedm.data.label_pyramid import LabelPyramid, write_label_pyramid
 from stedm.data.outlines import outlines
 from stedm.data.slide import Slide
@@ -21,6 +22,7 @@ from stedm.errors import UserError
 from stedm.files import read_json, write_json
 from stedm.models.ensemble import Ensemble
 from stedm.models.model_folder import CONFIG, WEIGHTS
+from stedm.progress import Bar
 from stedm.stages.predict import Prediction
 from stedm.stages.report_pictures import CLASS_COLOURS
 
@@ -100,6 +102,7 @@ def segment_slide(path: Path, out: Path, options: SegmentOptions) -> Outcome:
         known = record.get("fingerprints", {})
         labels_kept = known.get("labels") == keys["labels"] and tif.exists()
         if labels_kept and known.get("outlines") == keys["outlines"] and geojson.exists():
+            shutil.rmtree(work, ignore_errors=True)  # of a process that was killed while it did this
             return Outcome(unchanged=True)
         with _locked(work):
             if not labels_kept:
@@ -146,12 +149,11 @@ def _labels(
     )
     bands = prediction.run()
     made = work / tif.name
-    counts = write_label_pyramid(
-        made, bands, mpp=prediction.mpp, classes=model.classes, colours=_colours(model), scratch=work / "levels"
-    )
+    with _Watched(bands, f"{slide.path.name}: label map", work) as watched:
+        counts = write_label_pyramid(
+            made, watched, mpp=prediction.mpp, classes=model.classes, colours=_colours(model), scratch=work / "levels"
+        )
     os.replace(made, tif)
-    shutil.rmtree(work / "bands")
-    shutil.rmtree(work / "levels", ignore_errors=True)
     areas = {name: int(counts[label]) * prediction.mpp**2 / 1e6 for label, name in enumerate(model.classes)}
     return {
         "slide": slide.path.name,
@@ -170,9 +172,9 @@ def _outlines(
     mpp = model.mpp or slide.mpp
     origin_px = slide.bounds_px[:2] if options.origin == "bounds" else (0, 0)
     made = work / geojson.name
-    with LabelPyramid(tif) as labels:
+    with LabelPyramid(tif) as labels, _Watched(labels, f"{slide.path.name}: outlines", work) as watched:
         traced = outlines(
-            labels,
+            watched,
             tolerance_px=options.tolerance_px,
             min_area_px=options.min_area_um2 / mpp**2,
             classes=outlined(options, model.classes),
@@ -187,6 +189,26 @@ def _outlines(
         )
     os.replace(made, geojson)
     return {"outlines": dict(zip(model.classes, counts, strict=True))}
+
+
+class _Watched:
+    """A label map with a progress bar over its rows as they are read."""
+
+    def __init__(self, labels: LabelRows, description: str, folder: Path) -> None:
+        self.width_px, self.height_px, self._labels = labels.width_px, labels.height_px, labels
+        self._bar = Bar(description, total=self.width_px * self.height_px / 1e6, folder=folder)
+
+    def rows(self, start: int, stop: int) -> Labels:
+        """See `LabelRows.rows`."""
+        self._bar.update(stop * self.width_px / 1e6, unit="megapixels")
+        return self._labels.rows(start, stop)
+
+    def __enter__(self) -> Self:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.__exit__()
 
 
 def _colours(model: Ensemble) -> list[str]:
