@@ -73,6 +73,8 @@ def test_labels_are_checked_in_every_mask(tmp_path, rows):
     [
         (1, {"image": "gone.png"}, ["row 3", "gone.png", "not found"]),
         (2, {"mask": "gone.png"}, ["row 4", "mask", "gone.png"]),
+        (2, {"tissue": "gone.png"}, ["row 4", "tissue", "gone.png"]),
+        (2, {"roi": "gone.png"}, ["row 4", "roi", "gone.png"]),
         (2, {"patient": ""}, ["row 4", "'patient' is empty"]),
         (3, {"mpp": "fast"}, ["row 5", "fast", "microns"]),
         (3, {"mpp": "-1"}, ["row 5", "-1"]),
@@ -91,10 +93,16 @@ def test_mask_of_another_size_is_refused(tmp_path, rows):
     assert "row 7" in message and "31 x 20" in message and "30 x 20" in message
 
 
-@pytest.mark.parametrize("name", ["b0.png", "b0_mask.png"])
-def test_unreadable_files_are_refused(tmp_path, rows, name):
-    (tmp_path / name).write_text("not an image")
-    assert all(part in refusal(tmp_path, rows) for part in ("row 4", name, "unreadable"))
+def test_unreadable_masks_are_refused_and_damaged_images_are_left_to_prepare(tmp_path, rows):
+    (tmp_path / "b1.png").write_text("not an image")
+    assert len(read_cohort(config(tmp_path, rows))) == 6
+    (tmp_path / "b0_mask.png").write_text("not an image")
+    assert all(part in refusal(tmp_path, rows) for part in ("row 4", "b0_mask.png", "unreadable"))
+
+
+def test_an_image_of_unknown_resolution_is_refused(tmp_path, rows):
+    rows[3] |= {"mpp": ""}
+    assert all(part in refusal(tmp_path, rows) for part in ("row 5", "b1.png", "cohort.mpp"))
 
 
 def test_contradictions_are_refused(tmp_path, rows):

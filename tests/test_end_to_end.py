@@ -366,10 +366,9 @@ def spoil(folder: Path, mistake: str) -> tuple[pd.DataFrame, list[str]]:
             table.loc[2, "image"] = "nowhere.png"
         case "missing mask":
             table.loc[2, "mask"] = "nowhere.png"
-        case "unreadable image":
-            (folder / "i2.png").write_bytes(b"not an image")
-        case "truncated image":
-            (folder / "i2.png").write_bytes((folder / "i2.png").read_bytes()[:2000])
+        case "no readable image":
+            for path in folder.glob("i*.png"):
+                path.write_bytes(b"not an image")
         case "mask of another size":
             Image.new("L", (64, 63)).save(folder / "m2.png")
         case "unknown label":
@@ -409,8 +408,7 @@ def spoil(folder: Path, mistake: str) -> tuple[pd.DataFrame, list[str]]:
     [
         ("missing image", ["row 4", "nowhere.png"]),
         ("missing mask", ["row 4", "nowhere.png"]),
-        ("unreadable image", ["row 4", "i2.png"]),
-        ("truncated image", ["row 4", "i2.png"]),
+        ("no readable image", ["none of the 8 slides", "i0.png"]),
         ("mask of another size", ["row 4", "64 x 63"]),
         ("unknown label", ["row 4", "7", "cohort.labels"]),
         ("two splits", ["p0", "split"]),

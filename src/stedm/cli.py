@@ -95,7 +95,9 @@ def _run_command(name: str, command: Command, words: list[str]) -> int:
         return 0
     from stedm.run import run_all
 
-    folder = run_all(config, options.out, until=command.until, jobs=options.jobs or _default_jobs())
+    jobs = options.jobs or _default_jobs()
+    slide_jobs = options.jobs or len(os.sched_getaffinity(0))
+    folder = run_all(config, options.out, until=command.until, jobs=jobs, slide_jobs=slide_jobs)
     print(_next_step(folder, command))
     return 0
 
@@ -131,7 +133,11 @@ def _parser(name: str, command: Command) -> argparse.ArgumentParser:
     parser.add_argument("--size", help="smoke, tiny, small or base: the one dial")
     for flag, key in LISTS.items():
         parser.add_argument(f"--{flag}", help=f"separated by commas: added to those of the run folder, if any ({key})")
-    parser.add_argument("--jobs", type=int, help="stages at the same time (default: CPU cores, at most 4; 1 on a GPU)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="stages, and slides in prepare, at the same time (default: CPU cores, for stages at most 4; 1 on a GPU)",
+    )
     parser.add_argument("--print_config", action="store_true", help="print the resolved config and stop")
     return parser
 

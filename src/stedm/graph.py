@@ -1,6 +1,7 @@
 """The graph of a run: every stage, what it reads, and the fingerprint that says whether it must be done again."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import json
@@ -27,7 +28,7 @@ class Stage:
     """
 
     name: str
-    action: Callable[[], None]
+    action: Callable[..., None]
     folder: Path
     keys: tuple[str, ...]
     needs: tuple[str, ...]
@@ -61,7 +62,7 @@ def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
     return [
         Stage(
             "prepare",
-            lambda: prepare(run.data, config),
+            functools.partial(prepare, run.data, config),
             run.data,
             (*_cohort_keys(), "split", "prepare"),
             (),

@@ -49,13 +49,19 @@ class Job:
 
 
 def run_all(
-    config: RunConfig, folder: str | Path, *, until: str | None = None, jobs: int = 1, console: Console | None = None
+    config: RunConfig,
+    folder: str | Path,
+    *,
+    until: str | None = None,
+    jobs: int = 1,
+    slide_jobs: int = 1,
+    console: Console | None = None,
 ) -> Path:
     """Run every stage (or every stage up to those whose name starts with `until`) and return the run folder.
 
     Stages whose config and inputs are unchanged are skipped; an interrupted stage continues; what several label budgets
     share is done once. jobs: processes that work on independent stages at the same time; the processor's threads are
-    shared out among them. Raises UserError.
+    shared out among them. slide_jobs: processes that cut slides in `prepare`. Raises UserError.
     """
     console = console or Console(stderr=True)
     parts = parts_of(config, folder)
@@ -69,7 +75,7 @@ def run_all(
             for part in parts[:-1]:
                 locks.enter_context(_locked(part.run.root))
             remove_temporaries(root)
-            _run_jobs(every, parts, jobs=jobs, console=console)
+            _run_jobs(every, parts, jobs=jobs, slide_jobs=slide_jobs, console=console)
         except UserError:
             for path in fresh:  # a mistake in the input leaves nothing behind
                 if not any(path.glob("data/fingerprint.json")) and not any(path.glob("*/data/fingerprint.json")):
@@ -99,7 +105,7 @@ def _up_to(until: str | None, stages: list[Stage]) -> list[Stage]:
     return needed(stages[: last + 1], until)
 
 
-def _run_jobs(every: list[Job], parts: Sequence[Part], *, jobs: int, console: Console) -> None:
+def _run_jobs(every: list[Job], parts: Sequence[Part], *, jobs: int, slide_jobs: int, console: Console) -> None:
     """`prepare` first and here: a mistake in the input must come before anything else. Then the others."""
     todo = _in_order(_once_each(every))
     open_names = {job.name for job in todo}
@@ -107,7 +113,7 @@ def _run_jobs(every: list[Job], parts: Sequence[Part], *, jobs: int, console: Co
         if job.name not in open_names:
             console.print(f"{job.name:<44} unchanged")
     with Workers(run_named_stage, jobs=min(jobs, max(1, len(todo) - 1))) as workers:
-        _prepare([job for job in todo if job.stage.name == "prepare"], parts, console)
+        _prepare([job for job in todo if job.stage.name == "prepare"], parts, slide_jobs, console)
         todo = [job for job in todo if job.stage.name != "prepare"]
         for part in parts:  # the input is good: only now do the folders take this config on
             save_config(part.config, part.run.root / "config.yaml")
@@ -120,12 +126,13 @@ def _run_jobs(every: list[Job], parts: Sequence[Part], *, jobs: int, console: Co
             _say(console, job, _do(job.stage, job.fingerprint, job.source and job.source.folder))
 
 
-def _prepare(jobs: list[Job], parts: Sequence[Part], console: Console) -> None:
+def _prepare(jobs: list[Job], parts: Sequence[Part], slide_jobs: int, console: Console) -> None:
     """The largest budget first: if it is too large, this is known before any patch is cut."""
+    options = {"jobs": slide_jobs} if slide_jobs > 1 else {}
     for job in sorted(jobs, key=lambda job: -(job.part.config.split.label_budget or 0)):
         try:
             share_patches(job.folder, [part.run.data for part in parts if part is not job.part], job.part.config)
-            _say(console, job, execute(job.stage, job.fingerprint))
+            _say(console, job, execute(job.stage, job.fingerprint, **options))
         except UserError as error:
             raise UserError(f"sub-run {job.part.name}: {error}" if job.part.name else str(error)) from None
     if is_experiment(parts[-1].config):
@@ -189,8 +196,11 @@ def is_done(stage: Stage, fingerprint: str) -> bool:
     return marker.exists() and bool(read_json(marker)["fingerprint"] == fingerprint)
 
 
-def execute(stage: Stage, fingerprint: str) -> float:
-    """Do a stage, continuing where an interrupted attempt at the same fingerprint stopped; seconds it took."""
+def execute(stage: Stage, fingerprint: str, **options: Any) -> float:
+    """Do a stage, continuing where an interrupted attempt at the same fingerprint stopped; seconds it took.
+
+    options: how its action goes about it, which does not change the result.
+    """
     done, begun = stage.folder / stage.marker, stage.folder / f"begun-{stage.marker}"
     unfinished = _is_begun(stage, fingerprint)
     # The phantom's and the patches' own check decides what of data/ can be kept.
@@ -200,7 +210,7 @@ def execute(stage: Stage, fingerprint: str) -> float:
     if stage.name != "prepare":
         write_json(begun, {"fingerprint": fingerprint})
     started = time.perf_counter()
-    stage.action()
+    stage.action(**options)
     seconds = time.perf_counter() - started
     shutil.rmtree(stage.folder / "training", ignore_errors=True)
     write_json(done, {"fingerprint": fingerprint, "seconds": seconds})

@@ -4,21 +4,17 @@ On a CPU the networks of this project are small, and two processes with one thre
 process with two threads.
 """
 
-import ctypes
 import os
-import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, get_context
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from stedm.errors import UserError
-from stedm.progress import WORKER, Board
-
-_PR_SET_PDEATHSIG = 1
+from stedm.processes import process_pool
+from stedm.progress import Board
 
 
 class Job(Protocol):
@@ -40,18 +36,15 @@ class Workers:
         self.function, self.jobs, self.noun = function, jobs, noun
 
     def __enter__(self) -> Self:
+        self._stack = ExitStack()
         if self.jobs > 1:
             threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
-            self._pool = ProcessPoolExecutor(self.jobs, get_context("spawn"), _start, (threads, os.getpid()))
+            self._pool = self._stack.enter_context(process_pool(self.jobs, _start, (threads,)))
             self._warm = [self._pool.submit(_import_networks) for _ in range(self.jobs)]
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.jobs > 1:
-            if kind is not None and issubclass(kind, KeyboardInterrupt):
-                for process in active_children():
-                    process.kill()
-            self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def run(
         self, jobs: Sequence[Job], arguments: Mapping[str, tuple[Any, ...]], *, done: Callable[[Any, Any], None]
@@ -81,18 +74,9 @@ class Workers:
             raise error
 
 
-def _start(threads: int, parent: int) -> None:
-    """Set up a worker: its threads, no progress bars of its own, and no life after its parent's.
-
-    A worker that outlived a killed parent would write into a folder where the next run already works.
-    """
-    os.environ[WORKER] = "1"
+def _start(threads: int) -> None:
+    """Set up a worker's share of the processor."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
     import torch
 
     torch.set_num_threads(threads)

@@ -9,11 +9,13 @@ from PIL import Image, UnidentifiedImageError
 
 from stedm.config import CohortConfig, TargetConfig
 from stedm.data.labels import LabelMap, nearest_name, read_mask
-from stedm.data.slide import Slide
+from stedm.data.slide import DamagedSlide, Slide
 from stedm.errors import UserError
 
 REQUIRED = ("image", "patient")
-COLUMNS = ("image", "patient", "slide", "mask", "mpp", "split", "group", "may_annotate")
+COLUMNS = ("image", "patient", "slide", "mask", "tissue", "roi", "mpp", "split", "group", "may_annotate")
+FILES = ("image", "mask", "tissue", "roi")
+"""Columns that name files."""
 SPLITS = ("train", "val", "test", "unseen")
 _FIRST_ROW = 2  # rows are counted as a spreadsheet shows them: the header is row 1
 
@@ -26,9 +28,9 @@ def row_name(table: str | Path, position: int) -> str:
 def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") -> pd.DataFrame:
     """The user's table with our column names, stripped strings and absolute paths; nothing but the table is opened.
 
-    Columns image, patient, slide, mask ("" if none), mpp (float, NaN if none), split, group ("" if none), and
-    may_annotate (bool) when the table has it. `section` is the config section that messages name. Raises UserError for
-    an unreadable or empty table and missing columns.
+    Columns image, patient, slide, mask, tissue, roi ("" if none), mpp (float, NaN if none), split, group ("" if none),
+    and may_annotate (bool) when the table has it. `section` is the config section that messages name. Raises UserError
+    for an unreadable or empty table and missing columns.
     """
     path = Path(config.table or "")
     try:
@@ -42,12 +44,12 @@ def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") 
     if raw.empty:
         raise UserError(f"{path}: the cohort table has no rows; add one row per image")
     table = pd.DataFrame({ours: _text(raw[theirs]) for ours, theirs in _column_names(config, raw, section).items()})
-    for column in ("slide", "mask", "split", "group", "mpp"):
+    for column in ("slide", *FILES[1:], "split", "group", "mpp"):
         if column not in table:
             table[column] = ""
     _refuse_empty(table, path)
     folder = path.parent.resolve()
-    for column in ("image", "mask"):
+    for column in FILES:
         table[column] = [str((folder / name).resolve()) if name else "" for name in table[column]]
     stems = table["image"].map(lambda name: Path(name).stem)
     table["slide"] = table["slide"].where(table["slide"] != "", stems)
@@ -60,21 +62,22 @@ def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") 
 def read_cohort(config: CohortConfig | TargetConfig, *, section: str = "cohort") -> pd.DataFrame:
     """`read_table`, checked against the files (headers only) and for patients, slides and splits that contradict.
 
-    Raises UserError naming the table and row: missing or unreadable files, a mask of another size than its image,
-    an image named twice, a slide of two patients, a patient in two splits, one patient only.
+    Raises UserError naming the table and row: missing files, unreadable masks, a mask of another size than its image,
+    an image whose microns per pixel nobody knows, an image named twice, a slide of two patients, a patient in two
+    splits, one patient only. An image that is there and cannot be read is no mistake in the table, and stays in it.
     """
     cohort = read_table(config, section=section)
     path = Path(config.table or "")
     _refuse_contradictions(cohort, path, section)
     for position, row in enumerate(cohort.itertuples(index=False)):
         where = row_name(path, position)
-        for column, name in (("image", row.image), ("mask", row.mask)):
+        for column, name in ((column, getattr(row, column)) for column in FILES):
             if name and not Path(name).is_file():
                 raise UserError(
                     f"{where}: {column} {name} not found; correct the path (relative to the table's folder)"
                 )
         size_px = _image_size_px(row.image, row.mpp, where)
-        if row.mask and (mask_px := _mask_size_px(row.mask, where)) != size_px:
+        if row.mask and (mask_px := _mask_size_px(row.mask, where)) != size_px and size_px is not None:
             raise UserError(
                 f"{where}: mask {row.mask} is {mask_px[0]} x {mask_px[1]} px, its image {size_px[0]} x {size_px[1]};"
                 " give a mask of the image's size"
@@ -188,10 +191,14 @@ def _refuse_contradictions(cohort: pd.DataFrame, path: Path, section: str) -> No
         )
 
 
-def _image_size_px(name: str, mpp: float, where: str) -> tuple[int, int]:
+def _image_size_px(name: str, mpp: float, where: str) -> tuple[int, int] | None:
+    """None for a damaged image."""
     try:
         with Slide.open(name, mpp=None if np.isnan(mpp) else mpp) as slide:
+            _ = slide.mpp  # an error where nobody knows it
             return slide.width_px, slide.height_px
+    except DamagedSlide:
+        return None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 

@@ -6,6 +6,8 @@ from scipy import ndimage
 DENSITY = 0.03
 """Optical density above the glass (largest of the three channels) from which a smoothed pixel is tissue."""
 _GLASS_SHARE = 0.01
+_UNSCANNED = 20
+"""Largest channel of the black that some scanners fill in, at most."""
 
 
 def white_point(rgb: np.ndarray) -> np.ndarray:
@@ -29,10 +31,22 @@ def tissue_mask(rgb: np.ndarray, *, white: np.ndarray | None = None, smooth_px: 
     mean filter that takes out noise.
     """
     white = white_point(rgb) if white is None else white
-    smooth = ndimage.uniform_filter(rgb.astype(np.float32), size=(smooth_px, smooth_px, 1), mode="nearest")
-    density = np.log10(np.maximum(white, 1.0) / np.maximum(smooth, 1.0))  # (H, W, 3), base 10 as in pathology
-    unscanned = smooth.max(-1) < 20
-    return (density.max(-1) > DENSITY) & ~unscanned
+    smooth = _smoothed(rgb, smooth_px)
+    unscanned = smooth.max(-1) < _UNSCANNED
+    return (_density(smooth, white).max(-1) > DENSITY) & ~unscanned
+
+
+def optical_density(rgb: np.ndarray, *, white: np.ndarray, smooth_px: int) -> np.ndarray:
+    """Optical density (H, W, 3) over glass of colour `white` (3,), base 10 as in pathology, of an image uint8."""
+    return _density(_smoothed(rgb, smooth_px), white)
+
+
+def _smoothed(rgb: np.ndarray, smooth_px: int) -> np.ndarray:
+    return ndimage.uniform_filter(rgb.astype(np.float32), size=(smooth_px, smooth_px, 1), mode="nearest")
+
+
+def _density(smooth: np.ndarray, white: np.ndarray) -> np.ndarray:
+    return np.log10(np.maximum(white, 1.0) / np.maximum(smooth, 1.0))
 
 
 def tissue_fraction(rgb: np.ndarray, *, white: np.ndarray | None = None) -> float:

@@ -3,39 +3,38 @@
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from stedm.config import IGNORE, CohortConfig, RunConfig, TargetConfig
-from stedm.data.cohort import read_cohort, read_table, row_name
+from stedm.data.cohort import FILES, read_cohort, read_table
 from stedm.data.composition import CompositionTable
 from stedm.data.laboratories import Laboratory, joined, read_laboratories, resolve_label_maps, sections_of
 from stedm.data.phantom import PHANTOM_LABELS, write_cohort
 from stedm.data.splits import split_patients, usable_patients
 from stedm.errors import UserError
 from stedm.files import atomic_path, link, read_json, write_json
-from stedm.stages.prepare_slide import SlideCutter, open_slide
+from stedm.stages.prepare_slides import FOLDERS, FORMAT, cut_slides, file_stamps, records_of, slide_tasks
 
 EXTRACTED = "extracted.parquet"
 """In the data folder, written last: every patch, whatever roles the patients have."""
 
-FORMAT = 2
-"""Raise it when the same settings give other patches: the procedural cohort drawn differently, for one."""
+SKIPPED = "skipped.csv"
+"""In the data folder, when slides were damaged: which, and what is wrong with them."""
+PHANTOM_FORMAT = 2
+"""Raise it when the procedural cohort is drawn differently; for other patches see `prepare_slides.FORMAT`."""
 
 
-def prepare(out: Path, config: RunConfig) -> None:
+def prepare(out: Path, config: RunConfig, *, jobs: int = 1) -> None:
     """Write the run's data folder `out`: cohort.parquet, patches.parquet, splits.json, classes.json, images/, masks/.
 
     Table, files, labels and splits are checked before the first patch is written. Killed and started again, it keeps
-    the patches that are there, as long as table, files, `cohort` and `prepare` settings are the same; roles may change.
-    Raises UserError.
+    the slides that are done (see `prepare_slides`); roles may change without cutting anything. Damaged slides are left
+    out, and named in skipped.csv. jobs: processes that cut slides; the result does not depend on it. Raises UserError.
     """
     key = _extraction_key(config)
     unchanged = _extracted_from(out) == key
@@ -45,11 +44,13 @@ def prepare(out: Path, config: RunConfig) -> None:
     cohort = joined(laboratories)
     if config.split.fold and not config.cohort.table:  # its own roles are a suggestion
         cohort["split"] = cohort["split"].where(cohort["split"] == "unseen", "")
-    splits = split_patients(cohort, config.split)
-    if not splits["train_unannotated"] and config.generate.styles == "unannotated" and config.split.label_budget:
-        raise UserError("every training patient is annotated; set generate.styles: annotated, or a lower label budget")
+    splits = _splits(cohort, config)
     if not whole:
-        _extract(out, config, laboratories, patients=usable_patients(cohort, config.split))
+        _extract(out, config, laboratories, patients=usable_patients(cohort, config.split), jobs=jobs)
+    skipped = skipped_slides(out)
+    if len(skipped):
+        cohort = cohort[~cohort["image"].isin(skipped["image"])].reset_index(drop=True)
+        splits = _splits_of_the_rest(cohort, config, skipped)
     classes = read_json(out / "classes.json")["classes"]
     patches = _with_roles(pd.read_parquet(out / EXTRACTED), classes, splits)
     for name, table in (("cohort", cohort), ("patches", patches)):
@@ -58,38 +59,59 @@ def prepare(out: Path, config: RunConfig) -> None:
     write_json(out / "splits.json", splits)
 
 
-def _extract(out: Path, config: RunConfig, laboratories: list[Laboratory], *, patients: set[str]) -> None:
-    """Cut the patches of `patients` into images/ and masks/, and write EXTRACTED: what is the same whoever has a role.
+def skipped_slides(out: Path) -> pd.DataFrame:
+    """The damaged slides that data folder `out` does without: slide, patient, image, reason; possibly none."""
+    path = out / SKIPPED
+    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame(columns=["image"])
 
-    Patches that an interrupted attempt with the same settings left are kept.
-    """
-    key, cohort = _extraction_key(config), joined(laboratories)
-    with _progress() as progress:
-        label_maps = resolve_label_maps(laboratories)
-        classes = label_maps[0].classes
-        if config.generate.composition:  # a mistake in it should not come to light after the training
-            CompositionTable.read(config.generate.composition, classes)
-        _check_pixels(laboratories, progress)
-        if _extracted_from(out) != key:
-            (out / EXTRACTED).unlink(missing_ok=True)
-            for name in ("images", "masks"):
-                shutil.rmtree(out / name, ignore_errors=True)
-            write_json(out / "extraction.json", key)
-        cutters = {
-            laboratory.name: SlideCutter(out, config.prepare, labels)
-            for laboratory, labels in zip(laboratories, label_maps, strict=True)
-        }
-        task = progress.add_task("cutting patches", total=len(cohort))
-        records: list[dict[str, Any]] = []
-        for position, row in enumerate(cohort.itertuples(index=False)):
-            records += cutters[row.laboratory].patches(position, row) if row.patient in patients else []
-            progress.advance(task)
+
+def _splits(cohort: pd.DataFrame, config: RunConfig) -> dict[str, list[str]]:
+    splits = split_patients(cohort, config.split)
+    if not splits["train_unannotated"] and config.generate.styles == "unannotated" and config.split.label_budget:
+        raise UserError("every training patient is annotated; set generate.styles: annotated, or a lower label budget")
+    return splits
+
+
+def _splits_of_the_rest(cohort: pd.DataFrame, config: RunConfig, skipped: pd.DataFrame) -> dict[str, list[str]]:
+    """Roles when damaged slides are left out, with patients of whom nothing is left."""
+    console = Console(stderr=True)
+    for row in skipped.itertuples(index=False):
+        console.print(f"skipped: {row.reason}", style="yellow", markup=False, soft_wrap=True)
+    try:
+        return _splits(cohort, config)
+    except UserError as error:
+        raise UserError(f"{error} ({len(skipped)} damaged slide(s) were left out: {skipped['reason'][0]})") from None
+
+
+def _extract(out: Path, config: RunConfig, laboratories: list[Laboratory], *, patients: set[str], jobs: int) -> None:
+    """Cut the patches of `patients` into images/ and masks/, and write EXTRACTED, the same whoever has which role."""
+    label_maps = resolve_label_maps(laboratories)
+    classes = label_maps[0].classes
+    if config.generate.composition:  # a mistake in it should not come to light after the training
+        CompositionTable.read(config.generate.composition, classes)
+    key = _extraction_key(config)
+    if _extracted_from(out) != key:
+        for name in (EXTRACTED, SKIPPED):
+            (out / name).unlink(missing_ok=True)
+        write_json(out / "extraction.json", key)
+    settings, stamps = [dataclasses.asdict(config.prepare)], file_stamps
+    if not config.cohort.table:  # what is drawn follows from these, whenever it was drawn
+        settings, stamps = [*settings, PHANTOM_FORMAT, dataclasses.asdict(config.cohort.phantom)], lambda _: []
+    tasks = slide_tasks(laboratories, label_maps, patients, settings=settings, stamps=stamps)
+    labels = {laboratory.name: label_map for laboratory, label_map in zip(laboratories, label_maps, strict=True)}
+    skipped = cut_slides(out, tasks, config.prepare, labels, jobs=jobs)
+    if len(skipped) == len(tasks):
+        raise UserError(f"none of the {len(tasks)} slides can be read; the first: {skipped['reason'][0]}")
     write_json(out / "classes.json", {"classes": classes, "ignore": IGNORE, "patch_px": config.prepare.patch_px})
     fractions = [f"fraction_{name}" for name in classes]
     columns = ["patch_id", "patient", "laboratory", "slide", "source", "group", "has_mask"]
     columns += ["x_um", "y_um", "mpp", "tissue_fraction", *fractions, "image", "mask"]
+    records = records_of(out, tasks, columns).astype(dict.fromkeys(fractions, float))
+    if len(skipped):
+        with atomic_path(out / SKIPPED) as temporary:
+            skipped.to_csv(temporary, index=False)
     with atomic_path(out / EXTRACTED) as temporary:
-        pd.DataFrame(records).reindex(columns=columns).astype(dict.fromkeys(fractions, float)).to_parquet(temporary)
+        records.to_parquet(temporary)
 
 
 def share_patches(out: Path, others: Iterable[Path], config: RunConfig) -> None:
@@ -100,7 +122,7 @@ def share_patches(out: Path, others: Iterable[Path], config: RunConfig) -> None:
     for other in others:
         if _extracted_from(other) == key and (other / EXTRACTED).exists():
             (out / "extraction.json").unlink(missing_ok=True)
-            for name in ("phantom", "images", "masks", "classes.json", EXTRACTED):
+            for name in ("phantom", "slides", *FOLDERS, "classes.json", SKIPPED, EXTRACTED):
                 if (other / name).exists():
                     link(other / name, out / name)
             write_json(out / "extraction.json", key)  # the last, for a process that is killed here
@@ -123,17 +145,21 @@ def input_digest(config: RunConfig) -> str:
     for _, section, options in sections_of(config.cohort):
         table = read_table(options, section=section)
         digest.update(Path(options.table or "").read_bytes())
-        for name in pd.concat([table["image"], table["mask"]]):
-            path = Path(name)
-            if name and path.is_file():
-                digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+        for stamp in file_stamps(pd.concat([table[column] for column in FILES])):
+            digest.update(f"{stamp}\n".encode())
     return digest.hexdigest()
 
 
 def _extraction_key(config: RunConfig) -> dict[str, str]:
     """What the patch files depend on."""
     cohort = dataclasses.replace(config.cohort, licence=None)  # words about the images change no patch
-    content = [FORMAT, dataclasses.asdict(cohort), dataclasses.asdict(config.prepare), config.split.keep_source]
+    content = [
+        PHANTOM_FORMAT,
+        FORMAT,
+        dataclasses.asdict(cohort),
+        dataclasses.asdict(config.prepare),
+        config.split.keep_source,
+    ]
     settings = json.dumps(content, sort_keys=True)
     return {"settings": hashlib.sha256(settings.encode()).hexdigest(), "inputs": input_digest(config)}
 
@@ -146,19 +172,6 @@ def _phantom(out: Path, config: CohortConfig, *, reuse: bool) -> CohortConfig:
     second = out / "phantom" / "target.csv"
     target = TargetConfig(table=str(second)) if second.exists() else None
     return dataclasses.replace(config, table=str(table), columns={}, labels=PHANTOM_LABELS, mpp=None, target=target)
-
-
-def _check_pixels(laboratories: list[Laboratory], progress: Progress) -> None:
-    """Refuse images whose pixels cannot be decoded or whose microns per pixel nobody knows, naming the row."""
-    task = progress.add_task("checking images", total=sum(len(laboratory.cohort) for laboratory in laboratories))
-    for laboratory in laboratories:
-        for position, row in enumerate(laboratory.cohort.itertuples(index=False)):
-            try:
-                with open_slide(row) as slide:
-                    slide.read(0, 0, size_px=1, mpp=slide.mpp)
-            except UserError as error:
-                raise UserError(f"{row_name(str(laboratory.config.table), position)}: {error}") from None
-            progress.advance(task)
 
 
 def _with_roles(extracted: pd.DataFrame, classes: list[str], splits: dict[str, list[str]]) -> pd.DataFrame:
@@ -180,15 +193,3 @@ def _with_roles(extracted: pd.DataFrame, classes: list[str], splits: dict[str, l
     for name in classes:
         table[f"fraction_{name}"] = table[f"fraction_{name}"].where(annotated)
     return table
-
-
-class _Rate(ProgressColumn):
-    """Rows per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:.0f}/s")
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,6 +1,6 @@
 """Stage `prepare`, one slide at a time: its patches, their label maps, and a record of each."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +8,20 @@ import numpy as np
 from PIL import Image
 
 from stedm.config import IGNORE, PrepareConfig
+from stedm.data.area import open_area
 from stedm.data.label_source import open_label_source
 from stedm.data.labels import LabelMap
 from stedm.data.patches import tile_grid
 from stedm.data.slide import Slide
-from stedm.data.tissue import tissue_fraction, tissue_mask, white_point
-from stedm.files import atomic_path
+from stedm.data.slide_tissue import SlideTissue
+from stedm.stages.slide_overlay import overlay
 
-_OVERVIEW_PX = 8
-"""Overview pixels per patch width: enough to see which patches are bare glass."""
+Corner = tuple[int, int]
+Tick = Callable[[float, int], None]
+"""Called as the work goes on with the share of the slide that is done (0 to 1) and the patches written."""
+
+_BLOCK = 8
+"""Patches are cut in blocks of so many by so many: neighbours share the slide's tiles while these are still decoded."""
 
 
 def open_slide(row: Any) -> Slide:
@@ -24,85 +29,107 @@ def open_slide(row: Any) -> Slide:
     return Slide.open(row.image, mpp=None if np.isnan(row.mpp) else row.mpp)
 
 
+def source_name(position: int) -> str:
+    """What patches of the row at `position` of all tables are known by: name of its files, value of column `source`."""
+    return f"r{position:05d}"
+
+
 class SlideCutter:
-    """Cuts the patches of one cohort row after the other into images/ and masks/."""
+    """Cuts the patches of one cohort row after the other into images/ and masks/.
+
+    Files are written in place: whoever calls must remove those of a slide that was not finished.
+    """
 
     def __init__(self, out: Path, config: PrepareConfig, labels: LabelMap) -> None:
         self._out, self._config, self._labels = out, config, labels
         for name in ("images", "masks"):
             (out / name).mkdir(parents=True, exist_ok=True)
 
-    def patches(self, position: int, row: Any) -> Iterator[dict[str, Any]]:
-        """Records of the patches of the image in `row`, without roles."""
-        with open_slide(row) as slide:
-            source = open_label_source(row, self._labels, mpp=slide.mpp)
-            mpp = self._config.mpp or slide.mpp
-            white, corners = self._occupied(slide, mpp)
-            for x, y in corners:
-                patch_id = f"{_safe(row.slide)}-r{position:05d}-x{x:06d}-y{y:06d}"
-                image = self._image(patch_id, slide, x * mpp, y * mpp, mpp)
-                fraction = tissue_fraction(image, white=white)
-                if fraction < self._config.min_tissue:
-                    continue
-                self._write(f"images/{patch_id}.png", image)
-                record = self._record(patch_id, position, row)
-                if source is not None:
-                    patch = source.read(x * mpp, y * mpp, size_px=self._config.patch_px, mpp=mpp)
-                    record |= self._labelled(patch_id, patch)
-                yield record | {"x_um": x * mpp, "y_um": y * mpp, "mpp": mpp, "tissue_fraction": fraction}
+    def cut(self, position: int, row: Any, tick: Tick) -> list[dict[str, Any]]:
+        """Write the patches of the slide in `row`; their records, without roles, row by row.
 
-    def _occupied(self, slide: Slide, mpp: float) -> tuple[np.ndarray, list[tuple[int, int]]]:
-        """Colour of the slide's glass, and the corners of the patches that are not all glass in an overview."""
+        Raises DamagedSlide, and UserError for what is wrong with its annotation or areas.
+        """
+        patch_px = self._config.patch_px
+        with open_slide(row) as slide:
+            mpp = self._config.mpp or slide.mpp
+            areas = {name: open_area(getattr(row, name), slide) for name in ("tissue", "roi")}
+            tissue = SlideTissue(slide, patch_um=patch_px * mpp, **areas)
+            corners = self._occupied(slide, tissue, mpp)
+            records = list(self._patches(position, row, slide, tissue, corners, mpp, tick))
+        if tissue.is_slide or any(areas.values()):
+            self._show(position, tissue, records, mpp)
+        return sorted(records, key=lambda record: (record["y_um"], record["x_um"]))
+
+    def _patches(
+        self, position: int, row: Any, slide: Slide, tissue: SlideTissue, corners: list[Corner], mpp: float, tick: Tick
+    ) -> Iterator[dict[str, Any]]:
+        patch_px = self._config.patch_px
+        source = open_label_source(row, self._labels, mpp=slide.mpp)
+        for x, y in _in_blocks(corners, patch_px):
+            image = slide.read(x * mpp, y * mpp, size_px=patch_px, mpp=mpp)
+            found, roi = tissue.of_patch(image, x * mpp, y * mpp, mpp=mpp)
+            fraction = float(found.mean())
+            kept = fraction >= self._config.min_tissue and roi.any()
+            if kept:
+                record = self._record(position, row, f"x{x:06d}-y{y:06d}")
+                self._write(record["image"], image)
+                if source is not None:
+                    label_map = source.read(x * mpp, y * mpp, size_px=patch_px, mpp=mpp)
+                    record |= self._labelled(record["patch_id"], np.where(roi, label_map, np.uint8(IGNORE)))
+                yield record | {"x_um": x * mpp, "y_um": y * mpp, "mpp": mpp, "tissue_fraction": fraction}
+            tick(1 / len(corners), int(kept))
+
+    def _occupied(self, slide: Slide, tissue: SlideTissue, mpp: float) -> list[Corner]:
+        """Corners of the patches in the scanned area that are not all glass in an overview."""
         patch_px = self._config.patch_px
         # Rounded down, so that no patch hangs over the border by a fraction of a pixel.
         size_px = [max(1, int(px * slide.mpp / mpp + 1e-6)) for px in (slide.width_px, slide.height_px)]
-        corners = tile_grid(size_px[0], size_px[1], patch_px)
-        overview_mpp = mpp * max(1.0, patch_px / _OVERVIEW_PX)
-        overview = slide.overview(overview_mpp)
-        white = white_point(overview)
-        if self._config.min_tissue <= 0:
-            return white, corners
-        tissue = tissue_mask(overview, white=white, smooth_px=1)
-        step = mpp / overview_mpp  # overview pixels per patch pixel
-        spans = [[slice(int(at * step), int((at + patch_px) * step) + 1) for at in corner] for corner in corners]
-        return white, [corner for corner, (x, y) in zip(corners, spans, strict=True) if tissue[y, x].any()]
+        left, top, width, height = (px * slide.mpp / mpp for px in slide.bounds_px)
+        return [
+            (x, y)
+            for x, y in tile_grid(size_px[0], size_px[1], patch_px)
+            if x < left + width and y < top + height and x + patch_px > left and y + patch_px > top
+            if self._config.min_tissue <= 0 or tissue.may_hold(x * mpp, y * mpp, width_um=patch_px * mpp)
+        ]
 
-    def _image(self, patch_id: str, slide: Slide, x_um: float, y_um: float, mpp: float) -> np.ndarray:
-        """The patch's pixels, from its file when that is there already."""
-        path = self._out / "images" / f"{patch_id}.png"
-        if path.exists():
-            with Image.open(path) as image:
-                return np.asarray(image)
-        return slide.read(x_um, y_um, size_px=self._config.patch_px, mpp=mpp)
+    def _write(self, name: str, pixels: np.ndarray) -> None:
+        Image.fromarray(pixels).save(self._out / name, compress_level=4)
 
-    def _write(self, name: str, pixels: np.ndarray) -> str:
-        """Write a PNG unless it is there already; its name."""
-        if not (self._out / name).exists():
-            with atomic_path(self._out / name) as temporary:
-                Image.fromarray(pixels).save(temporary, compress_level=4)
-        return name
-
-    def _record(self, patch_id: str, position: int, row: Any) -> dict[str, Any]:
+    def _record(self, position: int, row: Any, place: str) -> dict[str, Any]:
+        patch_id = f"{_safe(row.slide)}-{source_name(position)}-{place}"
         return {
             "patch_id": patch_id,
             "patient": row.patient,
             "laboratory": row.laboratory,
             "slide": row.slide,
-            "source": f"r{position:05d}",
+            "source": source_name(position),
             "group": row.group,
             "has_mask": bool(row.mask),
             "image": f"images/{patch_id}.png",
             "mask": "",
         }
 
-    def _labelled(self, patch_id: str, patch: np.ndarray) -> dict[str, Any]:
+    def _labelled(self, patch_id: str, label_map: np.ndarray) -> dict[str, Any]:
         """Write the label map of a patch; its path and the share of each class."""
-        fields: dict[str, Any] = {"mask": self._write(f"masks/{patch_id}.png", patch)}
-        counts = np.bincount(patch[patch != IGNORE], minlength=len(self._labels.classes))
+        fields: dict[str, Any] = {"mask": f"masks/{patch_id}.png"}
+        self._write(fields["mask"], label_map)
+        counts = np.bincount(label_map[label_map != IGNORE], minlength=len(self._labels.classes))
         if counts.sum():
             shares = (counts / counts.sum()).tolist()
             fields |= {f"fraction_{name}": share for name, share in zip(self._labels.classes, shares, strict=True)}
         return fields
+
+    def _show(self, position: int, tissue: SlideTissue, records: list[dict[str, Any]], mpp: float) -> None:
+        places_um = [(record["x_um"], record["y_um"]) for record in records]
+        (self._out / "overlays").mkdir(exist_ok=True)
+        picture = overlay(tissue, places_um, patch_um=self._config.patch_px * mpp)
+        picture.save(self._out / "overlays" / f"{source_name(position)}.png")
+
+
+def _in_blocks(corners: list[Corner], patch_px: int) -> list[Corner]:
+    side = _BLOCK * patch_px
+    return sorted(corners, key=lambda corner: (corner[1] // side, corner[0] // side, corner[1], corner[0]))
 
 
 def _safe(name: str) -> str:

@@ -1,0 +1,84 @@
+"""Where a slide has tissue to cut patches from: found on an overview, or given by the user; regions of interest."""
+
+import numpy as np
+from scipy import ndimage
+
+from stedm.data.area import Area
+from stedm.data.ink import ink_mask
+from stedm.data.slide import Slide
+from stedm.data.tissue import optical_density, tissue_mask, white_point
+
+OVERVIEW_PX = 8
+"""Overview pixels per patch width: enough to see which patches are bare glass."""
+_MOST_OVERVIEW_PX = 4096
+"""Width or height of an overview, at most."""
+_SLIDE_UM = 1000.0
+"""From this width and height on, an image can hold pen marks and dust that are not part of the tissue."""
+_SPECK_UM2 = 5000.0
+"""Smaller pieces are dust; a square of 70 microns."""
+
+
+def clean_tissue(rgb: np.ndarray, *, mpp: float, white: np.ndarray | None = None) -> np.ndarray:
+    """Tissue (H, W) bool in an overview (H, W, 3) uint8 of a whole slide: stained, no pen mark, no dust."""
+    white = white_point(rgb) if white is None else white
+    ink = ink_mask(optical_density(rgb, white=white, smooth_px=1), mpp=mpp)
+    return _without_small(tissue_mask(rgb, white=white, smooth_px=1) & ~ink, _SPECK_UM2 / mpp**2)
+
+
+def _without_small(mask: np.ndarray, least_px: float) -> np.ndarray:
+    """The mask (H, W) without connected pieces of fewer pixels."""
+    pieces, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return (sizes >= least_px)[pieces]
+
+
+class SlideTissue:
+    """A slide's tissue, seen from afar and patch by patch."""
+
+    def __init__(self, slide: Slide, *, patch_um: float, tissue: Area | None = None, roi: Area | None = None) -> None:
+        """`tissue` takes the place of what is found here; outside of `roi` nothing is tissue."""
+        size_um = [px * slide.mpp for px in (slide.width_px, slide.height_px)]
+        self.mpp = max(patch_um / OVERVIEW_PX, slide.mpp, max(size_um) / _MOST_OVERVIEW_PX)
+        self.overview = slide.overview(self.mpp)  # (H, W, 3)
+        self.white = white_point(self.overview)
+        self._given, self._roi = tissue, roi
+        stained = tissue_mask(self.overview, white=self.white, smooth_px=1)
+        self.is_slide = min(size_um) >= _SLIDE_UM
+        found = clean_tissue(self.overview, mpp=self.mpp, white=self.white) if self.is_slide else stained
+        self.mask = found if tissue is None else self._seen(tissue)
+        """Tissue in the overview (H, W)."""
+        self.left_out = stained & ~found if tissue is None else np.zeros_like(found)
+        """Stained, but no tissue: pen marks, dust (H, W)."""
+        self.roi = None if roi is None else self._seen(roi)
+        """Region of interest in the overview (H, W), None without one."""
+
+    def _seen(self, area: Area) -> np.ndarray:
+        height, width = self.overview.shape[:2]
+        return area.read(0, 0, size_px=max(height, width), mpp=self.mpp)[:height, :width]
+
+    def may_hold(self, x_um: float, y_um: float, *, width_um: float) -> bool:
+        """Whether the overview shows tissue to cut anywhere in a square."""
+        first, last = (
+            [int(round(at / self.mpp, 6)) for at in corner]
+            for corner in ((x_um, y_um), (x_um + width_um, y_um + width_um))
+        )
+        place = slice(first[1], last[1] + 1), slice(first[0], last[0] + 1)
+        return bool((self.mask[place] if self.roi is None else self.mask[place] & self.roi[place]).any())
+
+    def of_patch(self, image: np.ndarray, x_um: float, y_um: float, *, mpp: float) -> tuple[np.ndarray, np.ndarray]:
+        """Tissue to cut and region of interest in a patch (H, W, 3) uint8, square: two (H, W) bool."""
+        square = {"size_px": len(image), "mpp": mpp}
+        roi = np.ones(image.shape[:2], bool) if self._roi is None else self._roi.read(x_um, y_um, **square)
+        if self._given is not None:
+            return self._given.read(x_um, y_um, **square) & roi, roi
+        found = tissue_mask(image, white=self.white) & roi
+        return (found & ~self._left_out_of(x_um, y_um, **square) if self.is_slide else found), roi
+
+    def _left_out_of(self, x_um: float, y_um: float, *, size_px: int, mpp: float) -> np.ndarray:
+        centres_um = (np.arange(size_px) + 0.5) * mpp
+        rows, columns = (
+            np.floor((at + centres_um) / self.mpp).astype(int).clip(0, size - 1)
+            for at, size in zip((y_um, x_um), self.left_out.shape, strict=True)
+        )
+        return self.left_out[np.ix_(rows, columns)]

@@ -1,0 +1,43 @@
+"""Worker processes that end with their parent and leave the terminal to it."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
+from typing import Any
+
+from stedm.progress import WORKER
+
+_PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def process_pool(jobs: int, start: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[ProcessPoolExecutor]:
+    """A pool of spawned processes, each set up by `start(*arguments)`; interrupted, it kills what is under way."""
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _started, (os.getpid(), start, arguments))
+    try:
+        yield pool
+    except KeyboardInterrupt:
+        for process in active_children():
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _started(parent: int, start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """No progress bars of its own, and no life after its parent's.
+
+    A worker that outlived a killed parent would write into a folder where the next run already works.
+    """
+    os.environ[WORKER] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+    start(*arguments)

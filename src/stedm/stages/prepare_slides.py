@@ -1,0 +1,259 @@
+"""Stage `prepare`, all slides: in several processes, each slide once, damaged ones left out.
+
+A finished slide leaves `slides/<source>.json` with the records of its patches and a key of everything they depend on.
+A slide without it, or with another key, is cut anew; so a killed run keeps what it finished, and a table that grows or
+a slide that is replaced costs only what is new.
+"""
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from stedm.config import PrepareConfig
+from stedm.data.cohort import FILES, row_name
+from stedm.data.labels import LabelMap
+from stedm.data.laboratories import Laboratory
+from stedm.data.slide import DamagedSlide
+from stedm.errors import UserError
+from stedm.files import read_json, write_json
+from stedm.processes import process_pool
+from stedm.stages.prepare_slide import SlideCutter, source_name
+
+FORMAT = 3
+"""Raise it when the same settings give other patches."""
+FOLDERS = ("images", "masks", "overlays")
+_BYTES_PER_PROCESS = 2**25
+"""Less of image files than this is read sooner than a process starts."""
+
+
+@dataclass(frozen=True)
+class SlideTask:
+    """A row of a cohort table that is to be cut."""
+
+    position: int
+    """Of the row in all tables."""
+    row: SimpleNamespace
+    where: str
+    """The row as messages name it."""
+    key: str
+    """What the patches depend on."""
+
+    @property
+    def source(self) -> str:
+        """Name of the slide's files."""
+        return source_name(self.position)
+
+    def size(self) -> int:
+        """Bytes of the image file, 1 at least: what the work is about proportional to."""
+        return max(1, Path(self.row.image).stat().st_size)
+
+
+def file_stamps(names: Iterable[str]) -> list[str]:
+    """Size and modification time of the files that are there."""
+    found = [Path(name).stat() for name in names if name and Path(name).is_file()]
+    return [f"{stat.st_size} {stat.st_mtime_ns}" for stat in found]
+
+
+def slide_tasks(
+    laboratories: Sequence[Laboratory],
+    labels: Sequence[LabelMap],
+    patients: set[str],
+    *,
+    settings: object,
+    stamps: Callable[[Iterable[str]], list[str]],
+) -> list[SlideTask]:
+    """A task for each slide of `patients`, in the order of the tables.
+
+    settings: what all patches depend on, as JSON takes it. stamps: what tells whether files have changed.
+    """
+    tasks, first = [], 0
+    for laboratory, label_map in zip(laboratories, labels, strict=True):
+        classes = [label_map.classes, hashlib.sha256(label_map.lookup.tobytes()).hexdigest()]
+        for number, row in enumerate(laboratory.cohort.to_dict("records")):
+            if row["patient"] in patients:
+                read = {name: str(value) for name, value in row.items() if name not in ("split", "may_annotate")}
+                files = {name: Path(row[name]).name for name in FILES}  # wherever the same file lies now
+                content = [FORMAT, settings, classes, read | files, stamps(row[name] for name in FILES)]
+                key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+                where = row_name(str(laboratory.config.table), number)
+                tasks.append(SlideTask(first + number, SimpleNamespace(**row), where, key))
+        first += len(laboratory.cohort)
+    return tasks
+
+
+def cut_slides(
+    out: Path, tasks: Sequence[SlideTask], config: PrepareConfig, labels: dict[str, LabelMap], *, jobs: int
+) -> pd.DataFrame:
+    """Cut what is not cut yet, in up to `jobs` processes; the damaged slides (slide, patient, image, reason).
+
+    labels: label map of each laboratory. Raises UserError, naming the row, for what is wrong with a row.
+    """
+    for name in ("slides", *FOLDERS):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    todo = _unfinished(out, tasks)
+    size = sum(task.size() for task in todo)
+    jobs = max(1, min(jobs, len(todo), size // _BYTES_PER_PROCESS))
+    with _Bar(len(tasks), len(tasks) - len(todo), size) as bar:
+        cut = _cut_here if jobs == 1 else _cut_apart
+        damaged = dict(cut(out, todo, config, labels, bar, jobs))
+    columns = ("slide", "patient", "image", "reason")
+    lost = [
+        (task.row.slide, task.row.patient, task.row.image, damaged[task.position])
+        for task in todo
+        if task.position in damaged
+    ]
+    return pd.DataFrame(lost, columns=list(columns))
+
+
+def records_of(out: Path, tasks: Sequence[SlideTask], columns: Sequence[str]) -> pd.DataFrame:
+    """The records of all slides that were cut, in the order of the tasks; NaN where a record lacks a column."""
+    found: dict[str, list[Any]] = {column: [] for column in columns}
+    for path in (_finished(out, task) for task in tasks):
+        for record in read_json(path)["records"] if path.exists() else []:
+            for column, values in found.items():
+                values.append(record.get(column, float("nan")))
+    return pd.DataFrame(found)
+
+
+def _finished(out: Path, task: SlideTask) -> Path:
+    return out / "slides" / f"{task.source}.json"
+
+
+def _unfinished(out: Path, tasks: Sequence[SlideTask]) -> list[SlideTask]:
+    """The tasks that are not done; files of slides that are to be cut again, or are gone, are removed."""
+    done = {task.source for task in tasks if _is_done(out, task)}
+    for folder in ("slides", *FOLDERS):
+        for path in (out / folder).iterdir():
+            # slides/r00003.json, overlays/r00003.png, images/NAME-r00003-x000064-y000000.png
+            source = path.stem if folder in ("slides", "overlays") else path.stem.rsplit("-", 3)[-3]
+            if source not in done:
+                path.unlink()
+    return [task for task in tasks if task.source not in done]
+
+
+def _is_done(out: Path, task: SlideTask) -> bool:
+    path = _finished(out, task)
+    return path.exists() and bool(read_json(path)["key"] == task.key)
+
+
+def _cut_one(out: Path, task: SlideTask, cutter: SlideCutter, tick: Callable[[float, int], None]) -> str:
+    """Cut a slide; "", or what is wrong with its file."""
+    try:
+        records = cutter.cut(task.position, task.row, tick)
+    except DamagedSlide as error:
+        return str(error)
+    except UserError as error:
+        raise UserError(f"{task.where}: {error}") from None
+    write_json(_finished(out, task), {"key": task.key, "records": records})
+    return ""
+
+
+Damaged = Iterable[tuple[int, str]]
+
+
+def _cut_here(
+    out: Path, tasks: Sequence[SlideTask], config: PrepareConfig, labels: dict[str, LabelMap], bar: "_Bar", jobs: int
+) -> Damaged:
+    """Cut slides in this process; position and reason of the damaged ones."""
+    cutters = {name: SlideCutter(out, config, label_map) for name, label_map in labels.items()}
+    for task in tasks:
+        size = task.size()
+        reason = _cut_one(
+            out, task, cutters[task.row.laboratory], lambda share, kept, size=size: bar.add(share * size, kept)
+        )
+        bar.finish(task)
+        if reason:
+            yield task.position, reason
+
+
+def _cut_apart(
+    out: Path, tasks: Sequence[SlideTask], config: PrepareConfig, labels: dict[str, LabelMap], bar: "_Bar", jobs: int
+) -> Damaged:
+    """The same in several processes, large slides first: at the end none waits for a last large one."""
+    progress = multiprocessing.get_context("spawn").Array("d", 2)
+    with process_pool(jobs, _Worker.start, (out, config, labels, progress)) as pool:
+        ordered = sorted(tasks, key=lambda task: -task.size())
+        running: dict[Future[str], SlideTask] = {pool.submit(_Worker.cut, task): task for task in ordered}
+        while running:
+            finished = wait(running, timeout=0.3, return_when="FIRST_COMPLETED").done
+            with progress.get_lock():
+                done, kept, progress[0], progress[1] = *progress, 0.0, 0.0
+            bar.add(done, int(kept))
+            for future in finished:
+                task = running.pop(future)
+                bar.finish(task)
+                try:
+                    reason = future.result()
+                except BrokenProcessPool:
+                    raise UserError(
+                        "a process that cut slides died (out of memory?); try --jobs 1; the same command continues"
+                    ) from None
+                if reason:
+                    yield task.position, reason
+
+
+class _Worker:
+    """What a process that cuts slides keeps between them."""
+
+    out: Path
+    cutters: dict[str, SlideCutter]
+    progress: Any
+
+    @classmethod
+    def start(cls, out: Path, config: PrepareConfig, labels: dict[str, LabelMap], progress: Any) -> None:
+        """Set up this process. progress: shared; bytes of slides done and patches written since it was last read."""
+        cls.out, cls.progress = out, progress
+        cls.cutters = {name: SlideCutter(out, config, label_map) for name, label_map in labels.items()}
+
+    @classmethod
+    def cut(cls, task: SlideTask) -> str:
+        """See `_cut_one`."""
+        size = task.size()
+
+        def tick(share: float, kept: int) -> None:
+            with cls.progress.get_lock():
+                cls.progress[0] += share * size
+                cls.progress[1] += kept
+
+        return _cut_one(cls.out, task, cls.cutters[task.row.laboratory], tick)
+
+
+class _Bar:
+    """Slides done, patches per second and time left; the bar itself counts bytes of slides."""
+
+    def __init__(self, slides: int, done: int, size: int) -> None:
+        self.slides, self.done, self.patches = slides, done, 0
+        note = TextColumn("{task.fields[note]}")
+        columns = (TextColumn("cutting patches"), BarColumn(), note, TimeElapsedColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self.task = self.progress.add_task("", total=size, note="")
+
+    def __enter__(self) -> "_Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def add(self, size: float, patches: int) -> None:
+        """`size` more bytes of slides are done, and so many patches are written."""
+        self.patches += patches
+        elapsed = self.progress.tasks[0].elapsed or 0
+        rate = f"  {self.patches / elapsed:.0f} patches/s" if elapsed > 1 else ""
+        note = f"slide {self.done}/{self.slides}{rate}"
+        self.progress.update(self.task, advance=size, note=note)
+
+    def finish(self, task: SlideTask) -> None:
+        """A slide is done, or damaged."""
+        self.done += 1
