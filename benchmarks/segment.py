@@ -37,7 +37,7 @@ PARTS = {
     "outlines": ("stages.segment", "write_features"),
 }
 """What is timed: the network is a part of the prediction."""
-COLUMNS = ("total", *PARTS)
+COLUMNS = ("total", "processor", *PARTS)
 
 
 class Drawing:
@@ -127,10 +127,11 @@ def measure(slide: Path, model: Path, out: Path) -> dict[str, Any]:
     for part, (module, *owners, name) in PARTS.items():
         owner = functools.reduce(getattr, owners, importlib.import_module(f"stedm.{module}"))
         setattr(owner, name, _timed(getattr(owner, name), seconds, part))
-    before, started = _peak_gib(), time.perf_counter()
+    before, started, processor = _peak_gib(), time.perf_counter(), time.process_time()
     outcome = segment_slide(slide, out, SegmentOptions(model=(model,)))
     return {
         "total": time.perf_counter() - started,
+        "processor": time.process_time() - processor,
         **seconds,
         "before": before,
         "peak": _peak_gib(),

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import openslide
@@ -114,12 +115,12 @@ def test_glass_is_skipped_unless_everything_is_wanted(slide, tmp_path, options, 
     y, x = np.mgrid[:640, :800] + 0.5
     outside_um = np.hypot(np.maximum(0, np.maximum(120 - x, x - 520)), np.maximum(0, np.maximum(80 - y, y - 400)))
     assert (labels[outside_um == 0] != 255).all() and (labels[outside_um > 90] == 255).all()
-    segment_slide(slide, tmp_path / "all", SegmentOptions(**{**vars(options), "everywhere": True}))
+    segment_slide(slide, tmp_path / "all", replace(options, everywhere=True))
     assert (tifffile.imread(tmp_path / "all" / "case 1.tif") != 255).all()
     assert model.calls - windows > windows
     Image.new("RGB", (300, 300), GLASS).save(tmp_path / "empty.png")
     calls = model.calls
-    segment_slide(tmp_path / "empty.png", tmp_path / "out", SegmentOptions(**{**vars(options), "mpp": 1.0}))
+    segment_slide(tmp_path / "empty.png", tmp_path / "out", replace(options, mpp=1.0))
     assert model.calls == calls and (tifffile.imread(tmp_path / "out" / "empty.tif") == 255).all()
 
 
@@ -151,7 +152,7 @@ def test_what_is_done_and_unchanged_is_kept(slide, tmp_path, options, model) -> 
     assert not segment_slide(slide, out, options).unchanged
     calls, written = model.calls, (out / "case 1.tif").stat().st_mtime_ns
     assert segment_slide(slide, out, options).unchanged
-    segment_slide(slide, out, SegmentOptions(**{**vars(options), "min_area_um2": 1e9}))
+    segment_slide(slide, out, replace(options, min_area_um2=1e9))
     assert polygons(out / "case 1.geojson") == {"stroma": [], "gland": []}  # outlines anew, from the label map
     assert (model.calls, (out / "case 1.tif").stat().st_mtime_ns) == (calls, written)
     (options.model[0] / "model.safetensors").write_bytes(b"other weights")
@@ -161,13 +162,13 @@ def test_what_is_done_and_unchanged_is_kept(slide, tmp_path, options, model) -> 
 
 def test_options_of_outlines(slide, tmp_path, options, monkeypatch) -> None:
     monkeypatch.setattr("stedm.data.slide.Slide.bounds_px", (100, 60, 1400, 1200))
-    changed = SegmentOptions(**{**vars(options), "origin": "bounds", "classes": ("gland",), "gz": True})
+    changed = replace(options, origin="bounds", classes=("gland",), gz=True)
     segment_slide(slide, tmp_path / "out", changed)
 
     collection = json.loads(gzip.decompress((tmp_path / "out" / "case 1.geojson.gz").read_bytes()))
     (feature,) = collection["features"]
     assert np.abs(np.array(shape(feature["geometry"]).bounds) - (300, 260, 700, 580)).max() <= 1
-    wrong = SegmentOptions(**{**vars(options), "classes": ("tumour",)})
+    wrong = replace(options, classes=("tumour",))
     with pytest.raises(UserError, match=r"tumour.*stroma, gland"):
         segment_slides([slide], tmp_path / "out", wrong)
 
@@ -203,9 +204,9 @@ def test_files_of_others_are_not_overwritten(slide, tmp_path, options) -> None:
 
 
 def test_a_resolution_that_contradicts_the_file_is_mentioned(slide, tmp_path, options) -> None:
-    outcome = segment_slide(slide, tmp_path / "out", SegmentOptions(**{**vars(options), "mpp": 0.25}))
+    outcome = segment_slide(slide, tmp_path / "out", replace(options, mpp=0.25))
     assert "file says 0.5" in outcome.warning
-    outcome = segment_slide(slide, tmp_path / "out", SegmentOptions(**{**vars(options), "mpp": 4.0}))
+    outcome = segment_slide(slide, tmp_path / "out", replace(options, mpp=4.0))
     assert "coarser than the model's 1" in outcome.warning
 
 

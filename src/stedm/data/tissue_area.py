@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from stedm.data.slide import Slide
+from stedm.data.slide_tissue import SLIDE_UM, clean_tissue
 from stedm.data.tissue import tissue_mask
 
 _OVERVIEW_MPP = 8.0
@@ -23,10 +24,11 @@ class TissueArea:
 
     @classmethod
     def measure(cls, slide: Slide, mpp: float) -> "TissueArea":
-        """Find the tissue of a slide on an overview of 8 microns per pixel, coarser for slides over 16 mm."""
-        extent_um = max(slide.width_px, slide.height_px) * slide.mpp
-        overview_mpp = max(mpp, min(_OVERVIEW_MPP, extent_um / 64), extent_um / _OVERVIEW_PX)
-        tissue = tissue_mask(slide.overview(overview_mpp))
+        """Find tissue, without pen marks and dust, on an overview of 8 microns per pixel; coarser for over 16 mm."""
+        shorter_um, longer_um = sorted(px * slide.mpp for px in (slide.width_px, slide.height_px))
+        overview_mpp = max(mpp, min(_OVERVIEW_MPP, longer_um / 64), longer_um / _OVERVIEW_PX)
+        overview = slide.overview(overview_mpp)
+        tissue = clean_tissue(overview, mpp=overview_mpp) if shorter_um >= SLIDE_UM else tissue_mask(overview)
         outside_um = ndimage.distance_transform_edt(~tissue) * overview_mpp if tissue.any() else np.inf
         return cls(tissue | (outside_um <= _RIM_UM), step=mpp / overview_mpp)
 
