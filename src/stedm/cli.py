@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import stedm
-from stedm import cli_generate
+from stedm import cli_generate, cli_segment
 from stedm.config_file import dump_config, extended, keys_with_help, load_config
 from stedm.errors import UserError
 
@@ -55,7 +55,7 @@ LISTS = {"arms": "segmentation.arms", "seeds": "segmentation.seeds", "budgets": 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, or 2 for a mistake of the user's."""
+    """Entry point; returns the exit code: 0, 1 when slides were skipped, or 2 for a mistake of the user's."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _main(words)
@@ -74,6 +74,8 @@ def _main(words: list[str]) -> int:
     if words[0] in ("-V", "--version"):
         print(stedm.__version__)
         return 0
+    if words[0] == "segment":
+        return cli_segment.segment(words[1:])
     name = " ".join(words[:2]) if words[0] == "train" else words[0]
     if name not in COMMANDS:
         raise UserError(f"unknown command `{name}`; `stedm --help` lists them")
@@ -161,6 +163,7 @@ def _keys() -> str:
 
 def _overview() -> str:
     rows = "\n".join(f"  stedm {name:<20} {command.help}" for name, command in COMMANDS.items())
+    rows += f"\n  stedm {'segment':<20} {cli_segment.HELP}"
     return (
         "stedm: few-label histopathology segmentation with style-extracting diffusion\n\n"
         f"{rows}\n\nStart with `stedm demo`; `stedm COMMAND --help` shows options and an example."

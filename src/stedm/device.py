@@ -1,6 +1,7 @@
 """Device, precision and memory layout: chosen once, the same for training and sampling."""
 
 from contextlib import AbstractContextManager
+from multiprocessing import current_process
 
 import torch
 
@@ -8,6 +9,14 @@ import torch
 def best_device() -> torch.device:
     """The first GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def worker_device() -> torch.device:
+    """The device of this process: the worker processes of a pool, numbered from 1, take the GPUs in turn."""
+    number = current_process().name.rpartition("-")[2]
+    if torch.cuda.device_count() < 2 or not number.isdecimal():
+        return best_device()
+    return torch.device("cuda", (int(number) - 1) % torch.cuda.device_count())
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -19,7 +19,7 @@ PUBLISHED = "training/progress.json"
 class Bar:
     """One progress bar with a note, time spent and time left; drawn here, or published in `folder` by a worker."""
 
-    def __init__(self, description: str, *, total: int, folder: Path, completed: int = 0) -> None:
+    def __init__(self, description: str, *, total: float, folder: Path, completed: float = 0) -> None:
         self.folder, self.total, self.first, self.started = folder, total, completed, time.monotonic()
         self.published = float("-inf")
         self.in_worker = WORKER in os.environ
@@ -33,7 +33,7 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def update(self, completed: int, *, unit: str, note: str = "") -> None:
+    def update(self, completed: float, *, unit: str, note: str = "") -> None:
         """Show `completed` of the total; the rate is worked out here."""
         now = time.monotonic()
         rate = (completed - self.first) / max(now - self.started, 1e-9)
@@ -46,6 +46,9 @@ class Bar:
 
 class Board:
     """The bars of all running workers."""
+
+    def __init__(self, noun: str = "stages") -> None:
+        self.noun = noun
 
     def __enter__(self) -> Self:
         self.progress = _bars(disable=False)
@@ -68,7 +71,7 @@ class Board:
                 self.progress.update(self.tasks[name], completed=completed, total=total, note=note)
             except (OSError, ValueError):
                 continue  # not published yet, or just finished
-        self.progress.update(self.tasks[""], description=f"{waiting} more stages")
+        self.progress.update(self.tasks[""], description=f"{waiting} more {self.noun}")
 
 
 def _bars(*, disable: bool) -> Progress:

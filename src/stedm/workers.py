@@ -31,8 +31,9 @@ class Job(Protocol):
 class Workers:
     """A pool of processes that calls `function` with each job's arguments once everything the job needs is done."""
 
-    def __init__(self, function: Callable[..., float], *, jobs: int) -> None:
-        self.function, self.jobs = function, jobs
+    def __init__(self, function: Callable[..., Any], *, jobs: int, noun: str = "stages") -> None:
+        """noun: what the jobs are called on the terminal."""
+        self.function, self.jobs, self.noun = function, jobs, noun
 
     def __enter__(self) -> Self:
         self._stack = ExitStack()
@@ -46,15 +47,15 @@ class Workers:
         self._stack.__exit__(*error)
 
     def run(
-        self, jobs: Sequence[Job], arguments: Mapping[str, tuple[Any, ...]], *, done: Callable[[Any, float], None]
+        self, jobs: Sequence[Job], arguments: Mapping[str, tuple[Any, ...]], *, done: Callable[[Any, Any], None]
     ) -> None:
-        """Run all jobs, earlier ones first where there is a choice; `done(job, seconds)` as each ends.
+        """Run all jobs, earlier ones first where there is a choice; `done(job, result)` as each ends.
 
         After an error the jobs under way are completed and kept, no new one starts, and the error is raised.
         """
-        waiting, running = list(jobs), dict[Future[float], Job]()
+        waiting, running = list(jobs), dict[Future[Any], Job]()
         error: BaseException | None = None
-        with Board() as board:
+        with Board(self.noun) as board:
             while running or (waiting and error is None):
                 open_names = {job.name for job in [*waiting, *running.values()]}
                 for job in [job for job in waiting if not open_names & set(job.needs)]:

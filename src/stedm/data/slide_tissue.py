@@ -12,7 +12,7 @@ OVERVIEW_PX = 8
 """Overview pixels per patch width: enough to see which patches are bare glass."""
 _MOST_OVERVIEW_PX = 4096
 """Width or height of an overview, at most."""
-_SLIDE_UM = 1000.0
+SLIDE_UM = 1000.0
 """From this width and height on, an image can hold pen marks and dust that are not part of the tissue."""
 _SPECK_UM2 = 5000.0
 """Smaller pieces are dust; a square of 70 microns."""
@@ -44,7 +44,7 @@ class SlideTissue:
         self.white = white_point(self.overview)
         self._given, self._roi = tissue, roi
         stained = tissue_mask(self.overview, white=self.white, smooth_px=1)
-        self.is_slide = min(size_um) >= _SLIDE_UM
+        self.is_slide = min(size_um) >= SLIDE_UM
         found = clean_tissue(self.overview, mpp=self.mpp, white=self.white) if self.is_slide else stained
         self.mask = found if tissue is None else self._seen(tissue)
         """Tissue in the overview (H, W)."""

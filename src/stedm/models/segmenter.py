@@ -23,7 +23,8 @@ class Segmenter(FolderModel):
     classes: class names in label order. encoder: any smp encoder, or `tu-NAME` for a timm backbone; the `mit_b*`
     encoders are refused (non-commercial licence). space_to_depth: fold size s; the network sees (3 s^2, H/s, W/s) and
     its scores are unfolded again, so that nothing runs at full resolution; 1 for encoders with pretrained weights.
-    mpp: microns per pixel of the training patches.
+    mpp, patch_px: microns per pixel and width of the training patches. colours: "#rrggbb" of each class in pictures and
+    outlines.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class Segmenter(FolderModel):
         decoder_channels: list[int] | None = None,
         space_to_depth: int = 1,
         mpp: float | None = None,
+        patch_px: int | None = None,
+        colours: list[str] | None = None,
     ) -> None:
         super().__init__()
         if encoder.startswith("mit_b"):
@@ -45,8 +48,11 @@ class Segmenter(FolderModel):
             "decoder_channels": decoder,
             "space_to_depth": space_to_depth,
             "mpp": mpp,
+            "patch_px": patch_px,
+            "colours": colours,
         }
-        self.classes, self.mpp, self.space_to_depth = list(classes), mpp, space_to_depth
+        self.classes, self.mpp, self.patch_px, self.colours = list(classes), mpp, patch_px, colours
+        self.space_to_depth, self.multiple_px = space_to_depth, space_to_depth * 2 ** len(decoder)
         try:
             self.net = smp.Unet(
                 encoder,

@@ -1,6 +1,5 @@
 """Stage `evaluate`: every segmenter on every test patient, and what the generator really does."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from stedm.files import atomic_path, read_json, write_json
 from stedm.models.segmenter import Segmenter
 from stedm.stages.grids import best_and_worst, save_overlays
 from stedm.stages.measure import measure_generator
-from stedm.stages.run_folder import RunFolder, train_patches
+from stedm.stages.run_folder import RunFolder, train_patches, validation_iou
 
 _MOST_SHOWN = 4
 
@@ -49,11 +48,6 @@ def evaluate(run: RunFolder, config: RunConfig) -> None:
         save_overlays(run.evaluation / "overlays" / f"{label}_{name}.png", images[rows], label_maps[rows], maps)
 
 
-def _validation_iou(segmenter: Path) -> float:
-    """IoU over validation patients of the weights that were kept, the best of their training; NaN if never scored."""
-    return float(pd.read_csv(segmenter / "metrics.csv")["val_iou"].max())
-
-
 def _shown_arms(summary: dict[str, Any]) -> list[str]:
     """Arms whose predictions are pictured, the one that best and worst are told by at the end."""
     arms, headline = list(summary["arms"]), summary["headline"]
@@ -81,7 +75,7 @@ def _per_patient(
             table = patient_scores(test["patient"].tolist(), confusions, classes=classes, groups=test["group"].tolist())
             table.insert(0, "seed", seed)
             table.insert(0, "arm", arm)
-            table["validation_iou"] = _validation_iou(folder)
+            table["validation_iou"] = validation_iou(folder)
             tables.append(table)
     return pd.concat(tables, ignore_index=True), shown
 

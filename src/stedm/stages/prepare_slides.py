@@ -156,7 +156,7 @@ def _cut_one(out: Path, task: SlideTask, cutter: SlideCutter, tick: Callable[[fl
         return str(error)
     except UserError as error:
         raise UserError(f"{task.where}: {error}") from None
-    write_json(_finished(out, task), {"key": task.key, "records": records})
+    write_json(_finished(out, task), {"key": task.key, "slide": task.row.slide, "records": records})
     return ""
 
 

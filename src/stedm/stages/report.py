@@ -21,6 +21,7 @@ from stedm.stages.report_card import model_card
 from stedm.stages.report_evidence import Evidence, json_of, read_evidence, table_of
 from stedm.stages.report_layouts import layouts_section
 from stedm.stages.report_leaks import leaks
+from stedm.stages.report_slides import slide_warnings, slides_section
 from stedm.stages.report_tables import summary_markdown, write_tables
 from stedm.stages.report_warnings import ignored_conditions, warnings
 
@@ -77,6 +78,7 @@ def _cautions(evidence: Evidence) -> list[str]:
         for part in evidence.parts
         for caution in leaks(part / "data", table_of(part / "data" / "patches.parquet"))
     ]
+    found += [caution for part in evidence.parts for caution in slide_warnings(part / "data")]
     found += warnings(summary, evidence.generation, kept)
     found += ignored_conditions(evidence.validation)
     return list(dict.fromkeys(found))
@@ -99,6 +101,7 @@ def _context(evidence: Evidence) -> dict[str, Any]:
         "source": report_run.data_source(evidence.config),
         "cohort": report_run.cohort(evidence.patches),
         "alignments": alignments(run),
+        "slides": slides_section(run / "data"),
         "times": report_run.times(evidence.parts),
         "colours": pictures.class_colours(evidence.classes),
         "budgets": budgets_section(evidence),

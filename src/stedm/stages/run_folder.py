@@ -85,3 +85,8 @@ def train_patches(patches: pd.DataFrame, *, annotated: bool | None = None) -> pd
     if annotated is not None:
         rows &= patches["annotated"].astype(bool) == annotated
     return patches[rows].reset_index(drop=True)
+
+
+def validation_iou(segmenter: Path) -> float:
+    """IoU over validation patients of the weights that were kept, the best of their training; NaN if never scored."""
+    return float(pd.read_csv(segmenter / "metrics.csv")["val_iou"].max())

@@ -12,6 +12,7 @@ from stedm.data.synthetic import SyntheticSet
 from stedm.errors import UserError
 from stedm.evaluation.segmentation import confusion, patient_scores
 from stedm.models.segmenter import Segmenter
+from stedm.stages.report_pictures import class_colours
 from stedm.stages.run_folder import RunFolder, train_patches
 from stedm.training.batches import Pairs, SegmentationBatches, ViewBatches
 from stedm.training.consistency import Consistency, MeanTeacher, PseudoLabels
@@ -34,6 +35,8 @@ def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -
         decoder_channels=DECODER[options.space_to_depth.bit_length() - 1 :],
         space_to_depth=options.space_to_depth,
         mpp=float(patches["mpp"].iloc[0]),
+        patch_px=config.prepare.patch_px,
+        colours=list(class_colours(run.classes()).values()),
     )
     if options.encoder_weights:
         segmenter.load_encoder(options.encoder_weights)

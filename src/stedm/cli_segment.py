@@ -1,0 +1,93 @@
+"""Command line of `stedm segment`."""
+
+import argparse
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from stedm.errors import UserError
+
+HELP = "slides -> label maps, outlines for QuPath, areas"
+_EXAMPLE = """example:
+  stedm segment slides/*.svs --model runs/my --out segmentation
+
+For each slide, --out then holds NAME.tif (label map, a pyramid that QuPath and OpenSlide open; its pixels are class
+numbers, 255 where nothing was predicted), NAME.geojson (outlines: drag it onto the slide in QuPath) and NAME.json;
+areas.csv has the area of each class in mm^2. A killed command continues where it stopped. A slide that cannot be read
+is skipped; the exit code is then 1."""
+
+
+def segment(words: Sequence[str]) -> int:
+    """Run the command; exit code 0, or 1 when slides were skipped. Raises UserError for wrong arguments."""
+    options, unknown = _parser().parse_known_args(words)
+    if unknown:
+        raise UserError(f"unexpected argument {unknown[0]!r}; `stedm segment --help` lists the options")
+    if not options.slides or options.model is None:
+        raise UserError("name slides and a model: stedm segment SLIDE... --model RUN")
+    if not 0 <= 2 * options.overlap_px <= options.window_px:
+        raise UserError("--overlap_px: from 0 to half of --window_px")
+    if options.mpp is not None and not options.mpp > 0:
+        raise UserError("--mpp: microns per pixel, above 0")
+    if min(options.min_area_um2, options.tolerance_px) < 0:
+        raise UserError("--min_area_um2, --tolerance_px: 0 or more")
+    from stedm.data.slide_files import find_slides
+    from stedm.segment import AREAS, segment_slides
+    from stedm.stages.segment import SegmentOptions
+    from stedm.stages.segmenter_choice import chosen_segmenters
+
+    slides, out = find_slides(options.slides), Path(options.out)
+    settings = SegmentOptions(
+        model=chosen_segmenters(Path(options.model)),
+        mpp=options.mpp,
+        window_px=options.window_px,
+        overlap_px=options.overlap_px,
+        everywhere=options.everywhere,
+        min_area_um2=options.min_area_um2,
+        tolerance_px=options.tolerance_px,
+        classes=tuple(options.classes.split(",")) if options.classes else None,
+        origin=options.origin,
+        gz=options.gz,
+    )
+    print(f"model: {', '.join(map(str, settings.model))}")
+    failed = segment_slides(slides, out, settings, jobs=min(options.jobs or _default_jobs(), len(slides)))
+    made = [slide for slide in slides if slide not in failed]
+    if made:
+        geojson = out / f"{made[0].stem}.geojson"
+        unpack = f"gunzip {shlex.quote(f'{geojson}.gz')}, " if options.gz else ""
+        print(f"next: {unpack}open {made[0]} in QuPath and drag {geojson} onto it; areas: {out / AREAS}")
+    if failed:
+        print(f"{len(failed)} of {len(slides)} slides were skipped; the same command tries them again")
+    return 1 if failed else 0
+
+
+def _default_jobs() -> int:
+    import torch
+
+    return max(torch.cuda.device_count(), 1) if torch.cuda.is_available() else min(4, len(os.sched_getaffinity(0)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stedm segment",
+        description=f"stedm segment: {HELP}.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    add = parser.add_argument
+    add("slides", nargs="*", metavar="SLIDE", help="slide or image, pattern in quotes, or folder")
+    add("--model", help="segmenter's folder; an arm's: mean of its seeds; a run's: its arm best on validation patients")
+    add("--out", default="segmentation", help="folder of the results (default: segmentation)")
+    add("--mpp", type=float, help="microns per pixel of the slides, where files do not say, or say it wrong")
+    add("--jobs", type=int, help="slides at the same time (default: one per CPU core, at most 4; one per GPU)")
+    add("--origin", choices=["slide", "bounds"], default="slide", help="(0, 0) of outlines (default: slide, as QuPath)")
+    add("--gz", action="store_true", help="write NAME.geojson.gz; QuPath wants it unpacked")
+    add("--classes", help="classes that get outlines, separated by commas (default: all)")
+    add("--min_area_um2", type=float, default=100.0, help="no outlines of regions and holes below this (default: 100)")
+    add("--tolerance_px", type=float, default=0.4, help="of outlines, label map pixels; 0: pixel edges (default: 0.4)")
+    add("--everywhere", action="store_true", help="predict glass too; default: tissue and 50 microns around it")
+    add("--window_px", type=int, default=512, help="window the network sees at a time (default: 512)")
+    add("--overlap_px", type=int, default=128, help="overlap of windows (default: 128)")
+    return parser

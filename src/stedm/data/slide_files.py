@@ -1,0 +1,44 @@
+"""Which files a user means by names, patterns and folders of slides."""
+
+import glob
+from collections.abc import Iterable
+from pathlib import Path
+
+import openslide
+
+from stedm.data.slide_formats import PLAIN_SUFFIXES
+from stedm.errors import UserError
+
+_SUFFIXES = (*PLAIN_SUFFIXES, ".tif", ".tiff")
+
+
+def find_slides(names: Iterable[str | Path]) -> list[Path]:
+    """Files named one by one, by patterns with `*`, or by their folder (of which all images and slides, not deeper).
+
+    Each once, in the order given, those of a pattern or folder by name. Raises UserError for names that stand for
+    nothing, and for two slides of the same stem, because results are named by it.
+    """
+    slides: dict[Path, None] = {}
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            found = [file for file in sorted(path.iterdir()) if file.is_file() and _is_slide(file)]
+        elif path.exists():
+            found = [path]
+        else:
+            found = [Path(match) for match in sorted(glob.glob(str(name))) if Path(match).is_file()]
+        if not found:
+            raise UserError(f"{name}: {'no slide or image in it' if path.is_dir() else 'not found'}; correct the path")
+        slides.update(dict.fromkeys(found))
+    of_stem: dict[str, Path] = {}
+    for path in slides:
+        other = of_stem.setdefault(path.stem, path)
+        if other != path:
+            raise UserError(f"{path} and {other}: results would have the same name; segment one into another --out")
+    return list(slides)
+
+
+def _is_slide(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False
+    return path.suffix.lower() in _SUFFIXES or openslide.OpenSlide.detect_format(str(path)) is not None

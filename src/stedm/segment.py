@@ -1,0 +1,85 @@
+"""Segment slides: each by itself, several at a time; a slide that cannot be read is reported and skipped."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from stedm.errors import UserError
+from stedm.files import atomic_path, read_json
+from stedm.models.model_folder import read_config
+from stedm.stages.segment import Outcome, SegmentOptions, is_record, outlined, segment_slide, working_folder
+from stedm.workers import Workers
+
+AREAS = "areas.csv"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One slide, as the pool of workers sees it."""
+
+    name: str
+    folder: Path
+    needs: tuple[str, ...] = ()
+
+
+def segment_slides(
+    slides: Sequence[Path], out: Path, options: SegmentOptions, *, jobs: int = 1, console: Console | None = None
+) -> list[Path]:
+    """Segment every slide into `out`, and write areas.csv of all that are there; the slides that failed.
+
+    jobs: processes; with several GPUs they take them in turn.
+    """
+    console = console or Console(stderr=True)
+    outlined(options, read_config(options.model[0])["classes"])  # a mistake there is not the slides'
+    failed = []
+
+    def done(path: Path, outcome: Outcome, seconds: float) -> None:
+        failed.extend([path] if outcome.error else [])
+        style = "red" if outcome.error else "yellow" if outcome.warning else None
+        words = outcome.error or (f"{seconds:7.1f} s  {outcome.summary}" if seconds else "unchanged")
+        console.print(
+            f"{path.name:<44} {words}{outcome.warning}", style=style, markup=False, highlight=False, soft_wrap=True
+        )
+
+    try:
+        if jobs == 1:
+            for path in slides:
+                done(path, *attempt(path, out, options))
+        else:
+            of_job = {_Job(path.stem, working_folder(path, out)): path for path in slides}
+            arguments = {job.name: (path, out, options) for job, path in of_job.items()}
+            with Workers(attempt, jobs=jobs, noun="slides") as workers:
+                workers.run(list(of_job), arguments, done=lambda job, result: done(of_job[job], *result))
+    finally:
+        write_areas(out)
+    return failed
+
+
+def attempt(path: Path, out: Path, options: SegmentOptions) -> tuple[Outcome, float]:
+    """Segment one slide, here or in a worker process; what became of it, and the seconds it took."""
+    started = time.perf_counter()
+    try:
+        outcome = segment_slide(path, out, options)
+    except UserError as error:
+        outcome = Outcome(error=str(error))
+    except Exception as error:  # a broken file can fail in many ways inside libraries; the other slides must go on
+        outcome = Outcome(error=f"{path}: {type(error).__name__}: {error}")
+    return outcome, 0.0 if outcome.unchanged else time.perf_counter() - started
+
+
+def write_areas(out: Path) -> None:
+    """Write areas.csv from the records in `out`: slide, class, area_mm2 and its share of what was predicted."""
+    rows = []
+    for path in sorted(out.glob("*.json")):
+        record = read_json(path)
+        if is_record(record):
+            total = sum(record["area_mm2"].values())
+            for name, area in record["area_mm2"].items():
+                rows.append((record["slide"], name, area, area / total if total else 0.0))
+    if rows:
+        with atomic_path(out / AREAS) as temporary:
+            pd.DataFrame(rows, columns=["slide", "class", "area_mm2", "share"]).to_csv(temporary, index=False)

@@ -1,0 +1,298 @@
+"""Segmenting slides: the right areas in the right place, nothing lost when killed, nothing overwritten."""
+
+import gzip
+import json
+from dataclasses import replace
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from shapely.geometry import shape
+
+from stedm.cli import main
+from stedm.data.slide_files import find_slides
+from stedm.device import worker_device
+from stedm.errors import UserError
+from stedm.files import write_json
+from stedm.models.ensemble import Ensemble
+from stedm.models.segmenter import Segmenter
+from stedm.segment import segment_slides
+from stedm.stages.segment import SegmentOptions, segment_slide
+from stedm.stages.segmenter_choice import chosen_segmenters
+
+GLASS, STROMA, GLAND = (243, 243, 243), (225, 150, 190), (110, 50, 140)
+
+
+class ByColour:
+    """Stands for an ensemble of mpp 1: dark pixels are gland, the others stroma. One call is a row of windows."""
+
+    classes, mpp, patch_px, colours, multiple_px = ["stroma", "gland"], 1.0, 64, ["#2f7f86", "#d9774f"], 16
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.fails_at = 10**9
+
+    def to(self, device: torch.device) -> "ByColour":
+        return self
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        if self.calls == self.fails_at:
+            raise KeyboardInterrupt
+        dark = (images[..., 0] < 170).astype(np.float32)
+        return np.stack([1 - dark, dark], 1)
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch) -> ByColour:
+    model = ByColour()
+    monkeypatch.setattr(Ensemble, "from_pretrained", classmethod(lambda cls, folders: model))
+    folder = tmp_path / "model"
+    write_json(folder / "config.json", {"class": "Segmenter", "classes": model.classes})
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return model
+
+
+@pytest.fixture
+def options(tmp_path, model) -> SegmentOptions:
+    return SegmentOptions(model=(tmp_path / "model",), window_px=128, overlap_px=32)
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    """A pyramid of 1600 x 1280 pixels of 0.5 um: stroma 800 x 640 from (240, 160), in it a gland with a lumen."""
+    pixels = np.full((1280, 1600, 3), GLASS, np.uint8)
+    pixels[160:800, 240:1040] = STROMA
+    pixels[320:640, 400:800] = GLAND
+    pixels[400:480, 560:680] = STROMA
+    path = tmp_path_factory.mktemp("slide") / "case 1.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for level in range(3):
+            tiff.write(
+                pixels[:: 2**level, :: 2**level],
+                tile=(128, 128),
+                photometric="rgb",
+                subfiletype=int(level > 0),
+                resolution=(20_000 / 2**level,) * 2,
+                resolutionunit="CENTIMETER",
+                metadata=None,
+            )
+    return path
+
+
+def polygons(path) -> dict[str, list]:
+    found: dict[str, list] = {"stroma": [], "gland": []}
+    for feature in json.loads(path.read_text())["features"]:
+        found[feature["properties"]["classification"]["name"]].append(shape(feature["geometry"]))
+    return found
+
+
+def test_areas_and_outlines_lie_where_the_tissue_is(slide, tmp_path, options) -> None:
+    assert segment_slides([slide], tmp_path / "out", options) == []
+    lines = (tmp_path / "out" / "areas.csv").read_text().splitlines()
+    assert lines[0] == "slide,class,area_mm2,share"
+    area = {line.split(",")[1]: float(line.split(",")[2]) for line in lines[1:]}
+    gland = 400 * 320 - 120 * 80  # pixels of 0.5 um, so that four are a square micron
+    assert area["gland"] == pytest.approx(gland / 4 / 1e6, rel=1e-9)
+    found = polygons(tmp_path / "out" / "case 1.geojson")
+    (ring,) = found["gland"]
+    assert np.abs(np.array(ring.bounds) - (400, 320, 800, 640)).max() <= 1 and len(ring.interiors) == 1
+    assert np.abs(np.array(shape(ring.interiors[0]).bounds) - (560, 400, 680, 480)).max() <= 1
+    assert ring.area == pytest.approx(gland, rel=0.01)
+    with openslide.OpenSlide(tmp_path / "out" / "case 1.tif") as label_map:
+        assert label_map.dimensions == (800, 640)
+        assert float(label_map.properties["openslide.mpp-x"]) == pytest.approx(1.0)
+        assert label_map.read_region((250, 200), 0, (1, 1)).getpixel((0, 0)) == (0xD9, 0x77, 0x4F, 255)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_glass_is_skipped_unless_everything_is_wanted(slide, tmp_path, options, model) -> None:
+    segment_slide(slide, tmp_path / "out", options)
+    windows, labels = model.calls, tifffile.imread(tmp_path / "out" / "case 1.tif")
+    y, x = np.mgrid[:640, :800] + 0.5
+    outside_um = np.hypot(np.maximum(0, np.maximum(120 - x, x - 520)), np.maximum(0, np.maximum(80 - y, y - 400)))
+    assert (labels[outside_um == 0] != 255).all() and (labels[outside_um > 90] == 255).all()
+    segment_slide(slide, tmp_path / "all", replace(options, everywhere=True))
+    assert (tifffile.imread(tmp_path / "all" / "case 1.tif") != 255).all()
+    assert model.calls - windows > windows
+    Image.new("RGB", (300, 300), GLASS).save(tmp_path / "empty.png")
+    calls = model.calls
+    segment_slide(tmp_path / "empty.png", tmp_path / "out", replace(options, mpp=1.0))
+    assert model.calls == calls and (tifffile.imread(tmp_path / "out" / "empty.tif") == 255).all()
+
+
+@pytest.mark.parametrize("fails_at", [1, 3, 5])
+def test_killed_and_started_again_gives_the_same_files(slide, tmp_path, options, model, fails_at) -> None:
+    segment_slide(slide, tmp_path / "whole", options)
+    calls, model.calls, model.fails_at = model.calls, 0, fails_at
+    with pytest.raises(KeyboardInterrupt):
+        segment_slide(slide, tmp_path / "out", options)
+    segment_slide(slide, tmp_path / "out", options)
+    assert calls >= 5 and model.calls <= calls + 2  # the row that was interrupted, and the one before it
+    for name in ("case 1.tif", "case 1.geojson", "case 1.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (tmp_path / "out" / ".case 1.segmenting").exists()
+
+
+def test_an_attempt_with_another_model_is_not_continued(slide, tmp_path, options, model) -> None:
+    model.fails_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        segment_slide(slide, tmp_path / "out", options)
+    (options.model[0] / "model.safetensors").write_bytes(b"other weights")
+    segment_slide(slide, tmp_path / "out", options)
+    segment_slide(slide, tmp_path / "whole", options)
+    assert (tmp_path / "out" / "case 1.tif").read_bytes() == (tmp_path / "whole" / "case 1.tif").read_bytes()
+
+
+def test_what_is_done_and_unchanged_is_kept(slide, tmp_path, options, model) -> None:
+    out = tmp_path / "out"
+    assert not segment_slide(slide, out, options).unchanged
+    calls, written = model.calls, (out / "case 1.tif").stat().st_mtime_ns
+    assert segment_slide(slide, out, options).unchanged
+    segment_slide(slide, out, replace(options, min_area_um2=1e9))
+    assert polygons(out / "case 1.geojson") == {"stroma": [], "gland": []}  # outlines anew, from the label map
+    assert (model.calls, (out / "case 1.tif").stat().st_mtime_ns) == (calls, written)
+    (options.model[0] / "model.safetensors").write_bytes(b"other weights")
+    segment_slide(slide, out, options)
+    assert model.calls > calls
+
+
+def test_options_of_outlines(slide, tmp_path, options, monkeypatch) -> None:
+    monkeypatch.setattr("stedm.data.slide.Slide.bounds_px", (100, 60, 1400, 1200))
+    changed = replace(options, origin="bounds", classes=("gland",), gz=True)
+    segment_slide(slide, tmp_path / "out", changed)
+
+    collection = json.loads(gzip.decompress((tmp_path / "out" / "case 1.geojson.gz").read_bytes()))
+    (feature,) = collection["features"]
+    assert np.abs(np.array(shape(feature["geometry"]).bounds) - (300, 260, 700, 580)).max() <= 1
+    wrong = replace(options, classes=("tumour",))
+    with pytest.raises(UserError, match=r"tumour.*stroma, gland"):
+        segment_slides([slide], tmp_path / "out", wrong)
+
+
+def test_a_damaged_slide_is_reported_and_skipped(slide, tmp_path, options, capsys) -> None:
+    (tmp_path / "broken.svs").write_bytes(b"II*\0 nothing")
+    Image.new("RGB", (64, 64), GLAND).save(tmp_path / "bare.png")
+    failed = segment_slides([tmp_path / "broken.svs", tmp_path / "bare.png", slide], tmp_path / "out", options)
+    assert failed == [tmp_path / "broken.svs", tmp_path / "bare.png"]
+    said = capsys.readouterr().err
+    assert "broken.svs: " in said and "bare.png: microns per pixel unknown; give --mpp" in said
+    assert (tmp_path / "out" / "case 1.geojson").exists()
+    command = [
+        "segment",
+        str(tmp_path / "broken.svs"),
+        "--model",
+        str(options.model[0]),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(command) == 1
+
+
+def test_files_of_others_are_not_overwritten(slide, tmp_path, options) -> None:
+    before = slide.read_bytes()
+    with pytest.raises(UserError, match="not written by stedm"):
+        segment_slide(slide, slide.parent, options)  # the label map would take the slide's name
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "case 1.json").write_text("[]")
+    with pytest.raises(UserError, match="not written by stedm"):
+        segment_slide(slide, tmp_path / "out", options)
+    assert slide.read_bytes() == before
+
+
+def test_a_resolution_that_contradicts_the_file_is_mentioned(slide, tmp_path, options) -> None:
+    outcome = segment_slide(slide, tmp_path / "out", replace(options, mpp=0.25))
+    assert "file says 0.5" in outcome.warning
+    outcome = segment_slide(slide, tmp_path / "out", replace(options, mpp=4.0))
+    assert "coarser than the model's 1" in outcome.warning
+
+
+def test_finding_slides(slide, tmp_path) -> None:
+    for name in ("b.png", "a.jpg", ".hidden.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no slide")
+    both = [tmp_path / "a.jpg", tmp_path / "b.png"]
+    assert find_slides([tmp_path]) == both
+    assert find_slides([str(tmp_path / "*.png"), tmp_path, slide]) == [both[1], both[0], slide]
+    for name, words in (("no*.svs", "not found"), ("gone.svs", "not found")):
+        with pytest.raises(UserError, match=words):
+            find_slides([tmp_path / name])
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png.*same name"):
+        find_slides([tmp_path])
+
+
+def test_a_run_stands_for_its_best_arm(tmp_path) -> None:
+    scores = {"real": (0.5, 0.6), "real+stain": (0.7, 0.8), "full": (0.9, 0.9)}
+    for arm, values in scores.items():
+        for seed, score in enumerate(values):
+            folder = tmp_path / "segmentation" / arm / f"seed{seed}"
+            write_json(folder / "config.json", {})
+            (folder / "metrics.csv").write_text(f"step,val_iou\n1,\n2,{score}\n3,0.1\n")
+    best = tmp_path / "segmentation" / "real+stain"
+    assert chosen_segmenters(tmp_path) == (best / "seed0", best / "seed1")
+    assert chosen_segmenters(tmp_path / "segmentation" / "real") == tuple(
+        tmp_path / "segmentation" / "real" / f"seed{seed}" for seed in (0, 1)
+    )
+    assert chosen_segmenters(best / "seed1") == (best / "seed1",)
+    with pytest.raises(UserError, match="no trained segmenter"):
+        chosen_segmenters(tmp_path / "segmentation" / "none")
+    with pytest.raises(UserError, match=r"for instance .*budget2-fold0"):
+        (tmp_path / "many" / "budget2-fold0" / "segmentation").mkdir(parents=True)
+        chosen_segmenters(tmp_path / "many")
+
+
+def small_segmenter(folder, seed: int, classes=("a", "b")):
+    torch.manual_seed(seed)
+    options = {"encoder": "tu-resnet10t", "decoder_channels": [8, 8], "colours": ["#ff0000", "#00ff00"]}
+    Segmenter(classes=list(classes), mpp=1.0, patch_px=32, **options).save_pretrained(folder)
+    return folder
+
+
+def test_an_ensemble_is_the_mean(tmp_path) -> None:
+    folders = [small_segmenter(tmp_path / str(seed), seed) for seed in range(2)]
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    ensemble = Ensemble.from_pretrained(folders)
+    apart = [Segmenter.from_pretrained(folder).probabilities(images) for folder in folders]
+    assert np.abs(ensemble.probabilities(images) - (apart[0] + apart[1]) / 2).max() < 1e-6
+    assert (ensemble.mpp, ensemble.patch_px, ensemble.colours) == (1.0, 32, ["#ff0000", "#00ff00"])
+    with pytest.raises(UserError, match="other classes"):
+        Ensemble.from_pretrained([folders[0], small_segmenter(tmp_path / "3", 0, classes=("a", "c"))])
+
+
+def test_workers_take_the_gpus_in_turn(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, index in (("SpawnProcess-1", 0), ("SpawnProcess-2", 1), ("SpawnProcess-3", 0)):
+        monkeypatch.setattr("stedm.device.current_process", lambda name=name: type("P", (), {"name": name}))
+        assert worker_device() == torch.device("cuda", index)
+
+
+@pytest.mark.slow
+def test_several_processes_give_what_one_gives(slide, tmp_path) -> None:
+    folder = small_segmenter(tmp_path / "model", 0)
+    Image.open(slide).save(tmp_path / "second.png")
+    command = ["segment", str(slide), str(tmp_path / "second.png"), "--model", str(folder), "--mpp", "0.5"]
+    for jobs in ("1", "2"):
+        assert main([*command, "--jobs", jobs, "--out", str(tmp_path / jobs)]) == 0
+    names = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "2").iterdir()) and len(names) == 7
+    assert all((tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes() for name in names)
+
+
+def test_command_line(slide, tmp_path, model, capsys) -> None:
+    command = ["segment", str(slide), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    assert main(command) == 0
+    assert "QuPath and drag" in capsys.readouterr().out
+    assert main(command) == 0 and "unchanged" in capsys.readouterr().err
+    for wrong in (
+        ["segment"],
+        ["segment", str(slide)],
+        [*command, "--nonsense"],
+        [*command, "--mpp", "0"],
+        [*command, "--overlap_px", "300"],
+    ):
+        assert main(wrong) == 2
+    assert "--overlap_px" in capsys.readouterr().err
