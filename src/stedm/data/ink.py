@@ -21,7 +21,10 @@ def ink_mask(density: np.ndarray, *, mpp: float) -> np.ndarray:
     disc = np.hypot(*np.ogrid[-radius_px : radius_px + 1, -radius_px : radius_px + 1]) <= radius_px + 0.5
     marks = np.zeros(density.shape[:2], bool)
     for body, edge, fringe_um in _inks(density):
-        stroke = ndimage.binary_propagation(ndimage.binary_opening(body, disc), mask=body)
+        broad = ndimage.binary_dilation(
+            ndimage.binary_erosion(body, disc, border_value=1), disc
+        )  # strokes may be cut off
+        stroke = ndimage.binary_propagation(broad & body, mask=body)
         if stroke.any():
             near = ndimage.distance_transform_edt(~stroke) * mpp <= fringe_um
             marks |= ndimage.binary_dilation(ndimage.binary_propagation(stroke, mask=(edge & near) | stroke))
@@ -41,11 +44,11 @@ def _inks(density: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, float]]:
     body, edge = strongest > 0.3, strongest > _PALE
     green_ink = body & (green < 0.75 * red) & (green < 0.9 * blue)
     blue_ink = body & (blue < 0.36 * red) & (red > 0.75 * green)
-    red_ink = body & (red < 0.25 * green) & (blue > 0.7 * green) & (green > 0.6)
-    grey = weakest > 0.8 * strongest
+    red_ink = body & (red < 0.25 * green) & (blue > 0.65 * green) & (green > 0.6)
+    grey = weakest > 0.75 * strongest
     return [
         (green_ink, edge & (green < 0.9 * red) & (green < blue), FRINGE_UM),
         (blue_ink, edge & (blue < 0.7 * red) & (red > 0.75 * green), FRINGE_UM),
-        (red_ink, edge & (red < 0.35 * green) & (blue > 0.65 * green), FRINGE_UM),
-        (grey & (weakest > 0.6), edge & grey, FRINGE_UM / 3),
+        (red_ink, edge & (red < 0.35 * green) & (blue > 0.6 * green), FRINGE_UM),
+        (grey & (weakest > 0.5), edge & grey, FRINGE_UM / 3),
     ]

@@ -50,6 +50,7 @@ class SlideTissue:
         """Tissue in the overview (H, W)."""
         self.left_out = stained & ~found if tissue is None else np.zeros_like(found)
         """Stained, but no tissue: pen marks, dust (H, W)."""
+        self._left_out_edged = ndimage.binary_dilation(self.left_out, np.ones((3, 3))) & ~self.mask
         self.roi = None if roi is None else self._seen(roi)
         """Region of interest in the overview (H, W), None without one."""
 
@@ -73,12 +74,13 @@ class SlideTissue:
         if self._given is not None:
             return self._given.read(x_um, y_um, **square) & roi, roi
         found = tissue_mask(image, white=self.white) & roi
-        return (found & ~self._left_out_of(x_um, y_um, **square) if self.is_slide else found), roi
+        return (found & ~self._near_left_out(x_um, y_um, **square) if self.is_slide else found), roi
 
-    def _left_out_of(self, x_um: float, y_um: float, *, size_px: int, mpp: float) -> np.ndarray:
+    def _near_left_out(self, x_um: float, y_um: float, *, size_px: int, mpp: float) -> np.ndarray:
+        """What is left out of a patch, with the blurred edge it has there."""
         centres_um = (np.arange(size_px) + 0.5) * mpp
         rows, columns = (
             np.floor((at + centres_um) / self.mpp).astype(int).clip(0, size - 1)
             for at, size in zip((y_um, x_um), self.left_out.shape, strict=True)
         )
-        return self.left_out[np.ix_(rows, columns)]
+        return self._left_out_edged[np.ix_(rows, columns)]

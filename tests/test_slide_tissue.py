@@ -1,0 +1,158 @@
+"""Whole slides: all of the tissue whatever its stain, and no pen marks, dust or glass; areas that users give."""
+
+import functools
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from stedm.data.area import AreaImage, open_area
+from stedm.data.ink import FRINGE_UM
+from stedm.data.phantom import draw_layout, draw_style
+from stedm.data.phantom_render import render
+from stedm.data.slide import Slide
+from stedm.data.slide_tissue import SlideTissue, clean_tissue
+from stedm.errors import UserError
+
+MPP = 8.0
+SIDE = 72
+"""Width of an overview, pixels: 576 microns."""
+INKS = {
+    "blue": (40, 60, 170),
+    "dark blue": (30, 30, 130),
+    "green": (30, 130, 80),
+    "black": (45, 45, 50),
+    "red": (200, 30, 45),
+}
+KINDS = [(family, scanner, score) for family in ("he", "ihc") for scanner in ("first", "second") for score in (0, 3)]
+
+
+def shrunk(image: np.ndarray) -> np.ndarray:
+    return image.reshape(SIDE, 8, SIDE, 8, -1).mean((1, 3))
+
+
+@functools.cache
+def overview(family: str, scanner: str, score: int) -> tuple[np.ndarray, np.ndarray]:
+    """A slide seen from afar (H, W, 3) uint8, and the share of each pixel that is tissue: glass on the left third."""
+    rng = np.random.default_rng(score)
+    layout = np.zeros((8 * SIDE, 8 * SIDE), np.uint8)
+    layout[64:-64, 192:-64] = draw_layout(8 * SIDE, rng)[64:-64, 192:-64]
+    style = draw_style(family, rng, scanner=scanner, score=score)
+    return shrunk(render(layout, style, rng)).round().astype(np.uint8), shrunk(layout != 0)[..., 0]
+
+
+def covered(image: np.ndarray, share: np.ndarray, ink: np.ndarray) -> np.ndarray:
+    """`image` under ink that lets a tenth of what is below through; share (H, W): how much of a pixel it covers."""
+    transmitted = 0.9 * ink + 0.1 * ink * image / 255
+    return (image + share[..., None] * (transmitted - image)).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize(("family", "scanner", "score"), KINDS)
+def test_stained_tissue_is_found_and_glass_is_not(family, scanner, score):
+    image, truth = overview(family, scanner, score)
+    found = clean_tissue(image, mpp=MPP)
+    assert found[truth > 0.6].mean() > 0.97 and found[:, :20].mean() == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    name=st.sampled_from(sorted(INKS)),
+    jitter=st.lists(st.integers(-6, 6), min_size=3, max_size=3),
+    ends=st.lists(st.tuples(st.integers(8, SIDE - 8), st.integers(8, SIDE - 8)), min_size=2, max_size=4, unique=True),
+    width_um=st.integers(150, 400),
+)
+def test_pen_marks_are_left_out_and_tissue_beyond_them_is_kept(kind, name, jitter, ends, width_um):
+    assume(all(np.hypot(a[0] - b[0], a[1] - b[1]) > 25 for a, b in itertools.pairwise(ends)))  # a stroke, not a dot
+    image, truth = overview(*kind)
+    canvas = Image.new("L", (4 * SIDE, 4 * SIDE))
+    ImageDraw.Draw(canvas).line(
+        [(4 * x, 4 * y) for x, y in ends], fill=255, width=round(4 * width_um / MPP), joint="curve"
+    )
+    share = np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BOX)) / 255
+    found = clean_tissue(covered(image, share, np.array(INKS[name]) + np.array(jitter)), mpp=MPP)
+    rows, columns = np.nonzero(share)
+    away = np.ones_like(truth, bool)
+    for dy, dx in zip(rows, columns, strict=True):
+        reach = int(FRINGE_UM / MPP) + 2
+        away[max(0, dy - reach) : dy + reach + 1, max(0, dx - reach) : dx + reach + 1] = False
+    glass = (truth == 0) & (share > 0)
+    assert found[glass].sum() <= 0.03 * glass.sum() + 2
+    kept = (truth > 0.6) & away
+    assert found[kept].sum() >= 0.95 * kept.sum() - 4
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    specks=st.lists(st.tuples(st.integers(2, 15), st.integers(3, SIDE - 3)), min_size=1, max_size=6),
+    grey=st.integers(0, 200),
+    width_px=st.integers(1, 6),
+)
+def test_dust_is_left_out(kind, specks, grey, width_px):
+    image, truth = overview(*kind)
+    image = image.copy()
+    for x, y in specks:
+        image[y : y + width_px, x : x + width_px] = grey
+    isolated = all(abs(a[0] - b[0]) > 8 or abs(a[1] - b[1]) > 8 for a in specks for b in specks if a != b)
+    found = clean_tissue(image, mpp=MPP)
+    assert not isolated or found[:, :22].sum() == 0
+    assert found[truth > 0.6].mean() > 0.97
+
+
+def test_a_bare_slide_has_no_tissue():
+    glass = np.random.default_rng(0).normal(236, 2, (80, 80, 3)).clip(0, 255).astype(np.uint8)
+    assert clean_tissue(glass, mpp=MPP).sum() == 0
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Slide:
+    image = np.full((300, 400, 3), 240, np.uint8)
+    image[100:200, 100:300] = (180, 90, 160)
+    image[20:40, 20:380] = (40, 60, 170)
+    Image.fromarray(image).save(tmp_path / "slide.png")
+    return Slide.open(tmp_path / "slide.png", mpp=4.0)
+
+
+def test_patches_do_not_count_what_the_overview_leaves_out(slide):
+    tissue = SlideTissue(slide, patch_um=128.0)
+    assert tissue.may_hold(400, 400, width_um=128) and not tissue.may_hold(400, 64, width_um=128)
+    patch = slide.read(400, 64, size_px=32, mpp=4.0)
+    found, roi = tissue.of_patch(patch, 400, 64, mpp=4.0)
+    assert roi.all() and found.sum() == 0
+    found, _ = tissue.of_patch(slide.read(336, 336, size_px=32, mpp=4.0), 336, 336, mpp=4.0)
+    assert found[18:, 18:].all() and not found[:14].any()
+
+
+def test_small_images_are_taken_as_they_are(slide, tmp_path):
+    small = Slide.open(slide.path, mpp=2.0)
+    tissue = SlideTissue(small, patch_um=64.0)
+    assert not tissue.is_slide and tissue.may_hold(200, 32, width_um=64)
+
+
+@given(x=st.integers(-50, 450), y=st.integers(-50, 350), size=st.integers(1, 60), fine=st.sampled_from([1, 2, 4]))
+@settings(max_examples=50, deadline=None)
+def test_an_area_of_any_resolution_lies_where_it_was_drawn(tmp_path_factory, x, y, size, fine):
+    folder = tmp_path_factory.mktemp("area")
+    Image.new("RGB", (400, 300), "white").save(folder / "slide.png")
+    coarse = np.zeros((30, 40), np.uint8)
+    coarse[5:20, 10:30] = 9
+    Image.fromarray(np.kron(coarse, np.ones((fine, fine), np.uint8))).save(folder / "area.png")
+    with Slide.open(folder / "slide.png", mpp=0.5) as slide:
+        inside = AreaImage(folder / "area.png", slide).read(x * 0.5, y * 0.5, size_px=size, mpp=0.5)
+    expected = np.zeros((600, 700), bool)
+    expected[100 + 50 : 100 + 200, 100 + 100 : 100 + 300] = True
+    assert (inside == expected[100 + y : 100 + y + size, 100 + x : 100 + x + size]).all()
+
+
+def test_areas_of_other_proportions_are_refused_and_none_is_none(slide, tmp_path):
+    assert open_area("", slide) is None
+    Image.new("L", (100, 80), 1).save(tmp_path / "area.png")
+    with pytest.raises(UserError, match=r"area\.png: 100 x 80.*400 x 300"):
+        open_area(str(tmp_path / "area.png"), slide)
+    Image.new("L", (13, 10), 1).save(tmp_path / "coarse.png")  # rounded to whole pixels
+    assert open_area(str(tmp_path / "coarse.png"), slide).read(0, 0, size_px=4, mpp=4.0).all()
