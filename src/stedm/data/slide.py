@@ -2,6 +2,7 @@
 
 import math
 import os
+import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ _DAMAGE = (
     SyntaxError,
     ValueError,
     EOFError,
+    IndexError,
+    struct.error,
     UnidentifiedImageError,
     Image.DecompressionBombError,
     openslide.OpenSlideError,
