@@ -14,6 +14,8 @@ _MOST_OVERVIEW_PX = 4096
 """Width or height of an overview, at most."""
 SLIDE_UM = 1000.0
 """From this width and height on, an image can hold pen marks and dust that are not part of the tissue."""
+_SAMPLES = 64
+"""Pixels across that a patch of a slide is judged by."""
 _SPECK_UM2 = 5000.0
 """Smaller pieces are dust; a square of 70 microns."""
 
@@ -21,7 +23,7 @@ _SPECK_UM2 = 5000.0
 def clean_tissue(rgb: np.ndarray, *, mpp: float, white: np.ndarray | None = None) -> np.ndarray:
     """Tissue (H, W) bool in an overview (H, W, 3) uint8 of a whole slide: stained, no pen mark, no dust."""
     white = white_point(rgb) if white is None else white
-    ink = ink_mask(optical_density(rgb, white=white, smooth_px=1), mpp=mpp)
+    ink = ink_mask(optical_density(rgb, white=white), mpp=mpp)
     return _without_small(tissue_mask(rgb, white=white, smooth_px=1) & ~ink, _SPECK_UM2 / mpp**2)
 
 
@@ -60,12 +62,16 @@ class SlideTissue:
 
     def may_hold(self, x_um: float, y_um: float, *, width_um: float) -> bool:
         """Whether the overview shows tissue to cut anywhere in a square."""
-        first, last = (
-            [int(round(at / self.mpp, 6)) for at in corner]
-            for corner in ((x_um, y_um), (x_um + width_um, y_um + width_um))
-        )
-        place = slice(first[1], last[1] + 1), slice(first[0], last[0] + 1)
+        place = self._seen_in(x_um, y_um, width_um=width_um)
         return bool((self.mask[place] if self.roi is None else self.mask[place] & self.roi[place]).any())
+
+    def _seen_in(self, x_um: float, y_um: float, *, width_um: float) -> tuple[slice, slice]:
+        """The pixels of the overview that a square touches."""
+        starts, stops = (
+            [int(round(at / self.mpp, 6)) for at in corner]
+            for corner in ((y_um, x_um), (y_um + width_um, x_um + width_um))
+        )
+        return slice(starts[0], stops[0] + 1), slice(starts[1], stops[1] + 1)
 
     def of_patch(self, image: np.ndarray, x_um: float, y_um: float, *, mpp: float) -> tuple[np.ndarray, np.ndarray]:
         """Tissue to cut and region of interest in a patch (H, W, 3) uint8, square: two (H, W) bool."""
@@ -73,8 +79,13 @@ class SlideTissue:
         roi = np.ones(image.shape[:2], bool) if self._roi is None else self._roi.read(x_um, y_um, **square)
         if self._given is not None:
             return self._given.read(x_um, y_um, **square) & roi, roi
-        found = tissue_mask(image, white=self.white) & roi
-        return (found & ~self._near_left_out(x_um, y_um, **square) if self.is_slide else found), roi
+        # A slide has many patches: of large ones fewer pixels say enough.
+        step = max(1, len(image) // _SAMPLES) if self.is_slide else 1
+        sampled = tissue_mask(image[::step, ::step], white=self.white, smooth_px=5 if step == 1 else 3)
+        found = sampled.repeat(step, axis=0).repeat(step, axis=1)[: len(image), : len(image)] & roi
+        if self._left_out_edged[self._seen_in(x_um, y_um, width_um=len(image) * mpp)].any():
+            found &= ~self._near_left_out(x_um, y_um, **square)
+        return found, roi
 
     def _near_left_out(self, x_um: float, y_um: float, *, size_px: int, mpp: float) -> np.ndarray:
         """What is left out of a patch, with the blurred edge it has there."""

@@ -8,6 +8,7 @@ a slide that is replaced costs only what is new.
 import hashlib
 import json
 import multiprocessing
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -36,6 +37,7 @@ FORMAT = 3
 FOLDERS = ("images", "masks", "overlays", ALIGNMENT)
 _BYTES_PER_PROCESS = 2**25
 """Less of image files than this is read sooner than a process starts."""
+_REFRESH_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -237,8 +239,10 @@ class _Bar:
         self.slides, self.done, self.patches = slides, done, 0
         note = TextColumn("{task.fields[note]}")
         columns = (TextColumn("cutting patches"), BarColumn(), note, TimeElapsedColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        # Drawn from here: a thread of its own would take turns with every patch.
+        self.progress = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
         self.task = self.progress.add_task("", total=size, note="")
+        self.drawn = float("-inf")
 
     def __enter__(self) -> "_Bar":
         self.progress.start()
@@ -250,10 +254,14 @@ class _Bar:
     def add(self, size: float, patches: int) -> None:
         """`size` more bytes of slides are done, and so many patches are written."""
         self.patches += patches
+        now = time.monotonic()
+        self.progress.advance(self.task, size)
+        if now - self.drawn < _REFRESH_S:
+            return
+        self.drawn = now
         elapsed = self.progress.tasks[0].elapsed or 0
         rate = f"  {self.patches / elapsed:.0f} patches/s" if elapsed > 1 else ""
-        note = f"slide {self.done}/{self.slides}{rate}"
-        self.progress.update(self.task, advance=size, note=note)
+        self.progress.update(self.task, note=f"slide {self.done}/{self.slides}{rate}", refresh=True)
 
     def finish(self, task: SlideTask) -> None:
         """A slide is done, or damaged."""

@@ -1,0 +1,187 @@
+"""What `stedm prepare` adds to reading and writing: patches per second beside bare OpenSlide, and memory by slides.
+
+A generated pyramid (JPEG tiles, rendered tissue with glass around it) is cut in one process by `prepare`'s own code. By
+turns with it a plain loop reads the same regions with bare OpenSlide (`read_region`, then RGB) and writes them as PNG
+with Pillow and the same compression, and another one only reads them. Then 2 and 20 such slides are cut, in one process
+and in two, each time from a fresh process; its peak memory is taken, and that of the largest process below it.
+
+    python benchmarks/prepare.py --out runs/prepare
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import active_children
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import openslide
+import tifffile
+from PIL import Image
+
+from stedm.config import PrepareConfig
+from stedm.data.labels import LabelMap
+from stedm.data.phantom import draw_layout, draw_style
+from stedm.data.phantom_render import render
+from stedm.files import write_json
+from stedm.stages import prepare_slides
+from stedm.stages.prepare_slide import PNG_STRATEGY
+from stedm.stages.prepare_slides import SlideTask, cut_slides, records_of
+
+PATCH_PX, MPP = 256, 0.5
+COLUMNS = ("patch_id", "slide", "x_um", "y_um", "image")
+
+
+def write_slide(path: Path, side_px: int, seed: int) -> None:
+    """A pyramid of four levels in tiles of 256 px: 1024 px of rendered tissue, repeated, with glass all round."""
+    rng = np.random.default_rng(seed)
+    piece = render(draw_layout(1024, rng), draw_style("he", rng), rng)
+    repeats = -(-side_px // len(piece))
+    image = np.tile(piece, (repeats, repeats, 1))[:side_px, :side_px]
+    margin = side_px // 8
+    image[:margin], image[-margin:], image[:, :margin], image[:, -margin:] = 240, 240, 240, 240
+    options = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 85}}
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        for level in range(4):
+            dots = 1e4 / MPP / 2**level
+            resolution = {"resolution": (dots, dots), "resolutionunit": "CENTIMETER"}
+            tiff.write(image, subfiletype=int(level > 0), metadata=None, **resolution, **options)
+            height, width = (size // 2 * 2 for size in image.shape[:2])
+            image = image[:height, :width].reshape(height // 2, 2, width // 2, 2, 3).mean((1, 3)).astype(np.uint8)
+
+
+def tasks_of(paths: list[Path]) -> list[SlideTask]:
+    """One unannotated slide a patient."""
+    empty = {"mask": "", "tissue": "", "roi": "", "group": "", "mpp": float("nan"), "laboratory": "source"}
+    rows = [{"image": str(path), "slide": path.stem, "patient": path.stem, **empty} for path in paths]
+    return [SlideTask(number, SimpleNamespace(**row), f"row {number}", "") for number, row in enumerate(rows)]
+
+
+def cut(out: Path, paths: list[Path], jobs: int) -> None:
+    """What `stedm prepare` does once the table is read and checked."""
+    shutil.rmtree(out, ignore_errors=True)
+    prepare_slides._BYTES_PER_PROCESS = 1  # as many processes as asked for, however small the slides
+    labels = {"source": LabelMap.from_values([0, 1])}
+    cut_slides(out, tasks_of(paths), PrepareConfig(PATCH_PX, MPP), labels, jobs=jobs)
+
+
+def bare_reads(path: Path, corners: list[tuple[int, int]]) -> Iterator[Image.Image]:
+    """The same regions as a script of three lines reads them."""
+    with openslide.OpenSlide(str(path)) as slide:
+        for corner in corners:
+            yield slide.read_region(corner, 0, (PATCH_PX, PATCH_PX)).convert("RGB")
+
+
+def read_bare(path: Path, corners: list[tuple[int, int]]) -> None:
+    for _ in bare_reads(path, corners):
+        pass
+
+
+def read_and_write_bare(folder: Path, path: Path, corners: list[tuple[int, int]]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for number, image in enumerate(bare_reads(path, corners)):
+        image.save(folder / f"{number}.png", compress_type=PNG_STRATEGY)
+
+
+def seconds(action: Callable[[], object]) -> tuple[float, float]:
+    """Processor and wall time."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    action()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def throughput(out: Path, path: Path, repeats: int) -> dict[str, object]:
+    """The least time of each of the three, by turns, and what follows."""
+    cut(out / "cut", [path], 1)  # also warms the file cache up
+    records = records_of(out / "cut", tasks_of([path]), COLUMNS)
+    corners = [(round(x / MPP), round(y / MPP)) for x, y in zip(records["x_um"], records["y_um"], strict=True)]
+    actions = {
+        "prepare": lambda: cut(out / "cut", [path], 1),
+        "bare_reads_and_writes": lambda: read_and_write_bare(out / "bare", path, corners),
+        "bare_reads": lambda: read_bare(path, corners),
+    }
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
+    for _ in range(repeats):
+        for name, action in actions.items():
+            times[name].append(seconds(action))
+    found: dict[str, object] = {"patches": len(corners)}
+    for kind, name in enumerate(("processor", "wall")):
+        least = {action: min(time[kind] for time in times[action]) for action in actions}
+        writes = least["bare_reads_and_writes"] - least["bare_reads"]
+        found[name] = {f"{action}_patches_per_s": len(corners) / time for action, time in least.items()} | {
+            "prepare_over_bare_reads_and_writes": least["bare_reads_and_writes"] / least["prepare"],
+            "the_same_without_the_writing": least["bare_reads"] / (least["prepare"] - writes),
+        }
+    return found
+
+
+def peak_mib(out: Path, slides: Path, number: int, jobs: int) -> dict[str, float]:
+    """Peak memory of a fresh process that cuts so many slides, and of the largest process below it."""
+    command = [sys.executable, __file__, "--out", str(out), "--slides", str(slides), "--cut", str(number), str(jobs)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return dict(json.loads(done.stdout))
+
+
+def cut_and_watch(out: Path, paths: list[Path], jobs: int) -> dict[str, float]:
+    """Cut; peak memory of this process and of the largest of its workers, MiB."""
+    largest, ended = 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal largest
+        while not ended.wait(0.1):
+            largest = max([largest, *(_peak(process.pid) for process in active_children())])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    cut(out, paths, jobs)
+    ended.set()
+    thread.join()
+    return {"parent": _peak("self"), "largest_worker": largest}
+
+
+def _peak(process: int | str | None) -> float:
+    """Peak resident memory of a process since it runs its own program, MiB; 0 when it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--side", type=int, default=10_000, help="width and height of the slide that is timed, pixels")
+    parser.add_argument("--small", type=int, default=4_000, help="the same of the slides whose memory is measured")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--slides", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--cut", type=int, nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.cut:
+        paths = sorted(options.slides.glob("s*.tif"))[: options.cut[0]]
+        print(json.dumps(cut_and_watch(options.out, paths, options.cut[1])))
+        return
+    slides = options.out / "slides"
+    slides.mkdir(parents=True, exist_ok=True)
+    sides = {"large.tif": options.side} | {f"s{number:02d}.tif": options.small for number in range(20)}
+    for seed, (name, side_px) in enumerate(sides.items()):
+        if not (slides / name).exists():
+            write_slide(slides / name, side_px, seed)
+    result = {"throughput": throughput(options.out, slides / "large.tif", options.repeats)}
+    result["peak_mib"] = {
+        f"{number} slides, {jobs} process(es)": peak_mib(options.out / "memory", slides, number, jobs)
+        for number, jobs in ((2, 1), (20, 1), (2, 2), (20, 2))
+    }
+    write_json(options.out / "prepare.json", result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
