@@ -248,3 +248,13 @@ def test_other_kinds_of_pixels_are_refused_in_words(tmp_path):
     tifffile.imwrite(tmp_path / "deep.ome.tif", np.zeros((64, 64, 3), np.uint16), photometric="rgb")
     with pytest.raises(DamagedSlide, match=r"deep\.ome\.tif.*uint16.*8-bit RGB"):
         Slide.open(tmp_path / "deep.ome.tif")
+
+
+def test_a_tiff_cut_off_in_its_header_is_damage(tmp_path):
+    whole = tmp_path / "whole.tif"
+    tifffile.imwrite(whole, np.zeros((64, 64, 3), np.uint8), tile=(32, 32), description="cut off below" * 20)
+    for length in (4, 8, 40):
+        cut = tmp_path / f"cut{length}.tif"
+        cut.write_bytes(whole.read_bytes()[:length])
+        with pytest.raises(DamagedSlide, match="unreadable image"):
+            Slide.open(cut)

@@ -23,7 +23,7 @@ _DAMAGE = (
     SyntaxError,
     ValueError,
     EOFError,
-    IndexError,
+    LookupError,
     struct.error,
     UnidentifiedImageError,
     Image.DecompressionBombError,
@@ -163,4 +163,5 @@ def _open_handle(path: Path) -> Backend:
     try:
         return open_backend(path)
     except _DAMAGE as error:
-        raise DamagedSlide(f"{path}: unreadable image ({error}); replace the file") from None
+        reason = "damaged header" if isinstance(error, (LookupError, struct.error)) else error
+        raise DamagedSlide(f"{path}: unreadable image ({reason}); replace the file") from None
