@@ -77,6 +77,11 @@ class Slide:
         """The scanned area (x, y, width, height) in pixels of level 0: the whole slide unless the file says less."""
         return self._header.bounds_px or (0, 0, self.width_px, self.height_px)
 
+    @property
+    def is_pyramid(self) -> bool:
+        """Whether the file holds the image at several resolutions."""
+        return len(self._header.downsamples) > 1
+
     def read(self, x_um: float, y_um: float, *, size_px: int, mpp: float) -> np.ndarray:
         """Square region with its top-left corner at (x_um, y_um), as (size_px, size_px, 3) uint8 RGB at `mpp`.
 

@@ -13,7 +13,7 @@ OVERVIEW_PX = 8
 _MOST_OVERVIEW_PX = 4096
 """Width or height of an overview, at most."""
 SLIDE_UM = 1000.0
-"""From this width and height on, an image can hold pen marks and dust that are not part of the tissue."""
+"""From this width and height on, an image of one level can hold pen marks and dust that are not part of the tissue."""
 _SAMPLES = 64
 """Pixels across that a patch of a slide is judged by."""
 _SPECK_UM2 = 5000.0
@@ -46,7 +46,7 @@ class SlideTissue:
         self.white = white_point(self.overview)
         self._given, self._roi = tissue, roi
         stained = tissue_mask(self.overview, white=self.white, smooth_px=1)
-        self.is_slide = min(size_um) >= SLIDE_UM
+        self.is_slide = slide.is_pyramid or min(size_um) >= SLIDE_UM
         found = clean_tissue(self.overview, mpp=self.mpp, white=self.white) if self.is_slide else stained
         self.mask = found if tissue is None else self._seen(tissue)
         """Tissue in the overview (H, W)."""

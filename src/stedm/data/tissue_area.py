@@ -28,7 +28,8 @@ class TissueArea:
         shorter_um, longer_um = sorted(px * slide.mpp for px in (slide.width_px, slide.height_px))
         overview_mpp = max(mpp, min(_OVERVIEW_MPP, longer_um / 64), longer_um / _OVERVIEW_PX)
         overview = slide.overview(overview_mpp)
-        tissue = clean_tissue(overview, mpp=overview_mpp) if shorter_um >= SLIDE_UM else tissue_mask(overview)
+        is_slide = slide.is_pyramid or shorter_um >= SLIDE_UM
+        tissue = clean_tissue(overview, mpp=overview_mpp) if is_slide else tissue_mask(overview)
         outside_um = ndimage.distance_transform_edt(~tissue) * overview_mpp if tissue.any() else np.inf
         return cls(tissue | (outside_um <= _RIM_UM), step=mpp / overview_mpp)
 
