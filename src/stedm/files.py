@@ -1,5 +1,6 @@
 """Atomic writes: a file or folder appears whole under its final name, or not at all."""
 
+import fcntl
 import json
 import os
 import re
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from stedm.errors import UserError
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
 
@@ -58,6 +61,25 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path, *, folder: Path, fix: str, busy: str) -> Iterator[None]:
+    """Hold the lock file `path`, made with its folder; the lock goes with the process, however it ends.
+
+    Raises UserError about `folder`: with `fix` when it cannot be written, with `busy` when another process is there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "w")  # noqa: SIM115 (closed below, whatever happens)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); {fix}") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder}: {busy}") from None
+        yield
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,13 +1,12 @@
 """The run: stages in order, each skipped when unchanged, resumed when it was interrupted."""
 
-import fcntl
 import importlib.metadata
 import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from stedm.config import RunConfig
 from stedm.config_file import save_config
 from stedm.errors import UserError
 from stedm.experiment import Part, adopt, annotated_patients, is_experiment, parts_of
-from stedm.files import link, read_json, remove_temporaries, write_json
+from stedm.files import link, locked, read_json, remove_temporaries, write_json
 from stedm.graph import Stage, fingerprint_of, needed
 from stedm.stages.prepare import share_patches
 from stedm.stages.run_folder import RunFolder
@@ -218,20 +217,10 @@ def execute(stage: Stage, fingerprint: str, **options: Any) -> float:
     return seconds
 
 
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """One process per run folder; the lock goes with the process, however it ends."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        handle = open(root / ".lock", "w")  # noqa: SIM115 (closed below, whatever happens)
-    except OSError as error:
-        raise UserError(f"{root}: cannot be written ({error.strerror}); choose another folder with --out") from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{root}: another stedm process is working there; wait for it or use --out") from None
-        yield
+def _locked(root: Path) -> AbstractContextManager[None]:
+    """One process per run folder."""
+    busy = "another stedm process is working there; wait for it or use --out"
+    return locked(root / ".lock", folder=root, fix="choose another folder with --out", busy=busy)
 
 
 def environment() -> dict[str, Any]:

@@ -12,12 +12,17 @@ OVERVIEW_PX = 8
 """Overview pixels per patch width: enough to see which patches are bare glass."""
 _MOST_OVERVIEW_PX = 4096
 """Width or height of an overview, at most."""
-SLIDE_UM = 1000.0
+_SLIDE_UM = 1000.0
 """From this width and height on, an image of one level can hold pen marks and dust that are not part of the tissue."""
 _SAMPLES = 64
 """Pixels across that a patch of a slide is judged by."""
 _SPECK_UM2 = 5000.0
 """Smaller pieces are dust; a square of 70 microns."""
+
+
+def is_whole_slide(slide: Slide) -> bool:
+    """Whether an image can hold pen marks and dust: a pyramid of any size, or a large image of one level."""
+    return slide.is_pyramid or min(slide.width_px, slide.height_px) * slide.mpp >= _SLIDE_UM
 
 
 def clean_tissue(rgb: np.ndarray, *, mpp: float, white: np.ndarray | None = None) -> np.ndarray:
@@ -46,7 +51,7 @@ class SlideTissue:
         self.white = white_point(self.overview)
         self._given, self._roi = tissue, roi
         stained = tissue_mask(self.overview, white=self.white, smooth_px=1)
-        self.is_slide = slide.is_pyramid or min(size_um) >= SLIDE_UM
+        self.is_slide = is_whole_slide(slide)
         found = clean_tissue(self.overview, mpp=self.mpp, white=self.white) if self.is_slide else stained
         self.mask = found if tissue is None else self._seen(tissue)
         """Tissue in the overview (H, W)."""

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from stedm.data.slide import Slide
-from stedm.data.slide_tissue import SLIDE_UM, clean_tissue
+from stedm.data.slide_tissue import clean_tissue, is_whole_slide
 from stedm.data.tissue import tissue_mask
 
 _OVERVIEW_MPP = 8.0
@@ -25,11 +25,10 @@ class TissueArea:
     @classmethod
     def measure(cls, slide: Slide, mpp: float) -> "TissueArea":
         """Find tissue, without pen marks and dust, on an overview of 8 microns per pixel; coarser for over 16 mm."""
-        shorter_um, longer_um = sorted(px * slide.mpp for px in (slide.width_px, slide.height_px))
+        longer_um = max(slide.width_px, slide.height_px) * slide.mpp
         overview_mpp = max(mpp, min(_OVERVIEW_MPP, longer_um / 64), longer_um / _OVERVIEW_PX)
         overview = slide.overview(overview_mpp)
-        is_slide = slide.is_pyramid or shorter_um >= SLIDE_UM
-        tissue = clean_tissue(overview, mpp=overview_mpp) if is_slide else tissue_mask(overview)
+        tissue = clean_tissue(overview, mpp=overview_mpp) if is_whole_slide(slide) else tissue_mask(overview)
         outside_um = ndimage.distance_transform_edt(~tissue) * overview_mpp if tissue.any() else np.inf
         return cls(tissue | (outside_um <= _RIM_UM), step=mpp / overview_mpp)
 

@@ -1,7 +1,6 @@
 """Segment one slide: label map pyramid, outlines for QuPath, area of each class; whatever is there is kept."""
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from stedm.data.region_outlines import outlines
 from stedm.data.slide import Slide
 from stedm.device import worker_device
 from stedm.errors import UserError
-from stedm.files import read_json, write_json
+from stedm.files import locked, read_json, write_json
 from stedm.models.ensemble import Ensemble
 from stedm.models.model_folder import CONFIG, WEIGHTS
 from stedm.progress import Bar
@@ -242,17 +241,7 @@ def _doubts(path: Path, options: SegmentOptions, slide_mpp: float, mpp: float) -
 @contextmanager
 def _locked(work: Path) -> Iterator[None]:
     """Hold a slide's working folder, which is removed at the end unless there is an error."""
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        handle = open(work / "lock", "w")  # noqa: SIM115 (closed below, whatever happens)
-    except OSError as error:
-        raise UserError(
-            f"{work.parent}: cannot be written ({error.strerror}); choose another folder with --out"
-        ) from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{work.parent}: another stedm process is working on this slide; wait for it") from None
+    busy = "another stedm process is working on this slide; wait for it"
+    with locked(work / "lock", folder=work.parent, fix="choose another folder with --out", busy=busy):
         yield
         shutil.rmtree(work)
