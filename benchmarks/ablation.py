@@ -46,8 +46,8 @@ STEPS: dict[str, Changes] = {
     "partly unknown layouts": {"diffusion": {"unknown_share": 0.3}},
     "a style for each class": {"diffusion": {"style_pooling": "class"}},
     "style prior": {"diffusion": {"style_prior": "learned"}},
-    "scanner's grain": {"generate": {"grain": 1.0}},
-    "milder guidance": {"generate": {"style_guidance": 1.25, "nfe": 4}},
+    "scanner's grain": {"generate": {"grain": None}},
+    "4 evaluations": {"generate": {"nfe": 4}},
 }
 """Each row keeps what the rows above it changed; the last is ours."""
 INSTEAD: dict[str, Changes] = {
@@ -97,7 +97,7 @@ def slug(row: str) -> str:
 def origin_of(row: str, out: Path) -> Path:
     """The folder a row starts from: one whose generator it shares, where there is one; else the shared stages."""
     same_generator = {"8 evaluations, second order": "paper-like", "scanner's grain": "style prior"}
-    guided = ("milder guidance", "nested guidance on layout too", "composed guidance", "no guidance")
+    guided = ("4 evaluations", "nested guidance on layout too", "composed guidance", "no guidance")
     same_generator |= {name: "scanner's grain" for name in guided}
     folder = out / slug(same_generator.get(row, ""))
     return folder if row in same_generator and (folder.with_suffix(".json")).exists() else out / "shared"

@@ -1,10 +1,11 @@
 """The filter: losses, limits and what becomes ignore, computed by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from stedm.config import IGNORE
-from stedm.stages.filter import class_losses, ignore_unlikely, loss_limits, pixel_losses
+from stedm.stages.filter import class_losses, ignore_unlikely, kept, loss_limits, pixel_losses
 
 MAPS = np.array([[[0, 1], [2, IGNORE]]], np.uint8)  # (1, 2, 2)
 
@@ -55,3 +56,14 @@ def test_larger_tolerance_ignores_less(tolerance: float) -> None:
         for factor in (tolerance, 2 * tolerance)
     ]
     assert ignored[0] > ignored[1]
+
+
+def test_images_below_the_threshold_are_dropped_but_never_all_of_them() -> None:
+    agreement = pd.Series([0.9, 0.2, 0.6, 0.2, 0.1, 0.3], index=[4, 5, 6, 7, 8, 9])
+    assert kept(agreement, 0.5, least=0.1).tolist() == [True, False, True, False, False, False]
+    assert kept(agreement, 0.95, least=0.1).tolist() == [True, False, False, False, False, False]
+    assert kept(agreement, 0.95, least=0.5).tolist() == [True, False, True, False, False, True]
+    assert not kept(agreement, 0.95, least=0.0).any()
+    assert kept(agreement, 0.0, least=0.0).all()
+    tied = kept(pd.Series([0.2] * 10), 0.5, least=0.2)
+    assert tied.sum() == 2  # a tie does not let more through

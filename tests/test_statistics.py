@@ -277,9 +277,11 @@ def test_groups_are_summarised_over_their_own_patients():
     found = groups["he"]["arms"]["real"]
     assert found["patient_iou_mean"] == pytest.approx(of_group.mean())
     assert found["patient_iou_std"] == pytest.approx(of_group.std(ddof=1)) and found["n_patients"] == 8
+    assert found["worst_decile_iou"] == pytest.approx(of_group.min())  # a tenth of eight: one patient
     nameless = summary_table(table.assign(group=np.nan), ["real"], label_budget=4, resamples=200)
     assert nameless["groups"] == {}
     table.loc[table["patient"] != "p0", "iou"] = np.nan
     lonely = summary_table(table, ["real"], label_budget=4, resamples=200)["groups"]
-    assert lonely["he"]["arms"]["real"] == {"patient_iou_mean": None, "patient_iou_std": None, "n_patients": 0}
+    keys = ("patient_iou_mean", "patient_iou_std", "worst_decile_iou")
+    assert lonely["he"]["arms"]["real"] == {**dict.fromkeys(keys), "n_patients": 0}
     assert lonely["ihc"]["arms"]["real"]["patient_iou_std"] is None

@@ -184,6 +184,8 @@ class FilterConfig:
     """Pixels with a cross entropy below this many nats are never ignored, however easy their class is on real data."""
     min_agreement: Optional[float] = None
     """Images whose layout agreement (mean IoU, 0 to 1) with the segmenter is lower are dropped; 0 keeps all."""
+    least_kept: float = 0.1
+    """Share of the images, those of highest agreement, that stays whatever `min_agreement` says; the report warns."""
     hard_sampling: float = 0.0
     """How much oftener images with layouts and styles that are hard for the segmenter are drawn in training; 0: not."""
 

@@ -64,6 +64,11 @@ def _interval(means: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def worst_decile(scores: np.ndarray) -> float:
+    """Mean of the lowest 10 % of the scores (patients,), at least one."""
+    return float(np.sort(scores)[: max(1, math.floor(0.1 * scores.size))].mean())
+
+
 def summarise(values: np.ndarray, *, resamples: int = 5000, seed: int = 0) -> Summary:
     """Summarise scores over patients.
 
@@ -77,15 +82,14 @@ def summarise(values: np.ndarray, *, resamples: int = 5000, seed: int = 0) -> Su
     """
     values = np.atleast_2d(np.asarray(values, dtype=float))
     scores = values.mean(axis=0)
-    scores = np.sort(scores[np.isfinite(scores)])
+    scores = scores[np.isfinite(scores)]
     if scores.size == 0:
         raise ValueError("no patient has a score")
     weights = _weights(np.random.default_rng(seed), scores.size, resamples)
-    worst = max(1, math.floor(0.1 * scores.size))
     return Summary(
         mean=float(scores.mean()),
         std=float(scores.std(ddof=1)) if scores.size > 1 else 0.0,
-        worst_decile=float(scores[:worst].mean()),
+        worst_decile=worst_decile(scores),
         ci95=_interval(weights @ scores),
     )
 
@@ -243,6 +247,7 @@ def _groups(per_patient: pd.DataFrame, scores: Mapping[str, pd.DataFrame]) -> di
             arms[arm] = {
                 "patient_iou_mean": float(values.mean()) if len(values) else None,
                 "patient_iou_std": float(values.std(ddof=1)) if len(values) > 1 else None,
+                "worst_decile_iou": worst_decile(values.to_numpy()) if len(values) else None,
                 "n_patients": len(values),
             }
         found[name] = {"n_patients": len(members), "arms": arms}

@@ -63,7 +63,7 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str, **
     layouts = _layouts(run, config, patches, images)
     lent = StylePatches(images, encode(first_stage, images).half(), torch.from_numpy(layouts))
     batches = DiffusionBatches(
-        _variants(first_stage, images, layouts, patches["annotated"].to_numpy(bool)),
+        _variants(first_stage, images, layouts, patches["annotated"].to_numpy(bool), seed=config.seed),
         lent,
         _style_sets(patches, config),
         batch_size=options.batch_size,
@@ -152,9 +152,11 @@ def _layouts(run: RunFolder, config: RunConfig, patches: pd.DataFrame, images: n
     return layouts
 
 
-def _variants(first_stage: FirstStage, images: np.ndarray, layouts: np.ndarray, annotated: np.ndarray) -> Variants:
+def _variants(
+    first_stage: FirstStage, images: np.ndarray, layouts: np.ndarray, annotated: np.ndarray, *, seed: int
+) -> Variants:
     """Encode each patch under several symmetries of the square: up to eight, fewer where there are many patches."""
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng(seed + 4)
     few = [int(np.clip(VARIANTS // max(1, (annotated == kind).sum()), 1, 8)) for kind in (0, 1)]
     patch = np.repeat(np.arange(len(images)), np.where(annotated, few[1], few[0]))
     code = rng.permuted(np.arange(len(patch)) % 8)

@@ -41,15 +41,26 @@ def filter_synthetic(run: RunFolder, config: RunConfig, *, name: str = "syntheti
             with atomic_path(folder / path) as temporary:
                 Image.fromarray(mask).save(temporary, compress_level=1)
         agreements = [_agreement(p.argmax(0), y, len(losses)) for p, y in zip(probabilities, layouts, strict=True)]
-        columns.append(_judged(part.index, agreements, layouts, masks, config, _nearest(run, images, training)))
+        columns.append(_judged(part.index, agreements, layouts, masks, _nearest(run, images, training)))
         hardness.append(layout_hardness(layouts, losses))
     judged = pd.concat(columns)
+    judged["keep"] = kept(judged["agreement"], config.filter.min_agreement, least=config.filter.least_kept)
     judged["weight"] = 1.0
     if config.filter.hard_sampling > 0:
         of_styles = style_hardness(run, teacher, manifest["style_patient"])
         judged["weight"] = sampling_weight(np.concatenate(hardness), of_styles, strength=config.filter.hard_sampling)
     with atomic_path(folder / "manifest.parquet") as temporary:
         manifest.drop(columns=judged.columns, errors="ignore").join(judged).to_parquet(temporary)
+
+
+def kept(agreement: pd.Series, min_agreement: float, *, least: float) -> pd.Series:
+    """Which images stay: those that agree enough, and the `least` share (0 to 1) that agrees best, come what may.
+
+    A segmenter that fails on the styles drawn (another laboratory's, say) judges every image badly; the best of them
+    are then worth more than a run that stops.
+    """
+    best = agreement.rank(method="first", ascending=False) <= np.ceil(least * len(agreement))
+    return (agreement >= min_agreement) | best
 
 
 def pixel_losses(probabilities: np.ndarray, label_maps: np.ndarray) -> np.ndarray:
@@ -94,14 +105,12 @@ def _judged(
     agreements: list[float],
     layouts: np.ndarray,
     masks: np.ndarray,
-    config: RunConfig,
     nearest: tuple[np.ndarray, list[str]],
 ) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "agreement": agreements,
             "ignored_fraction": (masks != layouts).mean((1, 2)),
-            "keep": np.array(agreements) >= config.filter.min_agreement,
             "nearest_real": nearest[1],
             "nearest_real_distance": nearest[0],
         },

@@ -93,11 +93,11 @@ def _group_table(summary: Mapping[str, Any] | None, arm: str | None) -> str:
     rows = []
     for name, found in groups.items():
         score = found["arms"][arm]
-        values = (score[key] for key in ("patient_iou_mean", "patient_iou_std"))
+        values = (score[key] for key in ("patient_iou_mean", "patient_iou_std", "worst_decile_iou"))
         rows.append(
             [name, str(score["n_patients"]), *(UNKNOWN if value is None else f"{value:.3f}" for value in values)]
         )
-    return markdown_table(["group", "test patients", "mean IoU", "std"], rows) if rows else ""
+    return markdown_table(["group", "test patients", "mean IoU", "std", "worst decile"], rows) if rows else ""
 
 
 def _is_few_step(config: Mapping[str, Any]) -> bool:

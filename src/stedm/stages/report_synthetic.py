@@ -15,6 +15,7 @@ def filtered(evidence: Evidence) -> dict[str, Any] | None:
     keep = manifest["keep"].astype(bool)
     kinds = manifest.assign(keep=keep).groupby("layout_kind")["keep"].agg(["size", "sum"])
     ignored = manifest.get("ignored_fraction")
+    threshold = (evidence.config.get("filter") or {}).get("min_agreement")
     return {
         "images": len(manifest),
         "kept": int(keep.sum()),
@@ -22,12 +23,13 @@ def filtered(evidence: Evidence) -> dict[str, Any] | None:
         "kinds": [
             {"kind": kind, "images": int(row["size"]), "kept": int(row["sum"])} for kind, row in kinds.iterrows()
         ],
+        "spared": int((keep & (manifest["agreement"] < (threshold or 0))).sum()),
         "ignored": None if ignored is None else float(ignored[keep].mean()),
         "agreement_figure": figures.histogram_figure(
             manifest["agreement"].to_numpy(float),
             label="agreement of segmenter and layout, mean IoU",
             limits=(0.0, 1.0),
-            threshold=(evidence.config.get("filter") or {}).get("min_agreement"),
+            threshold=threshold,
         ),
         "dropped": pictures.dropped_gallery(evidence.run, manifest),
     }

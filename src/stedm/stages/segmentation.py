@@ -108,7 +108,7 @@ def _synthetic(run: RunFolder, config: RunConfig, name: str) -> Pairs:
     kept = synthetic.kept
     if len(kept) == 0:
         raise UserError(
-            f"{folder / 'manifest.parquet'}: the filter kept no image; lower filter.min_agreement, or look at "
+            f"{folder / 'manifest.parquet'}: the filter kept no image; raise filter.least_kept, or look at "
             "diffusion/samples: does the generator follow its layouts?"
         )
     weight = synthetic.weights[kept] if config.filter.hard_sampling > 0 else None

@@ -27,8 +27,6 @@ from stedm.training.tasks import AutoencoderTask, DiffusionTask
 
 IMAGES = 24
 """Validation images, at most: taken from all patients in turn."""
-QUICK_NFE = 6
-"""Evaluations an image of the grids of a training: few, for there are many grids."""
 
 
 class GeneratorWatch:
@@ -82,7 +80,7 @@ class GeneratorWatch:
         if self.grid is None:
             return Observation(values)
         self.model.first_stage.to(task.device)
-        return Observation(values, self.grid.draw(self.model, nfe=QUICK_NFE))
+        return Observation(values, self.grid.draw(self.model))
 
     def _validate(self, task: DiffusionTask) -> Validation:
         batch, device = self.batch.to(task.device), task.device
