@@ -425,6 +425,20 @@ def test_arm_whose_seeds_disagree_more_than_the_effect_is_named(delta, apart, wa
     assert ["The seeds of real+stain lie" in warning for warning in found] == [True] * warned
 
 
+def test_roles_are_counted_by_laboratory_where_there_are_two(copied_run):
+    patches = pd.read_parquet(copied_run / "data" / "patches.parquet")
+    one = report_run.cohort(patches)
+    theirs = patches["split"] == "test"
+    two = report_run.cohort(patches.assign(laboratory=np.where(theirs, "target", "source")))
+    assert [row["role"] for row in two if "target" in row["role"]] == ["test, target laboratory"]
+    assert sum(row["patches"] for row in two) == sum(row["patches"] for row in one) == len(patches)
+    half = patches.assign(laboratory=np.where(patches["patch_id"].str.endswith("0"), "target", "source"))
+    assert {row["role"].rsplit(", ", 1)[1] for row in report_run.cohort(half)} == {
+        "source laboratory",
+        "target laboratory",
+    }
+
+
 def test_leaks_are_found_by_patient_and_by_content(copied_run):
     data = copied_run / "data"
     patches = pd.read_parquet(data / "patches.parquet")

@@ -77,7 +77,7 @@ def _worded(setting: Any) -> str:
 
 
 def cohort(patches: pd.DataFrame | None) -> list[dict[str, Any]] | None:
-    """Count patients, slides, patches and groups by role."""
+    """Count patients, slides, patches and groups by role, and by laboratory where there are two."""
     if patches is None:
         return None
     rows = []
@@ -87,17 +87,22 @@ def cohort(patches: pd.DataFrame | None) -> list[dict[str, Any]] | None:
             members = members[members["annotated"] == annotated]
         if members.empty and split == "unseen":
             continue
-        groups = members.groupby("group")["patient"].nunique() if "group" in members else pd.Series(dtype=int)
-        rows.append(
-            {
-                "role": role,
-                "patients": members["patient"].nunique(),
-                "slides": len(members[["patient", "slide"]].drop_duplicates()),
-                "patches": len(members),
-                "groups": ", ".join(f"{name} {number}" for name, number in groups.items() if name),
-            }
-        )
+        if "laboratory" in patches and patches["laboratory"].nunique() > 1:
+            rows += [_counts(f"{role}, {name} laboratory", part) for name, part in members.groupby("laboratory")]
+        else:
+            rows.append(_counts(role, members))
     return rows
+
+
+def _counts(role: str, members: pd.DataFrame) -> dict[str, Any]:
+    groups = members.groupby("group")["patient"].nunique() if "group" in members else pd.Series(dtype=int)
+    return {
+        "role": role,
+        "patients": members["patient"].nunique(),
+        "slides": len(members[["patient", "slide"]].drop_duplicates()),
+        "patches": len(members),
+        "groups": ", ".join(f"{name} {number}" for name, number in groups.items() if name),
+    }
 
 
 def data_source(config: Mapping[str, Any]) -> dict[str, str]:
