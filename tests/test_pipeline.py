@@ -96,6 +96,17 @@ def test_style_images_may_be_shared_given_one_by_one_or_as_vectors(model: StyleD
     assert model(LAYOUTS, uneven, seeds=SEEDS, nfe=2).shape == shared.shape
 
 
+def test_mixtures_of_two_styles_begin_and_end_with_them(model: StyleDiffusion) -> None:
+    pair = model.extract_styles(STYLES[:2])
+    mixed = pair.between([0.0, 0.5, 1.0])
+    for name in ("vectors", "grain", "tones"):
+        given, made = getattr(pair, name), getattr(mixed, name)
+        torch.testing.assert_close(made[[0, 2]], given)
+        torch.testing.assert_close(made[1], given.mean(0))
+    with pytest.raises(ValueError, match="two by two"):
+        mixed.between([0.5])
+
+
 @pytest.mark.parametrize(
     ("scales", "layouts", "styles", "branches"),
     [((1, 1), True, True, 1), ((1.5, 1.5), True, True, 2), ((2, 1.5), True, True, 3), ((2, 2), True, False, 2)],

@@ -73,6 +73,17 @@ class Styles:
     def __getitem__(self, rows: Tensor | slice) -> "Styles":
         return Styles(self.vectors[rows], self.grain[rows], self.tones[rows])
 
+    def between(self, amounts: Sequence[float]) -> "Styles":
+        """Mixtures of two styles (B = 2), one for each amount: 0 is the first, 1 the second."""
+        if len(self) != 2:
+            raise ValueError(f"styles are mixed two by two, and these are {len(self)}")
+
+        def mixed(pair: Tensor) -> Tensor:
+            share = torch.as_tensor(amounts, dtype=pair.dtype, device=pair.device).view(-1, *[1] * (pair.ndim - 1))
+            return torch.lerp(pair[:1], pair[1:], share)
+
+        return Styles(mixed(self.vectors), mixed(self.grain), mixed(self.tones))
+
 
 class StyleDiffusion(nn.Module):
     """Draws images that follow a layout in the style of reference images.
