@@ -226,7 +226,7 @@ def _words(name: str, folder: Path, options: Sequence[str]) -> list[str]:
 
 
 def _other_subjects(out: Path, wanted: Sequence[str]) -> Iterator[Subject]:
-    """Slides segmented and lent as style with the models of the finished run; a run of two label budgets."""
+    """Slides segmented and lent as style with the models of the run; two label budgets, up to `evaluate`."""
     finished = out / "before" / "after-train-segmentation"
     slide = _slide(out / "slide.tif")
     if "segment" in wanted:
@@ -238,9 +238,11 @@ def _other_subjects(out: Path, wanted: Sequence[str]) -> Iterator[Subject]:
         few = ["--n", "8", "--batch-size", "2", "--nfe", "2"]
         yield Subject("generate --style-slide", lambda folder: ["generate", *model, "--out", str(folder), *few], None)
     if "experiment" in wanted:
-        more = {"experiment.budgets": "[1, 2]", "segmentation.arms": "[real, real+stain+synthetic]"}
+        more = {"experiment.budgets": "[1, 2]", "segmentation.arms": "[real+stain, real+synthetic]"}
+        more |= {"generate.generator": "full", "generate.images": 4, "evaluate.images_per_style": 2}
+        more |= {f"{section}.steps": 4 for section in ("autoencoder", "diffusion", "segmentation")}
         options = [word for key, value in (OPTIONS | more).items() for word in (f"--{key}", str(value))]
-        yield Subject("experiment", lambda folder: _words("run", folder, options), None)
+        yield Subject("experiment", lambda folder: _words("evaluate", folder, options), None)
 
 
 def _slide(path: Path) -> Path:

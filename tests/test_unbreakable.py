@@ -309,7 +309,7 @@ def test_a_training_that_diverges_says_where_and_a_lower_learning_rate_works(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stedm: ")]
     assert "first stage" in line and "step" in line and "lower autoencoder.learning_rate (now 1e+30)" in line
     assert not (out / "autoencoder" / "fingerprint.json").exists() and not list(out.glob("autoencoder/*.safetensors"))
-    assert main(words("train autoencoder", out)) == 0
+    assert main(words("train autoencoder", out, **{"autoencoder.learning_rate": 0.002})) == 0
     assert (out / "autoencoder" / "model.safetensors").exists()
     assert read_json(out / "autoencoder" / "fingerprint.json")["seconds"] > 0
 

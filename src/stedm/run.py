@@ -114,6 +114,7 @@ def _run_jobs(every: list[Job], parts: Sequence[Part], *, jobs: int, slide_jobs:
     for job in every:
         if job.name not in open_names:
             console.print(f"{job.name:<44} unchanged")
+            job.stage.begun.unlink(missing_ok=True)  # of a process that was killed when all was done
     with Workers(run_named_stage, jobs=min(jobs, max(1, len(todo) - 1))) as workers:
         _prepare([job for job in todo if job.stage.name == "prepare"], parts, slide_jobs, console)
         todo = [job for job in todo if job.stage.name != "prepare"]
@@ -188,7 +189,7 @@ def _do(stage: Stage, fingerprint: str, source: Path | None) -> float:
 
 def _is_begun(stage: Stage, fingerprint: str) -> bool:
     """Whether an interrupted attempt at this very result can be continued."""
-    done, begun = stage.folder / stage.marker, stage.folder / f"begun-{stage.marker}"
+    done, begun = stage.folder / stage.marker, stage.begun
     return not done.exists() and begun.exists() and bool(read_json(begun)["fingerprint"] == fingerprint)
 
 
@@ -203,7 +204,7 @@ def execute(stage: Stage, fingerprint: str, **options: Any) -> float:
 
     options: how its action goes about it, which does not change the result.
     """
-    done, begun = stage.folder / stage.marker, stage.folder / f"begun-{stage.marker}"
+    done, begun = stage.folder / stage.marker, stage.begun
     unfinished = _is_begun(stage, fingerprint)
     # The phantom's and the patches' own check decides what of data/ can be kept.
     if not unfinished and not stage.keeps_folder and stage.name != "prepare":

@@ -227,16 +227,21 @@ def fit(
     checkpoint = _Checkpoint(last, log, stretch)
     trainer = _trainer(task.steps, [*callbacks, checkpoint])
     loader = _Loader(batch_of_step, steps=task.steps, stretch=stretch)
+    with unswallowed(), _explained(description, task, checkpoint):
+        trainer.fit(task, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    return task.cpu().eval()  # type: ignore[return-value]
+
+
+@contextmanager
+def _explained(description: str, task: Task, checkpoint: _Checkpoint) -> Iterator[None]:
+    """Say of a divergence in the block what diverged and where, what is kept, and what to try."""
     try:
-        with unswallowed():
-            trainer.fit(task, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)
+        yield
     except Diverged as error:
-        kept = (
-            f"the state of step {checkpoint.last_step} stays in {last}" if last.exists() else "no state was saved yet"
-        )
+        last, step = checkpoint.path, checkpoint.last_step
+        kept = f"the state of step {step} stays in {last}" if last.exists() else "no state was saved yet"
         fix = f"lower {task.section}.learning_rate (now {task.learning_rate:g}) and run again"
         raise UserError(f"{description}: {error}; {kept}; {fix}") from None
-    return task.cpu().eval()  # type: ignore[return-value]
 
 
 def _trainer(steps: int, callbacks: list[L.Callback]) -> L.Trainer:
