@@ -33,7 +33,7 @@ class Disk:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._check(self._libc.unshare(_NEW_USER | _NEW_MOUNTS))
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
-            Path(f"/proc/self/{name}").write_text(text)
+            Path("/", "proc", "self", name).write_text(text)
         folder.mkdir(parents=True, exist_ok=True)
         self._mount(None, "/", None, _EVERYTHING_PRIVATE, None)
         self._mount("tmpfs", str(folder), "tmpfs", 0, f"size={SIZE}")

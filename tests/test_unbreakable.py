@@ -164,6 +164,14 @@ def test_two_segmentations_of_one_slide_the_second_is_refused(
         assert main(command) == 1 and (tmp_path / ".case.segmenting" / "lock").exists()
 
 
+def test_a_model_folder_is_only_read(slide: Path, segmenter: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (segmenter, *segmenter.iterdir())}
+    for path in before:
+        path.chmod(0o555 if path.is_dir() else 0o444)  # for root, the times say it
+    assert main(["segment", str(slide), "--model", str(segmenter), "--out", str(tmp_path), "--jobs", "1"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (segmenter, *segmenter.iterdir())} == before
+
+
 # No room
 
 
