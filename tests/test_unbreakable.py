@@ -290,13 +290,13 @@ def test_what_lightning_makes_of_an_interruption_is_undone() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_a_run_is_interrupted_and_continues(tmp_path: Path, number: int, code: int, jobs: str) -> None:
+def test_a_running_command_ends_soon_after_an_interruption(tmp_path: Path, number: int, code: int, jobs: str) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "stedm.cli", *words("train segmentation", out, **{"autoencoder.steps": 2000})]
     command[command.index("--jobs") + 1] = jobs
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not list(out.glob("*/training/*")) + list(out.glob("segmentation/*/*/training/*")):
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(number)
     started = time.monotonic()

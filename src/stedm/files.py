@@ -129,17 +129,16 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def locked(path: Path, *, folder: Path, fix: str, busy: str | None) -> Iterator[None]:
     """Hold the lock file `path`, made with its folder; the lock goes with the process, however it ends.
 
-    Raises UserError about `folder`: with `fix` when it cannot be written, with `busy` when another process is there.
-    busy None: wait for the other process.
+    Raises errors about `folder`: Stopped, with `fix`, when it cannot be written, UserError, with `busy`, when another
+    process is there. busy None: wait for the other process.
     """
     try:
         handle = _hold(path, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
     except BlockingIOError:
         raise UserError(f"{folder}: {busy}") from None
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise Stopped(f"{folder}: {error.strerror}; {_FIXES[error.errno]}") from None
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); {fix}") from None
+        fix = _FIXES[error.errno] if error.errno in _NO_ROOM else fix
+        raise Stopped(f"{folder}: cannot be written ({error.strerror}); {fix}") from None
     with handle:
         yield
 
