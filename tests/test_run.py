@@ -252,6 +252,24 @@ def test_what_a_killed_process_left_half_written_is_removed(run: Recorder) -> No
     assert [path.name for path in run.folder.rglob(".*")] == [".lock"]
 
 
+def test_killed_when_all_was_done_leaves_no_mark_of_a_beginning(run: Recorder) -> None:
+    run()
+    begun = run.folder / "diffusion" / "begun-fingerprint.json"
+    begun.write_text((run.folder / "diffusion" / "fingerprint.json").read_text())
+    assert run() == set() and not begun.exists()
+
+
+def test_a_stage_folder_that_is_a_link_keeps_nothing_of_another_config(run: Recorder, tmp_path: Path) -> None:
+    run()
+    (run.folder / "diffusion").rename(tmp_path / "large")
+    (run.folder / "diffusion").symlink_to(tmp_path / "large")
+    assert run() == set()
+    (tmp_path / "large" / "old.png").write_text("old")
+    run("diffusion.steps=9")
+    assert (run.folder / "diffusion").is_symlink() and not (tmp_path / "large" / "old.png").exists()
+    assert (tmp_path / "large" / "fingerprint.json").exists()
+
+
 def test_one_process_a_folder(run: Recorder) -> None:
     run.folder.mkdir()
     with open(run.folder / ".lock", "w") as handle:

@@ -1,5 +1,7 @@
 """Training: resumes bit for bit, trains everything, keeps the averaged weights, stops at a loss that is not finite."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from torch import Tensor
 from stedm.config_file import load_config
 from stedm.data.style_sets import StyleSets
 from stedm.errors import UserError
+from stedm.interruption import Terminated, terminable
 from stedm.models.autoencoder import FirstStage
 from stedm.models.segmenter import Segmenter
 from stedm.models.style import StyleExtractor
@@ -328,8 +331,81 @@ def test_loss_that_is_not_finite_is_a_clear_error(tmp_path: Path, step: int) -> 
 
     with pytest.raises(UserError, match="loss is nan") as caught:
         train("diffusion", tmp_path, poisoned)
-    assert "lower the learning rate" in str(caught.value) and "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert "diffusion: " in message and f"at step {step + 1};" in message and "\n" not in message
+    assert "lower diffusion.learning_rate (now 0.002)" in message
+    assert ("the state of step 2 stays" if step else "no state was saved yet") in message
     train("diffusion", tmp_path)
+
+
+def diverges(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> str:
+    """Message of a training of which `what` goes wrong at step 4; then it is continued without, and compared."""
+    make, batches, _ = RECIPES[name]
+    task_type = type(make())
+    healthy = task_type.training_step
+
+    def training_step(self: Task, batch: Batch, batch_idx: int) -> Tensor:
+        loss, weights = healthy(self, batch, batch_idx), next(iter(self.parameters()))
+        if self.global_step == 3 and what == "loss":
+            return loss * float("nan")
+        if self.global_step == 3 and what == "gradient":  # of a root at zero
+            return loss + (weights - weights.detach()).sum().abs().sqrt()
+        return loss
+
+    def poison(self: Task, batch: Batch, batch_idx: int) -> None:
+        if self.global_step == 4 and what == "weights":
+            with torch.no_grad():
+                list(self.parameters())[-1].fill_(float("inf"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task_type, "training_step", training_step)
+        patch.setattr(task_type, "on_train_batch_end", lambda self, outputs, *rest: poison(self, *rest), raising=False)
+        with pytest.raises(UserError) as caught:
+            train(name, folder, batches())
+    whole = train(name, folder.with_name("whole"))
+    assert equal(train(name, folder), whole)  # from the last good state
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    ("what", "words"), [("loss", "the loss is nan"), ("gradient", "the gradient's norm is"), ("weights", "not finite")]
+)
+def test_a_training_that_diverges_stops_with_its_last_good_state(
+    name: str, what: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = diverges(name, tmp_path / "stopped", monkeypatch, what)
+    assert words in message and "the state of step 2 stays" in message
+    section = "segmentation" if name == "semi-supervised" else name
+    assert message.startswith(f"{name}: ") and f"lower {section}.learning_rate (now 0.002)" in message
+
+
+@pytest.mark.parametrize("values", [{"val_loss": float("nan")}, {"val_loss": float("inf")}, {"val_psnr": float("nan")}])
+def test_a_validation_that_is_not_finite_stops_the_training(tmp_path: Path, values: dict[str, float]) -> None:
+    task = diffusion_task()
+    options: dict[str, Any] = {"folder": tmp_path, "description": "watched", "stretches": 4}
+    with pytest.raises(UserError, match="validation is not finite after step 2"):
+        fit(task, diffusion_batches(), watch=lambda task, step: Observation(values), **options)
+    unmeasured = Observation({"val_loss": 1.0, "val_style_gain": float("nan")})
+    fit(diffusion_task(), diffusion_batches(), watch=lambda task, step: unmeasured, **options)
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_an_interruption_ends_a_training_and_it_continues(
+    tmp_path: Path, number: int, kind: type[BaseException]
+) -> None:
+    batches = diffusion_batches()
+
+    def interrupting(step: int) -> Batch:
+        if step == 5:
+            os.kill(os.getpid(), number)
+        return batches(step)
+
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(kind), terminable():
+        train("diffusion", tmp_path / "interrupted", interrupting)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert equal(train("diffusion", tmp_path / "interrupted"), train("diffusion", tmp_path / "whole"))
 
 
 COMBINATIONS = [

@@ -11,6 +11,7 @@ import stedm
 from stedm import cli_generate, cli_segment
 from stedm.config_file import dump_config, extended, keys_with_help, load_config
 from stedm.errors import UserError
+from stedm.interruption import Terminated, terminable
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,23 @@ LISTS = {"arms": "segmentation.arms", "seeds": "segmentation.seeds", "budgets": 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, 1 when slides were skipped, or 2 for a mistake of the user's."""
+    """Entry point; returns the exit code.
+
+    0, 1 when slides were skipped, 2 for a mistake of the user's, 130 and 143 when interrupted by Ctrl-C and SIGTERM.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _main(words)
+        with terminable():
+            return _main(words)
     except (UserError, argparse.ArgumentError) as error:
         print(f"stedm: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stedm: interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
+    except Terminated:
+        print("stedm: ended by SIGTERM; the same command continues where it stopped", file=sys.stderr)
+        return 143
 
 
 def _main(words: list[str]) -> int:

@@ -7,3 +7,10 @@ class UserError(Exception):
     The command line prints the message without a traceback and exits with code 2. Raise it before anything is
     written, so that nothing half-made is left behind.
     """
+
+
+class Stopped(UserError):
+    """Not a mistake in the input: the machine stopped the work (a full disk, a dead process).
+
+    What is done is kept, and the same command continues once the cause is gone.
+    """

@@ -1,5 +1,6 @@
 """Atomic writes: a file or folder appears whole under its final name, or not at all."""
 
+import errno
 import fcntl
 import json
 import os
@@ -7,13 +8,28 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from stedm.errors import UserError
+from stedm.errors import Stopped, UserError
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_FIXES = {
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "make room in your quota",
+    errno.EFBIG: "allow larger files (`ulimit -f`)",
+    errno.EROFS: "make it writable, or choose another folder with --out",
+    errno.EACCES: "correct its permissions, or choose another folder with --out",
+    errno.EPERM: "correct its permissions, or choose another folder with --out",
+    errno.EIO: "look after its disk",
+    errno.EEXIST: "move what is there away",
+    errno.ENOTDIR: "move what is there away",
+    errno.EISDIR: "move what is there away",
+    errno.ENOTEMPTY: "end what else writes there",
+}
+"""What the user can do about an error number."""
 
 
 def _temporary_sibling(path: Path) -> Path:
@@ -21,9 +37,12 @@ def _temporary_sibling(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
 
 
-def remove_temporaries(folder: str | Path) -> None:
-    """Remove what a killed process left half-written anywhere below `folder`; call it when nobody else writes there."""
-    for path in [path for path in Path(folder).rglob(".*") if _TEMPORARY.fullmatch(path.name)]:
+def remove_temporaries(folder: str | Path, pattern: str = "**/.*") -> None:
+    """Remove what a killed process left half-written anywhere below `folder`; call it when nobody else writes there.
+
+    pattern: of the files' names; the default looks into every folder below.
+    """
+    for path in [path for path in Path(folder).glob(pattern) if _TEMPORARY.fullmatch(path.name)]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -31,55 +50,114 @@ def remove_temporaries(folder: str | Path) -> None:
 
 
 @contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn what the file system refuses in the block into Stopped, which names the path and the fix.
+
+    Libraries that write from C report a full disk in words of their own: whatever goes wrong while not even a small
+    file can be written beside `path` is taken for one.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) and error.errno else _probe(Path(path).parent)
+        if number not in _FIXES:
+            raise
+        where = path if number in _NO_ROOM else getattr(error, "filename", None) or path
+        raise Stopped(f"{where}: {os.strerror(number)}; {_FIXES[number]}; the same command continues") from error
+
+
+def _probe(folder: Path) -> int | None:
+    """Number of the error on writing a small file into `folder`; None if that works, or there is no such folder."""
+    probe = _temporary_sibling(folder / "probe")
+    try:
+        probe.write_bytes(bytes(2**16))
+    except OSError as error:
+        return error.errno if error.errno in {*_NO_ROOM, errno.EFBIG} else None
+    finally:
+        probe.unlink(missing_ok=True)
+    return None
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder if it is there; of a link to a folder, what is in it."""
+    if path.is_symlink():
+        for inner in path.iterdir():
+            shutil.rmtree(inner) if inner.is_dir() and not inner.is_symlink() else inner.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+@contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends without an error."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(path)
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that cannot be written, or is none
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; replace `path` by it when the block ends without an error."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(path)
-    temporary.mkdir()
     try:
-        yield temporary
-        if path.exists():
-            retired = _temporary_sibling(path)
-            os.replace(path, retired)
-            os.replace(temporary, path)
-            shutil.rmtree(retired)
-        else:
-            os.replace(temporary, path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+            yield temporary
+            if path.exists():
+                retired = _temporary_sibling(path)
+                os.replace(path, retired)
+                os.replace(temporary, path)
+                retired.unlink() if retired.is_symlink() else shutil.rmtree(retired)
+            else:
+                os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
-def locked(path: Path, *, folder: Path, fix: str, busy: str) -> Iterator[None]:
+def locked(path: Path, *, folder: Path, fix: str, busy: str | None) -> Iterator[None]:
     """Hold the lock file `path`, made with its folder; the lock goes with the process, however it ends.
 
-    Raises UserError about `folder`: with `fix` when it cannot be written, with `busy` when another process is there.
+    Raises errors about `folder`: Stopped, with `fix`, when it cannot be written, UserError, with `busy`, when another
+    process is there. busy None: wait for the other process.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "w")  # noqa: SIM115 (closed below, whatever happens)
+        handle = _hold(path, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise UserError(f"{folder}: {busy}") from None
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); {fix}") from None
+        fix = _FIXES[error.errno] if error.errno in _NO_ROOM else fix
+        raise Stopped(f"{folder}: cannot be written ({error.strerror}); {fix}") from None
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder}: {busy}") from None
         yield
+
+
+def _hold(path: Path, operation: int) -> IO[str]:
+    """The locked file, open; one that its former holder removed in the meantime locks nothing, and is made anew."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "a")  # noqa: SIM115 (closed by whoever holds the lock)
+        try:
+            fcntl.flock(handle, operation)
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(handle.fileno())):
+                return handle
+        except FileNotFoundError:
+            pass
+        except OSError:
+            handle.close()
+            raise
+        handle.close()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -39,6 +39,11 @@ class Stage:
     after: tuple[str, ...] = ()
     """Stages that come first, but of whose results only what `keys` and `extra` say is read."""
 
+    @property
+    def begun(self) -> Path:
+        """Says, as long as the stage is not done, what is being made."""
+        return self.folder / f"begun-{self.marker}"
+
 
 def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
     """Every stage of a run, in order; first stage and ceiling are the same for every label budget.

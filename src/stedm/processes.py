@@ -17,11 +17,11 @@ _PR_SET_PDEATHSIG = 1
 
 @contextmanager
 def process_pool(jobs: int, start: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[ProcessPoolExecutor]:
-    """A pool of spawned processes, each set up by `start(*arguments)`; interrupted, it kills what is under way."""
+    """A pool of spawned processes, each set up by `start(*arguments)`; after an error, it kills what is under way."""
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), _started, (os.getpid(), start, arguments))
     try:
         yield pool
-    except KeyboardInterrupt:
+    except BaseException:
         for process in active_children():
             process.kill()
         raise

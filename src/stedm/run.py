@@ -15,9 +15,9 @@ from rich.console import Console
 
 from stedm.config import RunConfig
 from stedm.config_file import save_config
-from stedm.errors import UserError
+from stedm.errors import Stopped, UserError
 from stedm.experiment import Part, adopt, annotated_patients, is_experiment, parts_of
-from stedm.files import link, locked, read_json, remove_temporaries, write_json
+from stedm.files import link, locked, read_json, remove_folder, remove_temporaries, write_json, writing
 from stedm.graph import Stage, fingerprint_of, needed
 from stedm.stages.prepare import share_patches
 from stedm.stages.run_folder import RunFolder
@@ -68,6 +68,7 @@ def run_all(
     fresh = [part.run.root for part in reversed(parts) if not part.run.root.exists()]
     with ExitStack() as locks:
         try:
+            locks.enter_context(writing(root / "config.yaml"))
             locks.enter_context(_locked(root))
             adopt(parts)
             every = _all_jobs(parts, until)
@@ -75,6 +76,8 @@ def run_all(
                 locks.enter_context(_locked(part.run.root))
             remove_temporaries(root)
             _run_jobs(every, parts, jobs=jobs, slide_jobs=slide_jobs, console=console)
+        except Stopped:
+            raise
         except UserError:
             for path in fresh:  # a mistake in the input leaves nothing behind
                 if not any(path.glob("data/fingerprint.json")) and not any(path.glob("*/data/fingerprint.json")):
@@ -111,6 +114,7 @@ def _run_jobs(every: list[Job], parts: Sequence[Part], *, jobs: int, slide_jobs:
     for job in every:
         if job.name not in open_names:
             console.print(f"{job.name:<44} unchanged")
+            job.stage.begun.unlink(missing_ok=True)  # of a process that was killed when all was done
     with Workers(run_named_stage, jobs=min(jobs, max(1, len(todo) - 1))) as workers:
         _prepare([job for job in todo if job.stage.name == "prepare"], parts, slide_jobs, console)
         todo = [job for job in todo if job.stage.name != "prepare"]
@@ -133,7 +137,7 @@ def _prepare(jobs: list[Job], parts: Sequence[Part], slide_jobs: int, console: C
             share_patches(job.folder, [part.run.data for part in parts if part is not job.part], job.part.config)
             _say(console, job, execute(job.stage, job.fingerprint, **options))
         except UserError as error:
-            raise UserError(f"sub-run {job.part.name}: {error}" if job.part.name else str(error)) from None
+            raise type(error)(f"sub-run {job.part.name}: {error}" if job.part.name else str(error)) from None
     if is_experiment(parts[-1].config):
         annotated_patients(parts[-1].config, parts[-1].run.root)
 
@@ -185,7 +189,7 @@ def _do(stage: Stage, fingerprint: str, source: Path | None) -> float:
 
 def _is_begun(stage: Stage, fingerprint: str) -> bool:
     """Whether an interrupted attempt at this very result can be continued."""
-    done, begun = stage.folder / stage.marker, stage.folder / f"begun-{stage.marker}"
+    done, begun = stage.folder / stage.marker, stage.begun
     return not done.exists() and begun.exists() and bool(read_json(begun)["fingerprint"] == fingerprint)
 
 
@@ -200,16 +204,17 @@ def execute(stage: Stage, fingerprint: str, **options: Any) -> float:
 
     options: how its action goes about it, which does not change the result.
     """
-    done, begun = stage.folder / stage.marker, stage.folder / f"begun-{stage.marker}"
+    done, begun = stage.folder / stage.marker, stage.begun
     unfinished = _is_begun(stage, fingerprint)
     # The phantom's and the patches' own check decides what of data/ can be kept.
     if not unfinished and not stage.keeps_folder and stage.name != "prepare":
-        shutil.rmtree(stage.folder, ignore_errors=True)
+        remove_folder(stage.folder)
     done.unlink(missing_ok=True)
     if stage.name != "prepare":
         write_json(begun, {"fingerprint": fingerprint})
     started = time.perf_counter()
-    stage.action(**options)
+    with writing(done):
+        stage.action(**options)
     seconds = time.perf_counter() - started
     shutil.rmtree(stage.folder / "training", ignore_errors=True)
     write_json(done, {"fingerprint": fingerprint, "seconds": seconds})

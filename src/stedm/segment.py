@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from stedm.errors import UserError
-from stedm.files import atomic_path, read_json
+from stedm.errors import Stopped, UserError
+from stedm.files import atomic_path, locked, read_json, remove_temporaries
 from stedm.models.model_folder import read_config
 from stedm.stages.segment import Outcome, SegmentOptions, is_record, outlined, segment_slide, working_folder
 from stedm.workers import Workers
@@ -55,7 +55,8 @@ def segment_slides(
             with Workers(attempt, jobs=jobs, noun="slides") as workers:
                 workers.run(list(of_job), arguments, done=lambda job, result: done(of_job[job], *result))
     finally:
-        write_areas(out)
+        if out.is_dir():
+            write_areas(out)
     return failed
 
 
@@ -64,6 +65,8 @@ def attempt(path: Path, out: Path, options: SegmentOptions) -> tuple[Outcome, fl
     started = time.perf_counter()
     try:
         outcome = segment_slide(path, out, options)
+    except Stopped:
+        raise  # no other slide would fare better
     except UserError as error:
         outcome = Outcome(error=str(error))
     except Exception as error:  # a broken file can fail in many ways inside libraries; the other slides must go on
@@ -72,7 +75,18 @@ def attempt(path: Path, out: Path, options: SegmentOptions) -> tuple[Outcome, fl
 
 
 def write_areas(out: Path) -> None:
-    """Write areas.csv from the records in `out`: slide, class, area_mm2 and its share of what was predicted."""
+    """Write areas.csv from the records in `out`: slide, class, area_mm2 and its share of what was predicted.
+
+    One process after the other: the last one has seen the records of all.
+    """
+    lock = out / ".areas.lock"
+    with locked(lock, folder=out, fix="choose another folder with --out", busy=None):
+        remove_temporaries(out, f".{Path(AREAS).stem}.*")
+        _write_areas(out)
+        lock.unlink()
+
+
+def _write_areas(out: Path) -> None:
     rows = []
     for path in sorted(out.glob("*.json")):
         record = read_json(path)

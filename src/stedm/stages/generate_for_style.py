@@ -4,7 +4,8 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from stedm.device import best_device
 from stedm.diffusion.pipeline import INDEX, StyleDiffusion, Styles
 from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
-from stedm.files import atomic_path, write_json
+from stedm.files import atomic_path, locked, remove_temporaries, write_json, writing
 from stedm.progress import Bar
 from stedm.stages.contact_sheet import save_contact_sheet
 from stedm.stages.generate import PlanLayouts, layout_source
@@ -185,20 +186,32 @@ def generate_for_style(
     options = _sampling(model, sampling or {})
     identity: dict[str, Any] = {"seed": seed, "model_digest": _digest(model)}
     plan = plan_for_style(layouts, style_sets, options, num_images=num_images, **identity)
-    _refuse_another_set(out, plan)
-    with atomic_path(out / "plan.parquet") as temporary:
-        plan.to_parquet(temporary)
-    sets = [
-        read_style_set(patches, patch_px=model.patch_px or 0, mpp=model.mpp or 0.0, source_mpp=source_mpp)
-        for patches in style_sets
-    ]
-    _draw_missing(model, layouts, model.extract_styles(sets), plan, out, options, batch_size=batch_size)
-    manifest = plan.assign(image="images/" + plan["id"] + ".png", mask="masks/" + plan["id"] + ".png")
-    manifest["layout"] = manifest["mask"]
-    with atomic_path(out / "manifest.parquet") as temporary:
-        manifest.to_parquet(temporary)
-    save_contact_sheet(out, manifest, np.concatenate(sets))
-    return manifest
+    with _alone_in(out):
+        _refuse_another_set(out, plan)
+        with atomic_path(out / "plan.parquet") as temporary:
+            plan.to_parquet(temporary)
+        sets = [
+            read_style_set(patches, patch_px=model.patch_px or 0, mpp=model.mpp or 0.0, source_mpp=source_mpp)
+            for patches in style_sets
+        ]
+        _draw_missing(model, layouts, model.extract_styles(sets), plan, out, options, batch_size=batch_size)
+        manifest = plan.assign(image="images/" + plan["id"] + ".png", mask="masks/" + plan["id"] + ".png")
+        manifest["layout"] = manifest["mask"]
+        with atomic_path(out / "manifest.parquet") as temporary:
+            manifest.to_parquet(temporary)
+        save_contact_sheet(out, manifest, np.concatenate(sets))
+        return manifest
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold the folder, without what a killed process left half-written in it."""
+    busy = "another stedm process is drawing there; wait for it or use --out"
+    lock = locked(out / ".lock", folder=out, fix="choose another folder with --out", busy=busy)
+    with writing(out / "plan.parquet"), lock:
+        for pattern in (".*", "images/.*", "masks/.*"):
+            remove_temporaries(out, pattern)
+        yield
 
 
 def _draw_missing(

@@ -26,7 +26,7 @@ from stedm.data.cohort import FILES, row_name
 from stedm.data.labels import LabelMap
 from stedm.data.laboratories import Laboratory
 from stedm.data.slide import DamagedSlide
-from stedm.errors import UserError
+from stedm.errors import Stopped, UserError
 from stedm.files import read_json, write_json
 from stedm.processes import process_pool
 from stedm.stages.alignment import ALIGNMENT
@@ -157,7 +157,7 @@ def _cut_one(out: Path, task: SlideTask, cutter: SlideCutter, tick: Callable[[fl
     except DamagedSlide as error:
         return str(error)
     except UserError as error:
-        raise UserError(f"{task.where}: {error}") from None
+        raise type(error)(f"{task.where}: {error}") from None
     write_json(_finished(out, task), {"key": task.key, "slide": task.row.slide, "records": records})
     return ""
 
@@ -199,7 +199,7 @@ def _cut_apart(
                 try:
                     reason = future.result()
                 except BrokenProcessPool:
-                    raise UserError(
+                    raise Stopped(
                         "a process that cut slides died (out of memory?); try --jobs 1; the same command continues"
                     ) from None
                 if reason:

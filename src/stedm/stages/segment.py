@@ -18,7 +18,7 @@ from stedm.data.region_outlines import outlines
 from stedm.data.slide import Slide
 from stedm.device import worker_device
 from stedm.errors import UserError
-from stedm.files import locked, read_json, write_json
+from stedm.files import locked, read_json, remove_folder, write_json, writing
 from stedm.models.ensemble import Ensemble
 from stedm.models.model_folder import CONFIG, WEIGHTS
 from stedm.progress import Bar
@@ -90,28 +90,43 @@ def segment_slide(path: Path, out: Path, options: SegmentOptions) -> Outcome:
     """
     work, record_path = working_folder(path, out), out / f"{path.stem}.json"
     tif, geojson = out / f"{path.stem}.tif", out / f"{path.stem}.geojson{'.gz' * options.gz}"
-    record = read_json(record_path) if record_path.exists() else {}
+    working = work.exists()
+    record = _record(record_path)
     foreign = [file for file in (record_path, tif, geojson) if file.exists() and not is_record(record)]
-    if foreign and not work.exists():
+    if foreign and not (working or work.exists()):
         raise UserError(f"{foreign[0]}: there already, and not written by stedm; choose another folder with --out")
     with Slide.open(path, mpp=options.mpp) as slide:
         slide_mpp = _slide_mpp(slide)
         model = Ensemble.from_pretrained(options.model)
         keys = _fingerprints(path, options, slide_mpp)
-        known = record.get("fingerprints", {})
-        labels_kept = known.get("labels") == keys["labels"] and tif.exists()
-        if labels_kept and known.get("outlines") == keys["outlines"] and geojson.exists():
-            shutil.rmtree(work, ignore_errors=True)  # of a process that was killed while it did this
+        if not work.exists() and _is_done(record, keys, tif, geojson):
             return Outcome(unchanged=True)
-        with _locked(work):
-            if not labels_kept:
+        with writing(tif), _locked(work):
+            record = _record(record_path)  # another process may have been here until now
+            if _is_done(record, keys, tif, geojson):
+                return Outcome(unchanged=True)
+            if record.get("fingerprints", {}).get("labels") != keys["labels"] or not tif.exists():
                 record = _labels(slide, model, options, work=work, tif=tif, key=keys["labels"])
-                write_json(record_path, record)
+                _write_record(record_path, record, work)
             record |= _outlines(slide, model, options, work=work, tif=tif, geojson=geojson)
             record["fingerprints"]["outlines"] = keys["outlines"]
-            write_json(record_path, record)
+            _write_record(record_path, record, work)
     areas = ", ".join(f"{name} {area:.4g} mm2" for name, area in record["area_mm2"].items())
     return Outcome(areas, _doubts(path, options, slide_mpp, record["mpp"]))
+
+
+def _record(path: Path) -> Any:
+    return read_json(path) if path.exists() else {}
+
+
+def _write_record(path: Path, record: dict[str, Any], work: Path) -> None:
+    """Written in the working folder: what a killed process leaves half-written is then removed with it."""
+    write_json(work / path.name, record)
+    os.replace(work / path.name, path)
+
+
+def _is_done(record: Any, keys: dict[str, str], tif: Path, geojson: Path) -> bool:
+    return is_record(record) and record["fingerprints"] == keys and tif.exists() and geojson.exists()
 
 
 def outlined(options: SegmentOptions, classes: list[str]) -> list[int]:
@@ -136,7 +151,7 @@ def _labels(
     """Predict and write the label map; what the record says of it."""
     key_path = work / "key.json"
     if key_path.exists() and read_json(key_path) != key:
-        shutil.rmtree(work / "bands", ignore_errors=True)
+        remove_folder(work / "bands")
     write_json(key_path, key)
     prediction = Prediction.plan(
         slide,
@@ -244,4 +259,4 @@ def _locked(work: Path) -> Iterator[None]:
     busy = "another stedm process is working on this slide; wait for it"
     with locked(work / "lock", folder=work.parent, fix="choose another folder with --out", busy=busy):
         yield
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)  # the next process may be waiting in it

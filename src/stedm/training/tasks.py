@@ -13,6 +13,7 @@ from stedm.models.segmenter import Segmenter
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
 from stedm.training.consistency import Batch, Consistency, MeanTeacher
+from stedm.training.divergence import check_gradient, check_loss
 from stedm.training.losses import (
     SegmentationLoss,
     kl_loss,
@@ -42,6 +43,8 @@ class Task(L.LightningModule):
     """
 
     optimiser: type[torch.optim.AdamW] = Muon
+    section = ""
+    """Of the config, for messages."""
 
     def __init__(self, *, learning_rate: float, steps: int, seed: int) -> None:
         super().__init__()
@@ -57,9 +60,15 @@ class Task(L.LightningModule):
         # A resumed run must draw what an uninterrupted one would have drawn.
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        self.latest_loss = loss.detach()
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Lightning refuses to clip for a fused optimiser, because of loss scaling; bfloat16 needs none.
-        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0))
+        # After the backward pass: in several processes the gradient is then the same in all of them.
+        check_loss(float(self.latest_loss), step=self.global_step + 1)
+        check_gradient(norm, step=self.global_step + 1)
 
 
 class AutoencoderTask(Task):
@@ -68,6 +77,8 @@ class AutoencoderTask(Task):
     latent_noise: the decoder meets latents with noise of 0 to this many standard deviations of their channel, because
     drawn latents are never exact, and a decoder that knows only exact ones draws a mosaic (Zheng 2025, RAE).
     """
+
+    section = "autoencoder"
 
     def __init__(self, first_stage: FirstStage, *, kl_weight: float, latent_noise: float, **options) -> None:  # type: ignore[no-untyped-def]
         super().__init__(**options)
@@ -88,6 +99,8 @@ class AutoencoderTask(Task):
 
 class DiffusionTask(Task):
     """Train the velocity network and the style extractor together: the style encoder is in the optimiser."""
+
+    section = "diffusion"
 
     def __init__(self, unet: UNet, style_extractor: StyleExtractor, **options) -> None:  # type: ignore[no-untyped-def]
         super().__init__(**options)
@@ -114,6 +127,8 @@ class DiffusionTask(Task):
 
 class FewStepTask(Task):
     """Train a velocity network on pairs (noise e, latent z) of a guided one, both conditions given, t uniform."""
+
+    section = "few_step"
 
     def __init__(self, unet: UNet, **options) -> None:  # type: ignore[no-untyped-def]
         super().__init__(**options)
@@ -143,6 +158,7 @@ class SegmentationTask(Task):
     """
 
     optimiser = torch.optim.AdamW
+    section = "segmentation"
 
     def __init__(self, segmenter: Segmenter, *, consistency: Sequence[Consistency] = (), **options) -> None:  # type: ignore[no-untyped-def]
         super().__init__(**options)

@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from stedm.device import best_device, lightning_precision
 from stedm.errors import UserError
 from stedm.files import atomic_path
+from stedm.interruption import unswallowed
 from stedm.progress import Bar
+from stedm.training.divergence import Diverged, FiniteWeights, check_validation
 from stedm.training.log import Observation, TrainingLog
 from stedm.training.tasks import Batch, Task
 
@@ -65,7 +67,7 @@ def _at_border(trainer: L.Trainer, stretch: int) -> bool:
 
 
 class _Progress(L.Callback):
-    """A progress bar with steps per second, time left and the loss; stops at the first loss that is not finite."""
+    """A progress bar with steps per second, time left and the loss."""
 
     def __init__(self, description: str, log: TrainingLog, every: int) -> None:
         self.description, self.training_log, self.every = description, log, every
@@ -84,11 +86,6 @@ class _Progress(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
         step, loss = trainer.global_step, float(outputs["loss"])
-        if not torch.isfinite(torch.tensor(loss)):
-            raise UserError(
-                f"{self.description}: the loss is {loss} at step {step}; the last good state is kept in "
-                f"{self.training_log.folder / 'training'}; lower the learning rate and run again"
-            )
         if step % self.every == 0 or step == trainer.max_steps:
             self.training_log.record(step, Observation({"loss": loss}))
             self.bar.update(step, unit="steps", note=f"loss {loss:.3f}")
@@ -122,7 +119,9 @@ class _Watching(L.Callback):
         if _at_border(trainer, self.stretch) and step > self.last_step:
             with _averaged_weights(trainer, pl_module), torch.random.fork_rng(), torch.no_grad():
                 pl_module.eval()
-                self.training_log.record(step, self.watch(pl_module, step))
+                seen = self.watch(pl_module, step)
+                check_validation(seen.values, step=step)
+                self.training_log.record(step, seen)
                 pl_module.train()
             self.last_step = step
 
@@ -145,6 +144,10 @@ class _Checkpoint(L.Callback):
 
     def __init__(self, path: Path, log: TrainingLog, stretch: int) -> None:
         self.path, self.training_log, self.stretch = path, log, stretch
+        self.last_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.last_step = trainer.global_step
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not _at_border(trainer, self.stretch):
@@ -153,6 +156,7 @@ class _Checkpoint(L.Callback):
         if trainer.global_step < trainer.max_steps:
             with atomic_path(self.path) as temporary:
                 trainer.save_checkpoint(temporary)
+            self.last_step = trainer.global_step
 
 
 class BestByValidation(L.Callback):
@@ -204,14 +208,15 @@ def fit(
 
     folder: receives what a TrainingLog writes, and training/ (only needed to resume). ema_decay: when given, the task
     ends with the exponential moving average of its weights. stretches: how often the state is saved, and `watch`
-    called. Raises UserError on a loss that is not finite.
+    called. Raises UserError when loss, gradient, weights or validation are not
+    finite: nothing is made of them, and the last good state stays.
     """
     _quiet()
     task.to(memory_format=torch.channels_last)
     stretch = max(1, -(-task.steps // stretches))
     last = folder / "training" / "last.ckpt"
     log = TrainingLog(folder)
-    callbacks: list[L.Callback] = [_Progress(description, log, max(1, task.steps // 100))]
+    callbacks: list[L.Callback] = [FiniteWeights(), _Progress(description, log, max(1, task.steps // 100))]
     if ema_decay is not None:
         callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(ema_decay)))
     if best is not None:
@@ -219,10 +224,24 @@ def fit(
         callbacks.append(best)
     if watch is not None:
         callbacks.append(_Watching(watch, log, stretch))
-    trainer = _trainer(task.steps, [*callbacks, _Checkpoint(last, log, stretch)])
+    checkpoint = _Checkpoint(last, log, stretch)
+    trainer = _trainer(task.steps, [*callbacks, checkpoint])
     loader = _Loader(batch_of_step, steps=task.steps, stretch=stretch)
-    trainer.fit(task, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    with unswallowed(), _explained(description, task, checkpoint):
+        trainer.fit(task, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)
     return task.cpu().eval()  # type: ignore[return-value]
+
+
+@contextmanager
+def _explained(description: str, task: Task, checkpoint: _Checkpoint) -> Iterator[None]:
+    """Say of a divergence in the block what diverged and where, what is kept, and what to try."""
+    try:
+        yield
+    except Diverged as error:
+        last, step = checkpoint.path, checkpoint.last_step
+        kept = f"the state of step {step} stays in {last}" if last.exists() else "no state was saved yet"
+        fix = f"lower {task.section}.learning_rate (now {task.learning_rate:g}) and run again"
+        raise UserError(f"{description}: {error}; {kept}; {fix}") from None
 
 
 def _trainer(steps: int, callbacks: list[L.Callback]) -> L.Trainer:
