@@ -82,18 +82,22 @@ class SlideTissue:
         self, image: np.ndarray, x_um: float, y_um: float, *, mpp: float
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Tissue to cut and region of interest, None without one, in a patch (H, W, 3) uint8, square: (H, W) bool."""
-        found = self._found(image, x_um, y_um, mpp=mpp)
+        # A slide has many patches: of large ones fewer pixels say enough.
+        step = max(1, len(image) // _SAMPLES) if self.is_slide else 1
+        found = self._found(image, x_um, y_um, mpp=mpp, step=step)
         if self._roi is None:
             return found, None
         roi = self._roi.read(x_um, y_um, size_px=len(image), mpp=mpp)
         return found & roi, roi
 
-    def _found(self, image: np.ndarray, x_um: float, y_um: float, *, mpp: float) -> np.ndarray:
+    def glass(self, image: np.ndarray, x_um: float, y_um: float, *, mpp: float) -> np.ndarray:
+        """Which pixels (H, W) bool of a patch (H, W, 3) uint8 are no tissue, in a region of interest or not."""
+        return ~self._found(image, x_um, y_um, mpp=mpp, step=1)
+
+    def _found(self, image: np.ndarray, x_um: float, y_um: float, *, mpp: float, step: int) -> np.ndarray:
         square = {"size_px": len(image), "mpp": mpp}
         if self._given is not None:
             return self._given.read(x_um, y_um, **square)
-        # A slide has many patches: of large ones fewer pixels say enough.
-        step = max(1, len(image) // _SAMPLES) if self.is_slide else 1
         sampled = tissue_mask(image[::step, ::step], white=self.white, smooth_px=5 if step == 1 else 3)
         found = sampled.repeat(step, axis=0).repeat(step, axis=1)[: len(image), : len(image)]
         if self._left_out_edged[self._seen_in(x_um, y_um, width_um=len(image) * mpp)].any():

@@ -11,6 +11,7 @@ from stedm.data.area import open_area
 from stedm.data.label_source import LabelSource, MaskFile, open_annotation, polygon_labels
 from stedm.data.labels import LabelMap
 from stedm.data.patches import tile_grid
+from stedm.data.polygon_classes import UNCOVERED, glass_label, uncovered_label
 from stedm.data.slide import Slide
 from stedm.data.slide_tissue import SlideTissue
 from stedm.png import write_png
@@ -43,6 +44,7 @@ class SlideCutter:
 
     def __init__(self, out: Path, config: PrepareConfig, labels: LabelMap) -> None:
         self._out, self._config, self._labels = out, config, labels
+        self._of_uncovered = np.uint8(glass_label(labels)), np.uint8(uncovered_label(labels))
         for name in ("images", "masks"):
             (out / name).mkdir(parents=True, exist_ok=True)
 
@@ -78,6 +80,9 @@ class SlideCutter:
                 write_png(self._out / record["image"], image)
                 if source is not None:
                     label_map = source.read(x * mpp, y * mpp, size_px=patch_px, mpp=mpp)
+                    if (uncovered := label_map == UNCOVERED).any():
+                        glass = tissue.glass(image, x * mpp, y * mpp, mpp=mpp)
+                        label_map[uncovered] = np.where(glass, *self._of_uncovered)[uncovered]
                     if roi is not None:
                         label_map[~roi] = IGNORE
                     record |= self._labelled(record["patch_id"], label_map)
