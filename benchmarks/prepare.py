@@ -1,11 +1,12 @@
 """What `stedm prepare` adds to reading and writing: patches per second beside bare OpenSlide, and memory by slides.
 
 A generated pyramid (JPEG tiles, rendered tissue with glass around it) is cut in one process by `prepare`'s own code. By
-turns with it a plain loop reads the same regions with bare OpenSlide (`read_region`, then RGB) and writes them as PNG
-with Pillow and the same compression, and another one only reads them. Then 2 and 20 such slides are cut, in one process
-and in two, each time from a fresh process; its peak memory is taken, and that of the largest process below it.
+turns with it plain loops read the same regions with bare OpenSlide (`read_region`, then RGB): one only reads, one
+writes what it read with `prepare`'s PNG encoder, one with Pillow's `save`. Then 2 and 20 such slides are cut, in one
+process and in two, each time from a fresh process; its peak memory is taken, and that of the largest process below it.
 
     python benchmarks/prepare.py --out runs/prepare
+    python benchmarks/prepare.py --out runs/prepare-mine --slide MINE.svs    # the same of your slide, without memory
 """
 
 import argparse
@@ -30,12 +31,12 @@ from stedm.data.labels import LabelMap
 from stedm.data.phantom import draw_layout, draw_style
 from stedm.data.phantom_render import render
 from stedm.files import write_json
+from stedm.png import write_png
 from stedm.stages import prepare_slides
-from stedm.stages.prepare_slide import PNG_STRATEGY
 from stedm.stages.prepare_slides import SlideTask, cut_slides, records_of
 
 PATCH_PX, MPP = 256, 0.5
-COLUMNS = ("patch_id", "slide", "x_um", "y_um", "image")
+COLUMNS = ("patch_id", "slide", "x_um", "y_um", "mpp", "image")
 
 
 def write_slide(path: Path, side_px: int, seed: int) -> None:
@@ -56,19 +57,28 @@ def write_slide(path: Path, side_px: int, seed: int) -> None:
             image = image[:height, :width].reshape(height // 2, 2, width // 2, 2, 3).mean((1, 3)).astype(np.uint8)
 
 
-def tasks_of(paths: list[Path]) -> list[SlideTask]:
-    """One unannotated slide a patient."""
-    empty = {"mask": "", "tissue": "", "roi": "", "group": "", "mpp": float("nan"), "laboratory": "source"}
+def tasks_of(paths: list[Path], mpp: float = float("nan")) -> list[SlideTask]:
+    """One unannotated slide a patient; `mpp`: for slides that do not say."""
+    empty = {
+        "mask": "",
+        "tissue": "",
+        "roi": "",
+        "group": "",
+        "mpp": mpp,
+        "laboratory": "source",
+        "annotation": "",
+        "annotation_origin": "slide",
+    }
     rows = [{"image": str(path), "slide": path.stem, "patient": path.stem, **empty} for path in paths]
     return [SlideTask(number, SimpleNamespace(**row), f"row {number}", "") for number, row in enumerate(rows)]
 
 
-def cut(out: Path, paths: list[Path], jobs: int) -> None:
+def cut(out: Path, tasks: list[SlideTask], jobs: int) -> None:
     """What `stedm prepare` does once the table is read and checked."""
     shutil.rmtree(out, ignore_errors=True)
     prepare_slides._BYTES_PER_PROCESS = 1  # as many processes as asked for, however small the slides
     labels = {"source": LabelMap.from_values([0, 1])}
-    cut_slides(out, tasks_of(paths), PrepareConfig(PATCH_PX, MPP), labels, jobs=jobs)
+    cut_slides(out, tasks, PrepareConfig(PATCH_PX), labels, jobs=jobs)
 
 
 def bare_reads(path: Path, corners: list[tuple[int, int]]) -> Iterator[Image.Image]:
@@ -83,11 +93,26 @@ def read_bare(path: Path, corners: list[tuple[int, int]]) -> None:
         pass
 
 
-def read_and_write_bare(folder: Path, path: Path, corners: list[tuple[int, int]]) -> None:
+def read_and_write_bare(
+    folder: Path, path: Path, corners: list[tuple[int, int]], write: Callable[[Path, Image.Image], None]
+) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for number, image in enumerate(bare_reads(path, corners)):
-        image.save(folder / f"{number}.png", compress_type=PNG_STRATEGY)
+        write(folder / f"{number}.png", image)
+
+
+def same_png(path: Path, image: Image.Image) -> None:
+    write_png(path, np.asarray(image))
+
+
+def pillow_png(path: Path, image: Image.Image) -> None:
+    image.save(path)
+
+
+def kilobytes(folder: Path) -> float:
+    """Mean size of the files."""
+    return float(np.mean([path.stat().st_size for path in folder.glob("*.png")])) / 1e3
 
 
 def seconds(action: Callable[[], object]) -> tuple[float, float]:
@@ -97,27 +122,32 @@ def seconds(action: Callable[[], object]) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def throughput(out: Path, path: Path, repeats: int) -> dict[str, object]:
-    """The least time of each of the three, by turns, and what follows."""
-    cut(out / "cut", [path], 1)  # also warms the file cache up
-    records = records_of(out / "cut", tasks_of([path]), COLUMNS)
-    corners = [(round(x / MPP), round(y / MPP)) for x, y in zip(records["x_um"], records["y_um"], strict=True)]
+def throughput(out: Path, task: SlideTask, repeats: int) -> dict[str, object]:
+    """The least time of each of the four, by turns, and what follows."""
+    path = Path(task.row.image)
+    cut(out / "cut", [task], 1)  # also warms the file cache up
+    records = records_of(out / "cut", [task], COLUMNS)
+    corners = [(round(row.x_um / row.mpp), round(row.y_um / row.mpp)) for row in records.itertuples()]
     actions = {
-        "prepare": lambda: cut(out / "cut", [path], 1),
-        "bare_reads_and_writes": lambda: read_and_write_bare(out / "bare", path, corners),
+        "prepare": lambda: cut(out / "cut", [task], 1),
+        "bare_reads_and_writes": lambda: read_and_write_bare(out / "bare", path, corners, same_png),
         "bare_reads": lambda: read_bare(path, corners),
+        "bare_reads_and_pillow": lambda: read_and_write_bare(out / "pillow", path, corners, pillow_png),
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
     for _ in range(repeats):
         for name, action in actions.items():
             times[name].append(seconds(action))
     found: dict[str, object] = {"patches": len(corners)}
+    found |= {"kb_per_patch": kilobytes(out / "cut" / "images"), "kb_per_patch_pillow": kilobytes(out / "pillow")}
     for kind, name in enumerate(("processor", "wall")):
         least = {action: min(time[kind] for time in times[action]) for action in actions}
         writes = least["bare_reads_and_writes"] - least["bare_reads"]
         found[name] = {f"{action}_patches_per_s": len(corners) / time for action, time in least.items()} | {
             "prepare_over_bare_reads_and_writes": least["bare_reads_and_writes"] / least["prepare"],
             "the_same_without_the_writing": least["bare_reads"] / (least["prepare"] - writes),
+            "prepare_over_bare_reads": least["bare_reads"] / least["prepare"],
+            "prepare_over_bare_reads_and_pillow": least["bare_reads_and_pillow"] / least["prepare"],
         }
     return found
 
@@ -140,7 +170,7 @@ def cut_and_watch(out: Path, paths: list[Path], jobs: int) -> dict[str, float]:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    cut(out, paths, jobs)
+    cut(out, tasks_of(paths), jobs)
     ended.set()
     thread.join()
     return {"parent": _peak("self"), "largest_worker": largest}
@@ -158,9 +188,11 @@ def _peak(process: int | str | None) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--side", type=int, default=10_000, help="width and height of the slide that is timed, pixels")
+    parser.add_argument("--side", type=int, default=6_000, help="width and height of the slide that is timed, pixels")
     parser.add_argument("--small", type=int, default=4_000, help="the same of the slides whose memory is measured")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--slide", type=Path, help="time this slide and measure no memory")
+    parser.add_argument("--mpp", type=float, default=float("nan"), help="microns per pixel of --slide, if it has none")
     parser.add_argument("--slides", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--cut", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -168,13 +200,17 @@ def main() -> None:
         paths = sorted(options.slides.glob("s*.tif"))[: options.cut[0]]
         print(json.dumps(cut_and_watch(options.out, paths, options.cut[1])))
         return
+    if options.slide:
+        (task,) = tasks_of([options.slide], options.mpp)
+        print(json.dumps(throughput(options.out, task, options.repeats), indent=2))
+        return
     slides = options.out / "slides"
     slides.mkdir(parents=True, exist_ok=True)
     sides = {"large.tif": options.side} | {f"s{number:02d}.tif": options.small for number in range(20)}
     for seed, (name, side_px) in enumerate(sides.items()):
         if not (slides / name).exists():
             write_slide(slides / name, side_px, seed)
-    result = {"throughput": throughput(options.out, slides / "large.tif", options.repeats)}
+    result = {"throughput": throughput(options.out, *tasks_of([slides / "large.tif"]), options.repeats)}
     result["peak_mib"] = {
         f"{number} slides, {jobs} process(es)": peak_mib(options.out / "memory", slides, number, jobs)
         for number, jobs in ((2, 1), (20, 1), (2, 2), (20, 2))

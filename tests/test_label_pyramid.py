@@ -54,6 +54,16 @@ def test_pixels_are_classes_and_the_file_says_which(labels, written) -> None:
         assert "1 stroma; 2 epithelium; 255 not predicted" in tiff.pages[0].description
 
 
+def test_tifffile_sees_one_pyramid(labels, written) -> None:
+    with tifffile.TiffFile(written[0]) as tiff:
+        (series,) = tiff.series
+        assert [level.shape for level in series.levels] == [(1300, 1790), (650, 895), (325, 448)]
+        for level, page in enumerate(tiff.pages):
+            dots, divisor = page.tags["XResolution"].value
+            assert page.is_tiled and page.is_subifd is False and page.is_reduced == (level > 0)
+            assert 1e4 * divisor / dots == pytest.approx(0.8 * 1790 / page.imagewidth, rel=1e-6)
+
+
 def test_openslide_shows_every_level_in_colour(labels, written) -> None:
     table = np.full((256, 3), 255)
     table[:3] = [list(bytes.fromhex(colour[1:])) for colour in COLOURS]

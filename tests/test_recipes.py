@@ -274,8 +274,9 @@ def test_catch(catch: Path, tmp_path: Path, convert: Convert) -> None:
     for kind, rows in patches.groupby("group"):
         fractions = rows[[f"fraction_{name}" for name in classes]].mean()
         tumour = own.get(str(kind), str(kind).lower())
-        assert fractions["fraction_background"] == pytest.approx(0.5)
-        assert fractions[f"fraction_{tumour}"] == pytest.approx(0.5)
+        # Of four rows of patches, the last has no polygon: its glass is background, its tissue ignored.
+        assert fractions["fraction_background"] == pytest.approx(0.625)
+        assert fractions[f"fraction_{tumour}"] == pytest.approx(0.375)
 
 
 @pytest.fixture

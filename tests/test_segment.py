@@ -13,6 +13,7 @@ from PIL import Image
 from shapely.geometry import shape
 
 from stedm.cli import main
+from stedm.data.annotation import read_annotation
 from stedm.data.slide_files import find_slides
 from stedm.device import worker_device
 from stedm.errors import UserError
@@ -122,6 +123,80 @@ def test_glass_is_skipped_unless_everything_is_wanted(slide, tmp_path, options, 
     calls = model.calls
     segment_slide(tmp_path / "empty.png", tmp_path / "out", replace(options, mpp=1.0))
     assert model.calls == calls and (tifffile.imread(tmp_path / "out" / "empty.tif") == 255).all()
+
+
+def test_a_given_area_takes_the_place_of_the_tissue(slide, tmp_path, options) -> None:
+    """The same rectangle as mask, as polygon, and as a file in a folder; half of it lies on glass."""
+    mask = np.zeros((128, 160), np.uint8)  # a tenth of the slide's resolution
+    mask[40:80, 80:140] = 1
+    (tmp_path / "areas").mkdir()
+    Image.fromarray(mask).save(tmp_path / "areas" / "case 1.png")
+    ring = [[800, 400], [1400, 400], [1400, 800], [800, 800], [800, 400]]
+    outline = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}}
+    (tmp_path / "outline.geojson").write_text(json.dumps(outline))
+    found = []
+    for number, tissue in enumerate(
+        (tmp_path / "areas" / "case 1.png", tmp_path / "outline.geojson", tmp_path / "areas")
+    ):
+        segment_slide(slide, tmp_path / str(number), replace(options, tissue=tissue))
+        found.append(tifffile.imread(tmp_path / str(number) / "case 1.tif"))
+    predicted = np.argwhere(found[0] != 255)
+    # Pixels of 1 um; the area is seen at 8 um.
+    assert np.abs(predicted.min(0) - (200, 400)).max() <= 8 and np.abs(predicted.max(0) - (400, 700)).max() <= 8
+    assert (found[0] != 255).sum() == pytest.approx(200 * 300, rel=0.05)
+    assert (found[1] == found[0]).all() and (found[2] == found[0]).all()
+
+
+def test_another_area_predicts_again(slide, tmp_path, options) -> None:
+    out, mask = tmp_path / "out", np.ones((128, 160), np.uint8)
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    marked = replace(options, tissue=tmp_path / "mask.png")
+    for settings in (options, marked):
+        assert not segment_slide(slide, out, settings).unchanged and segment_slide(slide, out, settings).unchanged
+    mask[:64] = 0
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    assert not segment_slide(slide, out, marked).unchanged
+    assert (tifffile.imread(out / "case 1.tif")[:310] == 255).all()
+
+
+def test_areas_that_cannot_be_meant(slide, tmp_path, options, model, capsys) -> None:
+    Image.new("L", (100, 100), 1).save(tmp_path / "square.png")
+    (tmp_path / "empty.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    (tmp_path / "areas").mkdir()
+    tried = [("gone.png", "not found"), ("square.png", "mask of the whole slide"), ("empty.geojson", "no polygon")]
+    for name, words in [*tried, ("areas", "has nothing for slide case 1")]:
+        with pytest.raises(UserError, match=words):
+            segment_slide(slide, tmp_path / "out", replace(options, tissue=tmp_path / name))
+    for name in ("case 1.png", "case 1.geojson"):
+        (tmp_path / "areas" / name).touch()
+    with pytest.raises(UserError, match=r"case 1\.geojson and case 1\.png"):
+        segment_slide(slide, tmp_path / "out", replace(options, tissue=tmp_path / "areas"))
+    Image.open(slide).save(tmp_path / "second.png")
+    words = ["--model", str(tmp_path / "model"), "--tissue", str(tmp_path / "square.png")]
+    assert main(["segment", str(slide), *words, "--everywhere"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
+    assert main(["segment", str(slide), str(tmp_path / "second.png"), *words]) == 2
+    assert "name a folder" in capsys.readouterr().err
+
+
+def test_outlines_are_what_qupath_reads_and_give_the_label_map_back(slide, tmp_path, options) -> None:
+    """https://qupath.readthedocs.io: a feature collection of features with objectType and classification."""
+    segment_slide(slide, tmp_path, replace(options, tolerance_px=0.0, min_area_um2=0.0))
+    collection = json.loads((tmp_path / "case 1.geojson").read_text(encoding="utf-8"))
+    assert collection.keys() == {"type", "features"} and collection["type"] == "FeatureCollection"
+    for feature in collection["features"]:
+        assert feature["type"] == "Feature" and feature["properties"]["objectType"] == "annotation"
+        kind = feature["properties"]["classification"]
+        assert kind in ({"name": "stroma", "color": [47, 127, 134]}, {"name": "gland", "color": [217, 119, 79]})
+        assert feature["geometry"]["type"] == "Polygon" and shape(feature["geometry"]).is_valid
+        for ring in feature["geometry"]["coordinates"]:
+            assert ring[0] == ring[-1] and len(ring) >= 5
+            assert all(len(point) == 2 and 0 <= point[0] <= 1600 and 0 <= point[1] <= 1280 for point in ring)
+    annotation = read_annotation(tmp_path / "case 1.geojson")
+    values = np.array([["stroma", "gland"].index(names[0]) for names in annotation.names])
+    drawn = annotation.labels(values, uncovered=255, size_px=(1600, 1280), mpp=0.5)
+    expected = tifffile.imread(tmp_path / "case 1.tif")
+    assert (drawn.read(0, 0, size_px=800, mpp=1.0)[:640] == expected).all() and set(np.unique(expected)) == {0, 1, 255}
 
 
 @pytest.mark.parametrize("fails_at", [1, 3, 5])

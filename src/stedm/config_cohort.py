@@ -66,7 +66,8 @@ class CohortConfig:
     """Our column name -> the column's name in the table, e.g. {patient: case_id, group: subtype}."""
     labels: dict[str, list[Any]] = field(default_factory=dict)
     """Class name -> values in the mask, in class order, e.g. {background: [0], gland: ["1-254"], ignore: [255]}, or
-    names of polygon classes, e.g. {tumour: [Tumor], other: [Stroma, unannotated], ignore: [Necrosis]}."""
+    names of polygon classes, e.g. {tumour: [Tumor], other: [Stroma, unannotated], ignore: [Necrosis]}. In no polygon:
+    `glass` stands for what is no tissue, `unannotated` for the rest, and what neither names is ignored."""
     annotation_origin: Origin = "slide"
     """Where coordinates of annotation files begin: at the corner of the `slide`, or of its scanned `bounds`; a table
     column of this name overrides it."""

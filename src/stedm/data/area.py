@@ -11,6 +11,8 @@ from stedm.data.slide import Slide
 from stedm.errors import UserError
 
 _POLYGON_SUFFIXES = (".geojson", ".json", ".gz")
+_POLYGON_ENDINGS = (".geojson", ".geojson.gz", ".json", ".json.gz")
+_IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 _MOST_STRETCH = 0.02
 """Difference between the aspect ratios of a mask and its slide beyond which it must be another slide's."""
 
@@ -50,6 +52,25 @@ class AreaImage:
         return self._inside[np.ix_(rows, columns)] & within[0][:, None] & within[1][None, :]
 
 
+def area_file(given: Path, slide: Path) -> Path:
+    """The area's file for a slide: `given` itself, or in a folder the one with the slide's stem, `NAME.geojson` say.
+
+    Raises UserError when there is none, or several.
+    """
+    if not given.is_dir():
+        if not given.is_file():
+            raise UserError(f"{given}: not found; name a mask, a GeoJSON file, or a folder of them")
+        return given
+    names = [slide.stem + suffix for suffix in (*_POLYGON_ENDINGS, *_IMAGE_SUFFIXES)]
+    found = [given / name for name in names if (given / name).is_file() and not (given / name).samefile(slide)]
+    if len(found) != 1:
+        seen = " and ".join(path.name for path in found) or "nothing"
+        raise UserError(
+            f"{given}: has {seen} for slide {slide.name}; leave one mask or GeoJSON file named {slide.stem}"
+        )
+    return found[0]
+
+
 def open_area(path: str, slide: Slide, *, origin: str = "slide") -> Area | None:
     """The area that a cell of the cohort table names, None for an empty one: an image, or the polygons of a JSON file.
 
@@ -59,5 +80,5 @@ def open_area(path: str, slide: Slide, *, origin: str = "slide") -> Area | None:
         return AreaImage(path, slide) if path else None
     annotation = open_annotation(path, slide, origin=origin)
     if not len(annotation.polygons):
-        raise UserError(f"{path}: no polygon of slide {slide.path.name}; leave the cell empty or outline the area")
+        raise UserError(f"{path}: no polygon of slide {slide.path.name}; outline the area, or name no file")
     return annotation.area(size_px=(slide.width_px, slide.height_px), mpp=slide.mpp)

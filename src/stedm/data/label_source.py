@@ -10,7 +10,7 @@ from stedm.config import IGNORE
 from stedm.data.annotation import Annotation, PolygonLabels, read_annotation
 from stedm.data.labels import LabelMap, read_mask
 from stedm.data.patches import extract_label_patch
-from stedm.data.polygon_classes import ClassCounts, label_map_of, uncovered_label, values_of
+from stedm.data.polygon_classes import UNCOVERED, ClassCounts, glass_label, label_map_of, uncovered_label, values_of
 from stedm.data.slide import DamagedSlide, Slide
 from stedm.errors import UserError
 
@@ -56,10 +56,11 @@ def open_annotation(name: str, slide: Slide, *, origin: str, slide_name: str = "
 
 
 def polygon_labels(annotation: Annotation, labels: LabelMap, slide: Slide) -> PolygonLabels:
-    """The label map that the polygons of a slide make."""
+    """The label map that the polygons of a slide make; 254 where it depends on tissue (`polygon_classes.UNCOVERED`)."""
+    fill = uncovered_label(labels)
     return annotation.labels(
         values_of(labels, annotation),
-        uncovered=uncovered_label(labels),
+        uncovered=fill if glass_label(labels) == fill else UNCOVERED,
         size_px=(slide.width_px, slide.height_px),
         mpp=slide.mpp,
     )

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from scipy import ndimage
 
 from stedm.config import PhantomConfig
@@ -16,6 +15,7 @@ from stedm.data.phantom_render import BACKGROUND, EPITHELIUM, STROMA, PatientSty
 from stedm.data.phantom_scanner import draw_scanner
 from stedm.errors import UserError
 from stedm.files import atomic_folder
+from stedm.png import write_png
 
 __all__ = ["PHANTOM_LABELS", "PatientStyle", "draw_layout", "draw_style", "render", "write_cohort"]
 
@@ -243,8 +243,8 @@ def _patients(config: PhantomConfig) -> Iterator[tuple[str, str, Kind, PatientSt
 
 def _write_slide(folder: Path, name: str, style: PatientStyle, *, size_px: int, rng: np.random.Generator) -> None:
     layout = draw_layout(size_px, rng)
-    Image.fromarray(render(layout, style, rng)).save(folder / "images" / f"{name}.png")
-    Image.fromarray(layout).save(folder / "masks" / f"{name}.png")
+    write_png(folder / "images" / f"{name}.png", render(layout, style, rng))
+    write_png(folder / "masks" / f"{name}.png", layout)
 
 
 def write_cohort(folder: Path, config: PhantomConfig) -> Path:

@@ -16,6 +16,10 @@ from stedm.errors import UserError
 
 UNANNOTATED = "unannotated"
 """Stands among the names of a class for the places in no polygon; without it they are ignore."""
+GLASS = "glass"
+"""Stands among the names of a class for the places in no polygon that are no tissue; without it they are as others."""
+UNCOVERED = IGNORE - 1
+"""Label of places in no polygon until it is known whether there is tissue; no class has it."""
 LEAVE_OUT = "leave_out"
 """Stands among the classes for polygons that are not drawn, as if they were not in the file."""
 _NOT_DRAWN = -1
@@ -25,7 +29,7 @@ def label_map_of(labels: Mapping[str, list[Any]], *, key: str) -> LabelMap:
     """Label map of config `labels` that may name polygon classes beside mask values: class name -> values and names.
 
     A name is that of a polygon class, exactly or but for the spaces around its colons; what reads as a value, such as
-    1 or "1-254", counts as both. `unannotated` and `leave_out` are described above. Raises UserError as
+    1 or "1-254", counts as both. `unannotated`, `glass` and `leave_out` are described above. Raises UserError as
     `LabelMap.from_config` does, and for a name in two classes.
     """
     entries = {name: found if isinstance(found, list | tuple) else [found] for name, found in labels.items()}
@@ -61,6 +65,12 @@ def uncovered_label(labels: LabelMap) -> int:
     """Label of places in no polygon: the class that `unannotated` is named in, else ignore."""
     label = labels.names.get(UNANNOTATED, IGNORE)
     return IGNORE if label == _NOT_DRAWN else label
+
+
+def glass_label(labels: LabelMap) -> int:
+    """Label of places in no polygon that are no tissue: the class that `glass` is named in, else `uncovered_label`."""
+    label = labels.names.get(GLASS, _NOT_DRAWN)
+    return uncovered_label(labels) if label == _NOT_DRAWN else label
 
 
 class ClassCounts:
@@ -104,7 +114,7 @@ def _hint(names: Sequence[str], labels: LabelMap) -> str:
 
 
 def _known(labels: LabelMap) -> Iterable[str]:
-    return [name for name in labels.names if name not in (UNANNOTATED, UNCLASSIFIED)]
+    return [name for name in labels.names if name not in (UNANNOTATED, GLASS, UNCLASSIFIED)]
 
 
 def _key(name: str) -> str:

@@ -74,7 +74,7 @@ def flatten(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"{image.mode} pixels; save the image with 8 bits per channel")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
         alpha = layer.getchannel("A")
         if alpha.getextrema() == (255, 255):
             return layer.convert("RGB")

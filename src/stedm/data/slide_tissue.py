@@ -78,19 +78,31 @@ class SlideTissue:
         )
         return slice(starts[0], stops[0] + 1), slice(starts[1], stops[1] + 1)
 
-    def of_patch(self, image: np.ndarray, x_um: float, y_um: float, *, mpp: float) -> tuple[np.ndarray, np.ndarray]:
-        """Tissue to cut and region of interest in a patch (H, W, 3) uint8, square: two (H, W) bool."""
-        square = {"size_px": len(image), "mpp": mpp}
-        roi = np.ones(image.shape[:2], bool) if self._roi is None else self._roi.read(x_um, y_um, **square)
-        if self._given is not None:
-            return self._given.read(x_um, y_um, **square) & roi, roi
+    def of_patch(
+        self, image: np.ndarray, x_um: float, y_um: float, *, mpp: float
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Tissue to cut and region of interest, None without one, in a patch (H, W, 3) uint8, square: (H, W) bool."""
         # A slide has many patches: of large ones fewer pixels say enough.
         step = max(1, len(image) // _SAMPLES) if self.is_slide else 1
+        found = self._found(image, x_um, y_um, mpp=mpp, step=step)
+        if self._roi is None:
+            return found, None
+        roi = self._roi.read(x_um, y_um, size_px=len(image), mpp=mpp)
+        return found & roi, roi
+
+    def glass(self, image: np.ndarray, x_um: float, y_um: float, *, mpp: float) -> np.ndarray:
+        """Which pixels (H, W) bool of a patch (H, W, 3) uint8 are no tissue, in a region of interest or not."""
+        return ~self._found(image, x_um, y_um, mpp=mpp, step=1)
+
+    def _found(self, image: np.ndarray, x_um: float, y_um: float, *, mpp: float, step: int) -> np.ndarray:
+        square = {"size_px": len(image), "mpp": mpp}
+        if self._given is not None:
+            return self._given.read(x_um, y_um, **square)
         sampled = tissue_mask(image[::step, ::step], white=self.white, smooth_px=5 if step == 1 else 3)
-        found = sampled.repeat(step, axis=0).repeat(step, axis=1)[: len(image), : len(image)] & roi
+        found = sampled.repeat(step, axis=0).repeat(step, axis=1)[: len(image), : len(image)]
         if self._left_out_edged[self._seen_in(x_um, y_um, width_um=len(image) * mpp)].any():
             found &= ~self._near_left_out(x_um, y_um, **square)
-        return found, roi
+        return found
 
     def _near_left_out(self, x_um: float, y_um: float, *, size_px: int, mpp: float) -> np.ndarray:
         """What is left out of a patch, with the blurred edge it has there."""

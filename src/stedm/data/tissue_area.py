@@ -1,9 +1,12 @@
 """Where on a slide there is tissue, asked for by pixels of a finer grid."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from stedm.data.area import Area
 from stedm.data.slide import Slide
 from stedm.data.slide_tissue import clean_tissue, is_whole_slide
 from stedm.data.tissue import tissue_mask
@@ -25,12 +28,19 @@ class TissueArea:
     @classmethod
     def measure(cls, slide: Slide, mpp: float) -> "TissueArea":
         """Find tissue, without pen marks and dust, on an overview of 8 microns per pixel; coarser for over 16 mm."""
-        longer_um = max(slide.width_px, slide.height_px) * slide.mpp
-        overview_mpp = max(mpp, min(_OVERVIEW_MPP, longer_um / 64), longer_um / _OVERVIEW_PX)
+        overview_mpp = _overview_mpp(slide, mpp)
         overview = slide.overview(overview_mpp)
         tissue = clean_tissue(overview, mpp=overview_mpp) if is_whole_slide(slide) else tissue_mask(overview)
         outside_um = ndimage.distance_transform_edt(~tissue) * overview_mpp if tissue.any() else np.inf
         return cls(tissue | (outside_um <= _RIM_UM), step=mpp / overview_mpp)
+
+    @classmethod
+    def given(cls, area: Area, slide: Slide, mpp: float) -> "TissueArea":
+        """What the user marked, seen at the resolution of `measure` and not grown."""
+        overview_mpp = _overview_mpp(slide, mpp)
+        width, height = (math.ceil(px * slide.mpp / overview_mpp) for px in (slide.width_px, slide.height_px))
+        mask = area.read(0, 0, size_px=max(width, height), mpp=overview_mpp)[:height, :width]
+        return cls(mask, step=mpp / overview_mpp)
 
     @classmethod
     def everything(cls) -> "TissueArea":
@@ -51,3 +61,8 @@ class TissueArea:
 
     def _at(self, pixel):  # type: ignore[no-untyped-def]
         return np.int64((np.asarray(pixel) + 0.5) * self._step)
+
+
+def _overview_mpp(slide: Slide, mpp: float) -> float:
+    longer_um = max(slide.width_px, slide.height_px) * slide.mpp
+    return max(mpp, min(_OVERVIEW_MPP, longer_um / 64), longer_um / _OVERVIEW_PX)

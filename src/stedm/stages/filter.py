@@ -11,6 +11,7 @@ from stedm.evaluation.memorisation import nearest_distances
 from stedm.evaluation.segmentation import confusion, iou, mean_over_classes
 from stedm.files import atomic_path
 from stedm.models.segmenter import Segmenter
+from stedm.png import write_png
 from stedm.stages.hard_sampling import layout_hardness, sampling_weight, style_hardness
 from stedm.stages.run_folder import TEACHER_ARM, RunFolder, train_patches
 
@@ -39,7 +40,7 @@ def filter_synthetic(run: RunFolder, config: RunConfig, *, name: str = "syntheti
         masks = ignore_unlikely(layouts, probabilities, limits)
         for path, mask in zip(part["mask"], masks, strict=True):
             with atomic_path(folder / path) as temporary:
-                Image.fromarray(mask).save(temporary, compress_level=1)
+                write_png(temporary, mask)
         agreements = [_agreement(p.argmax(0), y, len(losses)) for p, y in zip(probabilities, layouts, strict=True)]
         columns.append(_judged(part.index, agreements, layouts, masks, _nearest(run, images, training)))
         hardness.append(layout_hardness(layouts, losses))

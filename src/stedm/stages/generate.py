@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 from stedm.config import RunConfig
 from stedm.data.composition import CompositionTable
@@ -20,6 +19,7 @@ from stedm.diffusion.pipeline import StyleDiffusion, Styles
 from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
 from stedm.files import atomic_path, write_json
+from stedm.png import write_png
 from stedm.progress import Bar
 from stedm.stages.grids import sampling_of, style_set_size
 from stedm.stages.layout_statistics import write_layout_statistics
@@ -186,4 +186,4 @@ def _draw(
     for name, image, label_map in zip(rows["id"], images, maps, strict=False):
         for kind, pixels in (("masks", label_map), ("images", image)):
             with atomic_path(folder / kind / f"{name}.png") as temporary:
-                Image.fromarray(pixels).save(temporary, compress_level=1)
+                write_png(temporary, pixels)

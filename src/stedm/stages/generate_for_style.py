@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 from stedm.data.layout_files import LayoutFiles
 from stedm.data.slide import Slide
@@ -22,6 +21,7 @@ from stedm.diffusion.pipeline import INDEX, StyleDiffusion, Styles
 from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
 from stedm.files import atomic_path, locked, remove_temporaries, write_json, writing
+from stedm.png import write_png
 from stedm.progress import Bar
 from stedm.stages.contact_sheet import save_contact_sheet
 from stedm.stages.generate import PlanLayouts, layout_source
@@ -242,7 +242,7 @@ def _draw_missing(
             for name, image, label_map in zip(rows["id"], images, maps, strict=False):
                 for kind, pixels in (("masks", label_map), ("images", image)):
                     with atomic_path(out / kind / f"{name}.png") as temporary:
-                        Image.fromarray(pixels).save(temporary, compress_level=1)
+                        write_png(temporary, pixels)
             bar.update(already + start + len(rows), unit="images")
     if len(todo):
         figures = {"images": len(todo), "seconds": time.perf_counter() - started, "device": str(model.device)}

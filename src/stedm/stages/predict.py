@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stedm.config import IGNORE
+from stedm.data.area import Area
 from stedm.data.label_bands import LabelBands
 from stedm.data.slide import Slide
 from stedm.data.tissue_area import TissueArea
@@ -36,9 +37,19 @@ class Prediction:
 
     @classmethod
     def plan(
-        cls, slide: Slide, model: Ensemble, *, window_px: int, overlap_px: int, everywhere: bool, folder: Path
+        cls,
+        slide: Slide,
+        model: Ensemble,
+        *,
+        window_px: int,
+        overlap_px: int,
+        everywhere: bool,
+        folder: Path,
+        area: Area | None = None,
     ) -> "Prediction":
         """Lay out windows at the model's resolution; `everywhere`: on glass too; `folder`: of the bands.
+
+        area: where to predict, instead of the tissue that is found.
 
         Windows are at least as wide as the training patches, and no wider than the slide needs; widths are rounded up
         to what the network can halve.
@@ -53,7 +64,10 @@ class Prediction:
         grid = WindowGrid(width_px, height_px, _rounded_up(window_px, multiple), overlap_px)
         starts = [grid.finished(row, height_px).start for row in range(grid.rows)]
         bands = LabelBands(folder, width_px=width_px, height_px=height_px, starts=starts)
-        tissue = TissueArea.everything() if everywhere else TissueArea.measure(slide, mpp)
+        if area is not None:
+            tissue = TissueArea.given(area, slide, mpp)
+        else:
+            tissue = TissueArea.everything() if everywhere else TissueArea.measure(slide, mpp)
         return cls(slide, model, mpp, grid, tissue, bands)
 
     def run(self) -> LabelBands:

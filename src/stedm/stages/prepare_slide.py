@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from stedm.config import IGNORE, PrepareConfig
 from stedm.data.area import open_area
 from stedm.data.label_source import LabelSource, MaskFile, open_annotation, polygon_labels
 from stedm.data.labels import LabelMap
 from stedm.data.patches import tile_grid
+from stedm.data.polygon_classes import UNCOVERED, glass_label, uncovered_label
 from stedm.data.slide import Slide
 from stedm.data.slide_tissue import SlideTissue
+from stedm.png import write_png
 from stedm.stages.alignment import ALIGNMENT, write_alignment
 from stedm.stages.slide_overlay import overlay
 
@@ -23,9 +24,6 @@ Tick = Callable[[float, int], None]
 
 _BLOCK = 8
 """Patches are cut in blocks of so many by so many: neighbours share the slide's tiles while these are still decoded."""
-
-PNG_STRATEGY = 3
-"""zlib's run lengths: on tissue as small as its level 4, and written in less than half the time."""
 
 
 def open_slide(row: Any) -> Slide:
@@ -46,6 +44,7 @@ class SlideCutter:
 
     def __init__(self, out: Path, config: PrepareConfig, labels: LabelMap) -> None:
         self._out, self._config, self._labels = out, config, labels
+        self._of_uncovered = np.uint8(glass_label(labels)), np.uint8(uncovered_label(labels))
         for name in ("images", "masks"):
             (out / name).mkdir(parents=True, exist_ok=True)
 
@@ -74,14 +73,19 @@ class SlideCutter:
         for x, y in _in_blocks(corners, patch_px):
             image = slide.read(x * mpp, y * mpp, size_px=patch_px, mpp=mpp)
             found, roi = tissue.of_patch(image, x * mpp, y * mpp, mpp=mpp)
-            fraction = float(found.mean())
-            kept = fraction >= self._config.min_tissue and roi.any()
+            fraction = np.count_nonzero(found) / found.size
+            kept = fraction >= self._config.min_tissue and (roi is None or bool(roi.any()))
             if kept:
                 record = self._record(position, row, f"x{x:06d}-y{y:06d}")
-                self._write(record["image"], image)
+                write_png(self._out / record["image"], image)
                 if source is not None:
                     label_map = source.read(x * mpp, y * mpp, size_px=patch_px, mpp=mpp)
-                    record |= self._labelled(record["patch_id"], np.where(roi, label_map, np.uint8(IGNORE)))
+                    if (uncovered := label_map == UNCOVERED).any():
+                        glass = tissue.glass(image, x * mpp, y * mpp, mpp=mpp)
+                        label_map[uncovered] = np.where(glass, *self._of_uncovered)[uncovered]
+                    if roi is not None:
+                        label_map[~roi] = IGNORE
+                    record |= self._labelled(record["patch_id"], label_map)
                 yield record | {"x_um": x * mpp, "y_um": y * mpp, "mpp": mpp, "tissue_fraction": fraction}
             tick(1 / len(corners), int(kept))
 
@@ -109,9 +113,6 @@ class SlideCutter:
             if self._config.min_tissue <= 0 or tissue.may_hold(x * mpp, y * mpp, width_um=patch_px * mpp)
         ]
 
-    def _write(self, name: str, pixels: np.ndarray) -> None:
-        Image.fromarray(pixels).save(self._out / name, compress_type=PNG_STRATEGY)
-
     def _record(self, position: int, row: Any, place: str) -> dict[str, Any]:
         patch_id = f"{_safe(row.slide)}-{source_name(position)}-{place}"
         return {
@@ -129,7 +130,7 @@ class SlideCutter:
     def _labelled(self, patch_id: str, label_map: np.ndarray) -> dict[str, Any]:
         """Write the label map of a patch; its path and the share of each class."""
         fields: dict[str, Any] = {"mask": f"masks/{patch_id}.png"}
-        self._write(fields["mask"], label_map)
+        write_png(self._out / fields["mask"], label_map)
         counts = np.bincount(label_map[label_map != IGNORE], minlength=len(self._labels.classes))
         if counts.sum():
             shares = (counts / counts.sum()).tolist()

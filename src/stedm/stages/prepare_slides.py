@@ -27,7 +27,7 @@ from stedm.data.labels import LabelMap
 from stedm.data.laboratories import Laboratory
 from stedm.data.slide import DamagedSlide
 from stedm.errors import Stopped, UserError
-from stedm.files import read_json, write_json
+from stedm.files import read_json, write_text
 from stedm.processes import process_pool
 from stedm.stages.alignment import ALIGNMENT
 from stedm.stages.prepare_slide import SlideCutter, source_name
@@ -158,7 +158,8 @@ def _cut_one(out: Path, task: SlideTask, cutter: SlideCutter, tick: Callable[[fl
         return str(error)
     except UserError as error:
         raise type(error)(f"{task.where}: {error}") from None
-    write_json(_finished(out, task), {"key": task.key, "slide": task.row.slide, "records": records})
+    found = {"key": task.key, "slide": task.row.slide, "records": records}
+    write_text(_finished(out, task), json.dumps(found, allow_nan=False))  # in one line: ten times as fast
     return ""
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from stedm.data.area import area_file, open_area
 from stedm.data.geojson import write_features
 from stedm.data.label_bands import LabelRows, Labels
 from stedm.data.label_pyramid import LabelPyramid, write_label_pyramid
@@ -43,6 +44,9 @@ class SegmentOptions:
     """Overlap of neighbouring windows."""
     everywhere: bool = False
     """Predict glass too."""
+    tissue: Path | None = None
+    """Where to predict, instead of the tissue that is found: a mask of the whole slide, polygons, or a folder of them
+    with the slides' names."""
     min_area_um2: float = 100.0
     """Smaller regions get no outline, smaller holes are closed; label map and areas keep them."""
     tolerance_px: float = 0.4
@@ -50,7 +54,7 @@ class SegmentOptions:
     classes: tuple[str, ...] | None = None
     """Classes that get outlines; None: all."""
     origin: Literal["slide", "bounds"] = "slide"
-    """Where outlines have (0, 0): corner of the whole slide, or of its scanned bounds."""
+    """Where outlines and polygons of `tissue` have (0, 0): corner of the whole slide, or of its scanned bounds."""
     gz: bool = False
     """Outlines as `.geojson.gz`."""
 
@@ -138,6 +142,10 @@ def outlined(options: SegmentOptions, classes: list[str]) -> list[int]:
     return [classes.index(name) for name in names]
 
 
+def _tissue_file(path: Path, options: SegmentOptions) -> str:
+    return "" if options.tissue is None else str(area_file(options.tissue, path))
+
+
 def _slide_mpp(slide: Slide) -> float:
     try:
         return slide.mpp
@@ -160,6 +168,7 @@ def _labels(
         overlap_px=options.overlap_px,
         everywhere=options.everywhere,
         folder=work / "bands",
+        area=open_area(_tissue_file(slide.path, options), slide, origin=options.origin),
     )
     bands = prediction.run()
     made = work / tif.name
@@ -232,6 +241,9 @@ def _colours(model: Ensemble) -> list[str]:
 def _fingerprints(path: Path, options: SegmentOptions, slide_mpp: float) -> dict[str, str]:
     """SHA-256 of all that label map and outlines depend on."""
     settings = dataclasses.asdict(options) | {"model": None, "mpp": slide_mpp}
+    if settings.pop("tissue") is not None:
+        tissue = Path(_tissue_file(path, options))
+        settings["tissue"] = [tissue.name, tissue.stat().st_size, tissue.stat().st_mtime_ns, options.origin]
     outline_settings = {name: settings.pop(name) for name in _OF_OUTLINES}
     model = hashlib.sha256()
     for folder in options.model:

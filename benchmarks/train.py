@@ -1,0 +1,153 @@
+"""What a step of the diffusion training costs beside the bare forward, backward and optimiser step of its networks.
+
+    python benchmarks/train.py --out runs/train-benchmark --size tiny
+
+Procedural patches. By turns: a stretch of the real training (Lightning, batches with style sets and layouts, clipping,
+averaged weights, log), timed from step to step, and as many bare steps on one batch that is ready: `training_step`,
+`backward`, `optimiser.step`, the same precision. Then each part that the training adds, alone. What happens at the
+borders of stretches (checkpoint, the watch's pictures) is left out; it is eight times a training, whatever its length.
+"""
+
+import argparse
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from common import generator_of, report, seconds
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from stedm.config import IGNORE, RunConfig
+from stedm.data.phantom import draw_layout, draw_style
+from stedm.data.phantom_render import render
+from stedm.data.style_sets import StyleSets
+from stedm.device import autocast, best_device
+from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.stages.diffusion import _variants
+from stedm.stages.latents import encode
+from stedm.training.batches import DiffusionBatches, StylePatches
+from stedm.training.tasks import Batch, DiffusionTask
+from stedm.training.trainer import fit
+
+
+def batches_of(model: StyleDiffusion, config: RunConfig, *, patients: int, patches: int) -> DiffusionBatches:
+    """The batches of a cohort of procedural patients, half of them annotated."""
+    rng, options, side_px = np.random.default_rng(0), config.diffusion, config.prepare.patch_px
+    count = patients * patches
+    layouts = np.stack([draw_layout(side_px, rng) for _ in range(count)])
+    styles = [draw_style("he", rng) for _ in range(patients)]
+    images = np.stack([render(layouts[k], styles[k // patches], rng) for k in range(count)])
+    annotated = np.arange(count) < count // 2
+    layouts[~annotated] = IGNORE
+    table = pd.DataFrame({"patient": np.arange(count) // patches, "slide": np.arange(count) // patches})
+    table = table.assign(source=table["slide"], x_um=np.arange(count) % patches * float(side_px), y_um=0.0)
+    return DiffusionBatches(
+        _variants(model.first_stage, images, layouts, annotated),
+        StylePatches(images, encode(model.first_stage, images).half(), torch.from_numpy(layouts)),
+        StyleSets(table, mode="patient", size=options.style_images or 1, nearby_um=500.0, patch_um=float(side_px)),
+        batch_size=options.batch_size or 8,
+        set_size=options.style_images or 1,
+        unlabelled_share=options.unlabelled_share,
+        layout_dropout=options.layout_dropout,
+        style_dropout=options.style_dropout,
+        unknown_share=options.unknown_share,
+        zoom_style=False,
+        seed=0,
+    )
+
+
+def task_of(size: str, steps: int) -> DiffusionTask:
+    """A fresh task of the preset."""
+    model, config = generator_of(size)
+    return DiffusionTask(
+        model.unet.train(),
+        model.style_extractor.train(),
+        learning_rate=config.diffusion.learning_rate,
+        steps=steps,
+        seed=0,
+    )
+
+
+def training_seconds(size: str, batches: DiffusionBatches, steps: int) -> list[tuple[float, float]]:
+    """Processor and wall time of each step but the first two of a real training."""
+    marks: list[tuple[float, float]] = []
+
+    def marked(step: int) -> Batch:
+        marks.append((time.process_time(), time.perf_counter()))
+        return batches(step)
+
+    with tempfile.TemporaryDirectory() as folder:
+        task = task_of(size, steps)
+        fit(task, marked, folder=Path(folder), description="training", ema_decay=0.999, stretches=1)
+    return [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks[2:])]
+
+
+class Bare:
+    """Forward, backward and optimiser step on one batch."""
+
+    def __init__(self, size: str, batch: Batch) -> None:
+        self.task = task_of(size, 1000).to(best_device(), memory_format=torch.channels_last)
+        self.optimiser = self.task.configure_optimizers()["optimizer"]
+        self.batch = {name: x.to(best_device()) for name, x in batch.items()}
+        self.average = AveragedModel(self.task, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+
+    def forward_and_backward(self) -> None:
+        """Leaves gradients behind."""
+        self.optimiser.zero_grad()
+        with autocast(best_device()):
+            loss = self.task.training_step(self.batch, 0)
+        loss.backward()
+
+    def step(self) -> None:
+        """All three."""
+        self.forward_and_backward()
+        self.optimiser.step()
+
+    def clip(self) -> None:
+        """Needs gradients."""
+        torch.nn.utils.clip_grad_norm_(self.task.parameters(), 1e9)
+
+    def average_weights(self) -> None:
+        """One update."""
+        self.average.update_parameters(self.task)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--size", choices=["smoke", "tiny", "small", "base"], default="tiny")
+    parser.add_argument("--steps", type=int, default=16, help="of a turn")
+    parser.add_argument("--turns", type=int, default=3)
+    options = parser.parse_args()
+    model, config = generator_of(options.size)
+    batches = batches_of(model, config, patients=16, patches=4)
+    bare = Bare(options.size, batches(0))
+    training: list[tuple[float, float]] = []
+    alone: list[tuple[float, float]] = []
+    for _ in range(options.turns):
+        training += training_seconds(options.size, batches, options.steps)
+        alone += [seconds(bare.step) for _ in range(options.steps)][2:]
+    parts = {
+        "forward and backward": bare.forward_and_backward,
+        "optimiser": bare.optimiser.step,
+        "gradient clipping": bare.clip,
+        "averaged weights": bare.average_weights,
+        "batch (data)": lambda: batches(1),
+    }
+    found = {"training step": training, "bare step": alone}
+    found |= {name: [seconds(action) for _ in range(options.steps)][2:] for name, action in parts.items()}
+    cpu, wall = np.median(np.array(alone), axis=0)
+    rows: list[dict[str, Any]] = []
+    for name, times in found.items():
+        of_cpu, of_wall = np.median(np.array(times), axis=0)
+        row = {"what": name, "ms processor": 1e3 * of_cpu, "ms wall": 1e3 * of_wall}
+        rows.append(row | {"/ bare, processor": of_cpu / cpu, "/ bare, wall": of_wall / wall})
+    report(options.out / f"train-{options.size}.json", rows)
+
+
+if __name__ == "__main__":
+    main()
