@@ -7,3 +7,7 @@ class UserError(Exception):
     The command line prints the message without a traceback and exits with code 2. Raise it before anything is
     written, so that nothing half-made is left behind.
     """
+
+
+class SharedError(UserError):
+    """A UserError that every process of a command meets at the same place: the first one says it."""

@@ -4,21 +4,24 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from stedm.device import best_device, lightning_precision
-from stedm.errors import UserError
+from stedm.errors import SharedError
 from stedm.files import atomic_path
 from stedm.progress import Bar
-from stedm.training.log import Observation, TrainingLog
+from stedm.ranks import everyones, is_first, place, share, total
+from stedm.training.log import Observation, TrainingLog, UnwrittenLog
 from stedm.training.tasks import Batch, Task
 
 BatchOfStep = Callable[[int], Batch]
@@ -83,9 +86,12 @@ class _Progress(L.Callback):
         self.bar.__enter__()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
-        step, loss = trainer.global_step, float(outputs["loss"])
+        step, loss = trainer.global_step, outputs["loss"].detach()
+        if pl_module.shared:  # ranks must stop at the same step
+            loss = total(loss) / place().world
+        loss = float(loss)
         if not torch.isfinite(torch.tensor(loss)):
-            raise UserError(
+            raise SharedError(
                 f"{self.description}: the loss is {loss} at step {step}; the last good state is kept in "
                 f"{self.training_log.folder / 'training'}; lower the learning rate and run again"
             )
@@ -151,8 +157,8 @@ class _Checkpoint(L.Callback):
             return
         self.training_log.write()
         if trainer.global_step < trainer.max_steps:
-            with atomic_path(self.path) as temporary:
-                trainer.save_checkpoint(temporary)
+            with atomic_path(self.path) if trainer.is_global_zero else nullcontext(self.path) as path:
+                trainer.save_checkpoint(path)  # called by every rank, written by the first
 
 
 class BestByValidation(L.Callback):
@@ -204,13 +210,14 @@ def fit(
 
     folder: receives what a TrainingLog writes, and training/ (only needed to resume). ema_decay: when given, the task
     ends with the exponential moving average of its weights. stretches: how often the state is saved, and `watch`
-    called. Raises UserError on a loss that is not finite.
+    called. Ranks train a task that is `shared` together: each takes its share of the rows of a batch, and all end with
+    the same weights. Raises UserError on a loss that is not finite.
     """
     _quiet()
     task.to(memory_format=torch.channels_last)
     stretch = max(1, -(-task.steps // stretches))
     last = folder / "training" / "last.ckpt"
-    log = TrainingLog(folder)
+    log = TrainingLog(folder) if is_first() or not task.shared else UnwrittenLog(folder)
     callbacks: list[L.Callback] = [_Progress(description, log, max(1, task.steps // 100))]
     if ema_decay is not None:
         callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(ema_decay)))
@@ -219,19 +226,42 @@ def fit(
         callbacks.append(best)
     if watch is not None:
         callbacks.append(_Watching(watch, log, stretch))
-    trainer = _trainer(task.steps, [*callbacks, _Checkpoint(last, log, stretch)])
-    loader = _Loader(batch_of_step, steps=task.steps, stretch=stretch)
-    trainer.fit(task, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    trainer = _trainer(task.steps, [*callbacks, _Checkpoint(last, log, stretch)], **_devices(task))
+    loader = _Loader(_shared(batch_of_step) if task.shared else batch_of_step, steps=task.steps, stretch=stretch)
+    resumes = last.exists()
+    if task.shared:  # a network file system may show it to one machine before another
+        resumes = everyones(resumes)[0]
+    trainer.fit(task, datamodule=loader, ckpt_path=last if resumes else None, weights_only=True)
     return task.cpu().eval()  # type: ignore[return-value]
 
 
-def _trainer(steps: int, callbacks: list[L.Callback]) -> L.Trainer:
-    """One device, the project's precision, and nothing written or printed but by the callbacks."""
+def _shared(batch_of_step: BatchOfStep) -> BatchOfStep:
+    """This rank's rows of each batch."""
+    return lambda step: {name: share(rows) for name, rows in batch_of_step(step).items()}
+
+
+def _devices(task: Task) -> dict[str, Any]:
+    """Lightning's words for this process's device alone, or for every rank's."""
+    here = place()
+    if here.world == 1 or not task.shared:
+        alone = [here.local_rank] if best_device().type == "cuda" else 1
+        return {"devices": alone, "plugins": [LightningEnvironment()]}
+    return {
+        "devices": here.local_world,
+        "num_nodes": here.world // here.local_world,
+        "strategy": DDPStrategy(),
+        "plugins": [TorchElasticEnvironment()],
+    }
+
+
+def _trainer(steps: int, callbacks: list[L.Callback], **devices: Any) -> L.Trainer:
+    """The project's precision, and nothing written or printed but by the callbacks."""
     return L.Trainer(
         max_steps=steps,
         max_epochs=-1,
         accelerator="gpu" if best_device().type == "cuda" else "cpu",
-        devices=1,
+        **devices,
+        use_distributed_sampler=False,
         precision=lightning_precision(best_device()),  # type: ignore[arg-type]
         callbacks=callbacks,
         logger=False,
