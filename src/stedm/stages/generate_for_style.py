@@ -19,9 +19,10 @@ from stedm.data.style_pool import StylePatch, deal_style_sets, find_style_patche
 from stedm.device import best_device
 from stedm.diffusion.pipeline import INDEX, StyleDiffusion, Styles
 from stedm.diffusion.sampling import Sampling
-from stedm.errors import UserError
+from stedm.errors import SharedError, UserError
 from stedm.files import atomic_path, write_json
 from stedm.progress import Bar
+from stedm.ranks import everyones, is_first, place, share
 from stedm.stages.contact_sheet import save_contact_sheet
 from stedm.stages.generate import PlanLayouts, layout_source
 from stedm.stages.run_folder import RunFolder, train_patches
@@ -186,8 +187,9 @@ def generate_for_style(
     identity: dict[str, Any] = {"seed": seed, "model_digest": _digest(model)}
     plan = plan_for_style(layouts, style_sets, options, num_images=num_images, **identity)
     _refuse_another_set(out, plan)
-    with atomic_path(out / "plan.parquet") as temporary:
-        plan.to_parquet(temporary)
+    if is_first():
+        with atomic_path(out / "plan.parquet") as temporary:
+            plan.to_parquet(temporary)
     sets = [
         read_style_set(patches, patch_px=model.patch_px or 0, mpp=model.mpp or 0.0, source_mpp=source_mpp)
         for patches in style_sets
@@ -195,9 +197,10 @@ def generate_for_style(
     _draw_missing(model, layouts, model.extract_styles(sets), plan, out, options, batch_size=batch_size)
     manifest = plan.assign(image="images/" + plan["id"] + ".png", mask="masks/" + plan["id"] + ".png")
     manifest["layout"] = manifest["mask"]
-    with atomic_path(out / "manifest.parquet") as temporary:
-        manifest.to_parquet(temporary)
-    save_contact_sheet(out, manifest, np.concatenate(sets))
+    if is_first():
+        with atomic_path(out / "manifest.parquet") as temporary:
+            manifest.to_parquet(temporary)
+        save_contact_sheet(out, manifest, np.concatenate(sets))
     return manifest
 
 
@@ -212,9 +215,10 @@ def _draw_missing(
     batch_size: int,
 ) -> None:
     """Draw the rows whose image is not there: the mask is written first, so that an image stands for a pair."""
-    todo = plan[[not (out / "images" / f"{name}.png").exists() for name in plan["id"]]]
-    already, started = len(plan) - len(todo), time.perf_counter()
-    with Bar("drawing images", total=len(plan), completed=already, folder=out) as bar:
+    mine = share(plan)
+    todo = mine[[not (out / "images" / f"{name}.png").exists() for name in mine["id"]]]
+    already, started = len(mine) - len(todo), time.perf_counter()
+    with Bar("drawing images", total=len(mine), completed=already, folder=out) as bar:
         for start in range(0, len(todo), batch_size):
             rows = todo.iloc[start : start + batch_size]
             maps = np.stack([layouts.of(row) for _, row in rows.iterrows()])
@@ -231,9 +235,10 @@ def _draw_missing(
                     with atomic_path(out / kind / f"{name}.png") as temporary:
                         Image.fromarray(pixels).save(temporary, compress_level=1)
             bar.update(already + start + len(rows), unit="images")
-    if len(todo):
-        figures = {"images": len(todo), "seconds": time.perf_counter() - started, "device": str(model.device)}
-        write_json(out / "throughput.json", figures | {"cores": torch.get_num_threads()})
+    drawn = sum(everyones(len(todo)))
+    if drawn and is_first():
+        figures = {"images": drawn, "seconds": time.perf_counter() - started, "device": str(model.device)}
+        write_json(out / "throughput.json", figures | {"cores": torch.get_num_threads() * place().world})
 
 
 def _sampling(model: StyleDiffusion, given: Mapping[str, Any]) -> Sampling:
@@ -261,8 +266,8 @@ def _refuse_another_set(out: Path, plan: pd.DataFrame) -> None:
     there = pd.read_parquet(path)
     same = min(len(there), len(plan))
     if list(there) != list(plan) or not there.head(same).equals(plan.head(same)):
-        raise UserError(f"{path}: another set is there (other model, style, layouts or options); give another --out")
+        raise SharedError(f"{path}: another set is there (other model, style, layouts or options); give another --out")
     if len(there) > len(plan):
-        raise UserError(
+        raise SharedError(
             f"{path}: {len(there)} images are planned there already; give --n {len(there)} or another --out"
         )
