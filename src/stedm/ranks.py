@@ -22,9 +22,7 @@ STEP_TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others within a training step."""
 WAIT_TIMEOUT = timedelta(days=30)
 """How long the others wait for work. A rank that dies closes its connections, and is missed within seconds."""
-_LOST = (
-    "another process of this command ended; what is finished is kept, and the same command continues with any number"
-)
+_LOST = "another process of this command ended; what is finished is kept, and the same command continues, with as many as you like"
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,8 @@ def joined() -> Iterator[None]:
                 "a GPU, and let each see all of them (no --gpus-per-task, no --gpu-bind)"
             )
         torch.cuda.set_device(here.local_rank)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here.local_world))
     _describe_to_torch(here)
     try:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=STEP_TIMEOUT)
@@ -194,7 +194,7 @@ def share(rows: Any) -> Any:
 
 
 def for_all(x: "Tensor") -> "Tensor":
-    """As many rows as all ranks together have, (W B, ...), laid out as this rank's x (B, ...): to draw noise like it."""
+    """As many rows as all ranks have, (W B, ...), laid out as this rank's x (B, ...): to draw noise like it."""
     import torch
 
     return torch.cat([x] * place().world)

@@ -121,9 +121,8 @@ def _run_jobs(every: list[Job], parts: Sequence[Part], *, jobs: int, slide_jobs:
         todo = [job for job in todo if job.stage.name != "prepare"]
         for part in parts:  # the input is good: only now do the folders take this config on
             save_config(part.config, part.run.root / "config.yaml")
-            write_json(
-                part.run.root / "environment.json", environment() | {"jobs": workers.jobs, "processes": place().world}
-            )
+            processes = {"jobs": workers.jobs, "processes": place().world}
+            write_json(part.run.root / "environment.json", environment() | processes)
         if workers.jobs > 1:
             arguments = {job.name: _arguments(job) for job in todo}
             workers.run(todo, arguments, done=lambda job, seconds: _say(console, job, seconds))
