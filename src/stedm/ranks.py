@@ -22,7 +22,7 @@ STEP_TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others within a training step."""
 WAIT_TIMEOUT = timedelta(days=30)
 """How long the others wait for work. A rank that dies closes its connections, and is missed within seconds."""
-_LOST = "another process of this command ended; what is finished is kept, and the same command continues, with as many as you like"
+_LOST = "another process of this command ended; what is finished is kept, and the same command continues"
 
 
 @dataclass(frozen=True)
