@@ -1,6 +1,6 @@
 """Ranks: who is who, what each takes, and that training, drawing and judging do not depend on how many there are."""
 
-from collections.abc import shutil
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
