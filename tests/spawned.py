@@ -50,7 +50,7 @@ def start_ranks(world: int, words: Sequence[str]) -> list[subprocess.Popen[str]]
     ]
 
 
-def run_ranks(world: int, words: Sequence[str], *, timeout: float = 240) -> list[tuple[int, str, str]]:
+def run_ranks(world: int, words: Sequence[str], *, timeout: float = 500) -> list[tuple[int, str, str]]:
     """Exit code, standard output and standard error of each rank."""
     processes = start_ranks(world, words)
     try:

@@ -178,8 +178,8 @@ def check_not_finite(out: Path) -> None:
 
     def batch_of_step(step: int) -> dict[str, Tensor]:
         batch = poisoned(step)
-        if step == 2:
-            batch["z"][1] = torch.nan  # a row of the second rank's
+        if step == 2 and place().rank == 1:
+            batch["z"][:] = torch.nan
         return batch
 
     with pytest.raises(SharedError, match="loss is nan at step 3"):
@@ -250,7 +250,7 @@ def draw_and_judge(out: Path) -> None:
     everyones(None)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_drawing_and_judging_are_the_same_on_one_two_and_three_processes(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,14 +268,14 @@ def test_drawing_and_judging_are_the_same_on_one_two_and_three_processes(
     assert read_json(tmp_path / "three" / "synthetic" / "throughput.json")["images"] == 24
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_rank_that_dies_ends_the_others_and_leaves_a_run_that_resumes(made: Path, tmp_path: Path) -> None:
     out = again(made, tmp_path / "run")
     first, second = start_ranks(2, words("filter", out))
     while second.poll() is None and not (out / "synthetic" / "images" / "s000001.png").exists():
         time.sleep(0.02)
     second.kill()
-    _, said = first.communicate(timeout=240)
+    _, said = first.communicate(timeout=400)
     assert first.returncode == 2 and "another process of this command ended" in said and "Traceback" not in said
     assert not (out / "synthetic" / "fingerprint.json").exists()
     assert main(words("filter", out)) == 0

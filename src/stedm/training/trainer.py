@@ -20,12 +20,15 @@ from stedm.device import best_device, lightning_precision
 from stedm.errors import SharedError
 from stedm.files import atomic_path
 from stedm.progress import Bar
-from stedm.ranks import everyones, is_first, place, share, total
+from stedm.ranks import everyones, is_first, place, total
 from stedm.training.log import Observation, TrainingLog, UnwrittenLog
 from stedm.training.tasks import Batch, Task
 
 BatchOfStep = Callable[[int], Batch]
-"""The batch of a step, a pure function of the step: what makes a resumed run equal an uninterrupted one."""
+"""The batch of a step, a pure function of the step: what makes a resumed run equal an uninterrupted one.
+
+Where ranks train together, this rank's share of its rows.
+"""
 
 
 class Watch(Protocol):
@@ -227,17 +230,12 @@ def fit(
     if watch is not None:
         callbacks.append(_Watching(watch, log, stretch))
     trainer = _trainer(task.steps, [*callbacks, _Checkpoint(last, log, stretch)], **_devices(task))
-    loader = _Loader(_shared(batch_of_step) if task.shared else batch_of_step, steps=task.steps, stretch=stretch)
+    loader = _Loader(batch_of_step, steps=task.steps, stretch=stretch)
     resumes = last.exists()
     if task.shared:  # a network file system may show it to one machine before another
         resumes = everyones(resumes)[0]
     trainer.fit(task, datamodule=loader, ckpt_path=last if resumes else None, weights_only=True)
     return task.cpu().eval()  # type: ignore[return-value]
-
-
-def _shared(batch_of_step: BatchOfStep) -> BatchOfStep:
-    """This rank's rows of each batch."""
-    return lambda step: {name: share(rows) for name, rows in batch_of_step(step).items()}
 
 
 def _devices(task: Task) -> dict[str, Any]:
