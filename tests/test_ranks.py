@@ -1,6 +1,8 @@
 """Ranks: who is who, what each takes, and that training, drawing and judging do not depend on how many there are."""
 
+import shlex
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +100,14 @@ def test_batch_that_cannot_be_shared_evenly_is_refused(environment: Callable[...
     with pytest.raises(UserError, match=r"autoencoder\.batch_size: 4 rows"):
         run_all(load_config(overrides=["size=smoke"]), tmp_path / "run")
     assert not (tmp_path / "run" / "data").exists()
+
+
+def test_slurm_example_is_a_command_of_ours() -> None:
+    script = Path(__file__).resolve().parents[1] / "examples" / "slurm.sh"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    command = script.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()[-1]
+    program, *flags = shlex.split(command.partition("-m stedm.cli ")[2])
+    assert program == "run" and flags == ["--config", "$config", "--out", "$out"]
 
 
 def test_mistake_that_all_meet_is_said_once(environment: Callable[..., None]) -> None:

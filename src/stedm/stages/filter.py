@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
 from stedm.config import IGNORE, RunConfig
 from stedm.data.synthetic import SyntheticSet
 from stedm.device import best_device
-from stedm.evaluation.memorisation import nearest_distances
+from stedm.evaluation.memorisation import nearest_thumbnails, thumbnails
 from stedm.evaluation.segmentation import confusion, iou, mean_over_classes
 from stedm.files import atomic_path
 from stedm.models.segmenter import Segmenter
@@ -36,6 +37,7 @@ def filter_synthetic(run: RunFolder, config: RunConfig, *, name: str = "syntheti
     synthetic = SyntheticSet(folder)
     manifest = synthetic.manifest.assign(mask="filtered/" + synthetic.manifest["id"] + ".png")
     training = train_patches(patches)
+    real = thumbnails(run.images(training))
     columns, hardness = [], []
     for start in share(range(0, len(manifest), AT_ONCE)):
         part = manifest.iloc[start : start + AT_ONCE]
@@ -47,7 +49,7 @@ def filter_synthetic(run: RunFolder, config: RunConfig, *, name: str = "syntheti
             with atomic_path(folder / path) as temporary:
                 Image.fromarray(mask).save(temporary, compress_level=1)
         agreements = [_agreement(p.argmax(0), y, len(losses)) for p, y in zip(probabilities, layouts, strict=True)]
-        columns.append(_judged(part.index, agreements, layouts, masks, config, _nearest(run, images, training)))
+        columns.append(_judged(part.index, agreements, layouts, masks, config, _nearest(images, real, training)))
         hardness.append(pd.Series(layout_hardness(layouts, losses), part.index))
     judged, of_layouts = pd.concat(_of_all(columns)).sort_index(), pd.concat(_of_all(hardness)).sort_index()
     if not is_first():
@@ -97,8 +99,8 @@ def _agreement(prediction: np.ndarray, layout: np.ndarray, classes: int) -> floa
     return float(mean_over_classes(iou(confusion(prediction, layout, classes))))
 
 
-def _nearest(run: RunFolder, images: np.ndarray, training: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-    distances, indices = nearest_distances(images, run.images(training))
+def _nearest(images: np.ndarray, real: torch.Tensor, training: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    distances, indices = nearest_thumbnails(images, real)
     return distances, training["patch_id"].iloc[indices].tolist()
 
 
