@@ -13,9 +13,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from spawned import call_ranks, run_ranks, start_ranks
 from test_end_to_end import OPTIONS
-from test_training import LAYOUTS, Interrupted, diffusion_batches, diffusion_task, equal, interrupted, train
+from test_training import (
+    LAYOUTS,
+    Interrupted,
+    diffusion_batches,
+    diffusion_task,
+    equal,
+    interrupted,
+    segmentation_task,
+    train,
+)
 from torch import Tensor
 
 from stedm import device, ranks
@@ -215,6 +225,20 @@ def test_training_is_the_same_on_one_and_two_processes(tmp_path: Path, monkeypat
     assert equal(one, two)
     train("diffusion", tmp_path / "two" / "stopped")
     np.testing.assert_allclose(losses(tmp_path / "two" / "stopped"), losses(tmp_path / "one" / "diffusion"), rtol=1e-4)
+
+
+def test_slides_are_segmented_by_two_processes_and_a_bad_one_is_skipped(tmp_path: Path) -> None:
+    segmentation_task().segmenter.save_pretrained(tmp_path / "model")
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "bad.png").write_bytes(b"not a picture")
+    for k in range(3):
+        Image.fromarray(np.full((128, 128 + 64 * k, 3), 150, np.uint8)).save(tmp_path / "slides" / f"a{k}.png")
+    flags = ["--model", tmp_path / "model", "--mpp", 1, "--everywhere", "--out", tmp_path / "out", "--window_px", 64]
+    flags += ["--overlap_px", 16]
+    first, second = run_ranks(2, ["segment", str(tmp_path / "slides"), *map(str, flags)])
+    assert first[0] == 1 and "1 of 4 slides were skipped" in first[1], first
+    assert second[:2] == (0, "") and "mm2" in second[2], second
+    assert set(pd.read_csv(tmp_path / "out" / "areas.csv")["slide"]) == {"a0.png", "a1.png", "a2.png"}
 
 
 FEW = OPTIONS | {
