@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import stedm
-from stedm import cli_generate, cli_segment
+from stedm import cli_generate, cli_segment, ranks
 from stedm.config_file import dump_config, extended, keys_with_help, load_config
 from stedm.errors import UserError
 from stedm.interruption import Terminated, terminable
@@ -62,16 +62,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with terminable():
-            return _main(words)
-    except (UserError, argparse.ArgumentError) as error:
+        with terminable(), ranks.joined():
+            if not ranks.is_first():
+                return ranks.follow()
+            with ranks.leading():
+                return _main(words)
+    except argparse.ArgumentError as error:
         print(f"stedm: {error}", file=sys.stderr)
         return 2
+    except UserError as error:
+        print(ranks.say(error), end="\n" if ranks.say(error) else "", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("stedm: interrupted; the same command continues where it stopped", file=sys.stderr)
+        if ranks.is_first():
+            print("stedm: interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
     except Terminated:
-        print("stedm: ended by SIGTERM; the same command continues where it stopped", file=sys.stderr)
+        if ranks.is_first():
+            print("stedm: ended by SIGTERM; the same command continues where it stopped", file=sys.stderr)
         return 143
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from stedm.errors import UserError
+from stedm.ranks import together
 
 EXAMPLE = "stedm generate --model runs/demo/diffusion --style-slide NEW.svs --layouts FOLDER --n 64 --out runs/new"
 SAMPLING = {
@@ -69,6 +70,16 @@ def run(words: Sequence[str]) -> int:
     for name in ("n", "style_set_size", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: give 1 or more")
+    together(draw, options)
+    print(
+        f"done: {options.n} images in {options.out}, listed in manifest.parquet; next: look at"
+        f" {options.out}/contact_sheet.png; for more, the same command with a larger --n"
+    )
+    return 0
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Make and write the images; ranks share their rows out."""
     from stedm.data.style_pool import image_files
     from stedm.stages.generate_for_style import (
         find_layouts,
@@ -94,8 +105,3 @@ def run(words: Sequence[str]) -> int:
         batch_size=options.batch_size,
         **chosen,
     )
-    print(
-        f"done: {options.n} images in {options.out}, listed in manifest.parquet; next: look at"
-        f" {options.out}/contact_sheet.png; for more, the same command with a larger --n"
-    )
-    return 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stedm.errors import UserError
+from stedm.ranks import place
 
 HELP = "slides -> label maps, outlines for QuPath, areas"
 _EXAMPLE = """example:
@@ -74,6 +75,8 @@ def _check(options: argparse.Namespace, unknown: Sequence[str]) -> None:
 def _default_jobs() -> int:
     import torch
 
+    if place().world > 1:
+        return 1
     return max(torch.cuda.device_count(), 1) if torch.cuda.is_available() else min(4, len(os.sched_getaffinity(0)))
 
 
@@ -91,7 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", help="segmenter's folder; an arm's: mean of its seeds; a run's: its arm best on validation patients")
     add("--out", default="segmentation", help="folder of the results (default: segmentation)")
     add("--mpp", type=float, help="microns per pixel of the slides, where files do not say, or say it wrong")
-    add("--jobs", type=int, help="slides at the same time (default: one per CPU core, at most 4; one per GPU)")
+    add(
+        "--jobs",
+        type=int,
+        help="slides at the same time (default: one per CPU core, at most 4; one per GPU; 1 with torchrun)",
+    )
     add("--origin", choices=["slide", "bounds"], default="slide", help="(0, 0) of polygons (default: slide, as QuPath)")
     add("--gz", action="store_true", help="write NAME.geojson.gz; QuPath wants it unpacked")
     add("--classes", help="classes that get outlines, separated by commas (default: all)")

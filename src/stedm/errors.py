@@ -14,3 +14,7 @@ class Stopped(UserError):
 
     What is done is kept, and the same command continues once the cause is gone.
     """
+
+
+class SharedError(UserError):
+    """A UserError that every process of a command meets at the same place: the first one says it."""

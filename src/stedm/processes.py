@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from multiprocessing import active_children, get_context
 from typing import Any
 
+from stedm import ranks
 from stedm.progress import WORKER
 
 _PR_SET_PDEATHSIG = 1
@@ -35,6 +36,7 @@ def _started(parent: int, start: Callable[..., None], arguments: tuple[Any, ...]
     A worker that outlived a killed parent would write into a folder where the next run already works.
     """
     os.environ[WORKER] = "1"
+    ranks.leave()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

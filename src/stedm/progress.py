@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from stedm.files import write_text
+from stedm.ranks import is_first
 
 WORKER = "STEDM_WORKER"
 """Environment variable: set in worker processes, which must not draw on the terminal."""
@@ -17,13 +18,16 @@ PUBLISHED = "training/progress.json"
 
 
 class Bar:
-    """One progress bar with a note, time spent and time left; drawn here, or published in `folder` by a worker."""
+    """One progress bar with a note, time spent and time left; drawn here, or published in `folder` by a worker.
+
+    Of several ranks the first one draws.
+    """
 
     def __init__(self, description: str, *, total: float, folder: Path, completed: float = 0) -> None:
         self.folder, self.total, self.first, self.started = folder, total, completed, time.monotonic()
         self.published = float("-inf")
         self.in_worker = WORKER in os.environ
-        self.progress = _bars(disable=self.in_worker)
+        self.progress = _bars(disable=self.in_worker or not is_first())
         self.task = self.progress.add_task(description, total=total, completed=completed, note="")
 
     def __enter__(self) -> Self:

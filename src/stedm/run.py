@@ -1,11 +1,12 @@
 """The run: stages in order, each skipped when unchanged, resumed when it was interrupted."""
 
+import functools
 import importlib.metadata
 import os
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,10 @@ from stedm.errors import Stopped, UserError
 from stedm.experiment import Part, adopt, annotated_patients, is_experiment, parts_of
 from stedm.files import link, locked, read_json, remove_folder, remove_temporaries, write_json, writing
 from stedm.graph import Stage, fingerprint_of, needed
+from stedm.ranks import place, together
 from stedm.stages.prepare import share_patches
 from stedm.stages.run_folder import RunFolder
+from stedm.team import dealt, is_dealt, is_joint, refuse_uneven_batches, rounds
 from stedm.workers import Workers
 
 
@@ -115,18 +118,22 @@ def _run_jobs(every: list[Job], parts: Sequence[Part], *, jobs: int, slide_jobs:
         if job.name not in open_names:
             console.print(f"{job.name:<44} unchanged")
             job.stage.begun.unlink(missing_ok=True)  # of a process that was killed when all was done
-    with Workers(run_named_stage, jobs=min(jobs, max(1, len(todo) - 1))) as workers:
+    refuse_uneven_batches([(job.stage, job.part.config) for job in todo])
+    jobs = min(jobs, max(1, len(todo) - 1)) if place().world == 1 else 1
+    with Workers(run_named_stage, jobs=jobs) as workers:
         _prepare([job for job in todo if job.stage.name == "prepare"], parts, slide_jobs, console)
         todo = [job for job in todo if job.stage.name != "prepare"]
         for part in parts:  # the input is good: only now do the folders take this config on
             save_config(part.config, part.run.root / "config.yaml")
-            write_json(part.run.root / "environment.json", environment() | {"jobs": workers.jobs})
+            processes = {"jobs": workers.jobs, "processes": place().world}
+            write_json(part.run.root / "environment.json", environment() | processes)
         if workers.jobs > 1:
             arguments = {job.name: _arguments(job) for job in todo}
             workers.run(todo, arguments, done=lambda job, seconds: _say(console, job, seconds))
             return
-        for job in todo:
-            _say(console, job, _do(job.stage, job.fingerprint, job.source and job.source.folder))
+        for side_by_side in rounds(todo):
+            for job, seconds in zip(side_by_side, _do_all(side_by_side), strict=True):
+                _say(console, job, seconds)
 
 
 def _prepare(jobs: list[Job], parts: Sequence[Part], slide_jobs: int, console: Console) -> None:
@@ -176,13 +183,30 @@ def _arguments(job: Job) -> tuple[RunConfig, Path, str, str, Path | None]:
 
 def run_named_stage(config: RunConfig, root: Path, name: str, fingerprint: str, source: Path | None) -> float:
     """Execute one stage in a worker process, or link its result from folder `source`; seconds it took."""
-    stage = next(stage for stage in Part("", config, RunFolder(root)).stages() if stage.name == name)
-    return _do(stage, fingerprint, source)
+    return _do(_named(config, root, name), fingerprint, source)
 
 
-def _do(stage: Stage, fingerprint: str, source: Path | None) -> float:
+def _do_all(jobs: list[Job]) -> list[float]:
+    """Do one job, or some that the ranks share out; the seconds they took."""
+    if is_dealt(jobs[0]):
+        return dealt(run_named_stage, [_arguments(job) for job in jobs])
+    (job,) = jobs
+    action = functools.partial(together, act_on_named_stage, *_arguments(job)[:3]) if is_joint(job) else None
+    return [_do(job.stage, job.fingerprint, job.source and job.source.folder, action=action)]
+
+
+def act_on_named_stage(config: RunConfig, root: Path, name: str) -> None:
+    """A stage's action alone: what each rank does of a stage that they do together."""
+    _named(config, root, name).action()
+
+
+def _named(config: RunConfig, root: Path, name: str) -> Stage:
+    return next(stage for stage in Part("", config, RunFolder(root)).stages() if stage.name == name)
+
+
+def _do(stage: Stage, fingerprint: str, source: Path | None, *, action: Callable[[], Any] | None = None) -> float:
     if source is None:
-        return execute(stage, fingerprint)
+        return execute(stage, fingerprint, action=action)
     link(source, stage.folder)
     return 0.0
 
@@ -199,10 +223,11 @@ def is_done(stage: Stage, fingerprint: str) -> bool:
     return marker.exists() and bool(read_json(marker)["fingerprint"] == fingerprint)
 
 
-def execute(stage: Stage, fingerprint: str, **options: Any) -> float:
+def execute(stage: Stage, fingerprint: str, *, action: Callable[..., Any] | None = None, **options: Any) -> float:
     """Do a stage, continuing where an interrupted attempt at the same fingerprint stopped; seconds it took.
 
-    options: how its action goes about it, which does not change the result.
+    action: does what the stage's own does, by several ranks. options: how it goes about it, which does not change the
+    result.
     """
     done, begun = stage.folder / stage.marker, stage.begun
     unfinished = _is_begun(stage, fingerprint)
@@ -214,7 +239,7 @@ def execute(stage: Stage, fingerprint: str, **options: Any) -> float:
         write_json(begun, {"fingerprint": fingerprint})
     started = time.perf_counter()
     with writing(done):
-        stage.action(**options)
+        (action or stage.action)(**options)
     seconds = time.perf_counter() - started
     shutil.rmtree(stage.folder / "training", ignore_errors=True)
     write_json(done, {"fingerprint": fingerprint, "seconds": seconds})

@@ -1,4 +1,7 @@
-"""Segment slides: each by itself, several at a time; a slide that cannot be read is reported and skipped."""
+"""Segment slides: each by itself, several at a time; a slide that cannot be read is reported and skipped.
+
+Ranks get slides of about the same size in bytes, all in all.
+"""
 
 import time
 from collections.abc import Sequence
@@ -11,6 +14,7 @@ from rich.console import Console
 from stedm.errors import Stopped, UserError
 from stedm.files import atomic_path, locked, read_json, remove_temporaries
 from stedm.models.model_folder import read_config
+from stedm.ranks import place, together
 from stedm.stages.segment import Outcome, SegmentOptions, is_record, outlined, segment_slide, working_folder
 from stedm.workers import Workers
 
@@ -31,10 +35,33 @@ def segment_slides(
 ) -> list[Path]:
     """Segment every slide into `out`, and write areas.csv of all that are there; the slides that failed.
 
-    jobs: processes; with several GPUs they take them in turn.
+    jobs: processes of each rank; with several GPUs they take them in turn.
     """
-    console = console or Console(stderr=True)
     outlined(options, read_config(options.model[0])["classes"])  # a mistake there is not the slides'
+    world = place().world
+    try:
+        failed = together(_segment_hand, hands(slides, world), out, options, jobs, console if world == 1 else None)
+    finally:
+        if out.is_dir():
+            write_areas(out)
+    return [path for those in failed for path in those]
+
+
+def hands(slides: Sequence[Path], world: int) -> list[list[Path]]:
+    """The slides of each rank, in the order given: the largest files first, each to whoever has least."""
+    sizes = {path: path.stat().st_size if path.exists() else 0 for path in slides}
+    of_rank, loads = dict[Path, int](), [0] * world
+    for path in sorted(slides, key=lambda path: -sizes[path]):
+        of_rank[path] = loads.index(min(loads))
+        loads[of_rank[path]] += sizes[path] + 1
+    return [[path for path in slides if of_rank[path] == rank] for rank in range(world)]
+
+
+def _segment_hand(
+    dealt: Sequence[Sequence[Path]], out: Path, options: SegmentOptions, jobs: int, console: Console | None
+) -> list[Path]:
+    """Segment this rank's slides; those that failed."""
+    slides, console = dealt[place().rank], console or Console(stderr=True)
     failed = []
 
     def done(path: Path, outcome: Outcome, seconds: float) -> None:
@@ -45,18 +72,14 @@ def segment_slides(
             f"{path.name:<44} {words}{outcome.warning}", style=style, markup=False, highlight=False, soft_wrap=True
         )
 
-    try:
-        if jobs == 1:
-            for path in slides:
-                done(path, *attempt(path, out, options))
-        else:
-            of_job = {_Job(path.stem, working_folder(path, out)): path for path in slides}
-            arguments = {job.name: (path, out, options) for job, path in of_job.items()}
-            with Workers(attempt, jobs=jobs, noun="slides") as workers:
-                workers.run(list(of_job), arguments, done=lambda job, result: done(of_job[job], *result))
-    finally:
-        if out.is_dir():
-            write_areas(out)
+    if jobs == 1:
+        for path in slides:
+            done(path, *attempt(path, out, options))
+    else:
+        of_job = {_Job(path.stem, working_folder(path, out)): path for path in slides}
+        arguments = {job.name: (path, out, options) for job, path in of_job.items()}
+        with Workers(attempt, jobs=jobs, noun="slides") as workers:
+            workers.run(list(of_job), arguments, done=lambda job, result: done(of_job[job], *result))
     return failed
 
 

@@ -14,7 +14,7 @@ THUMBNAIL_PX = 16
 GREY_LEVEL = 1 / 255
 
 
-def _thumbnails(images: np.ndarray) -> torch.Tensor:
+def thumbnails(images: np.ndarray) -> torch.Tensor:
     """Area-average uint8 (n, H, W, 3) to float (n, 3, 16, 16), 0 to 1; in chunks, so that memory stays small."""
     chunks = [
         adaptive_avg_pool2d(torch.from_numpy(images[i : i + 256]).movedim(-1, 1).float() / 255, THUMBNAIL_PX)
@@ -65,7 +65,12 @@ def nearest_distances(queries: np.ndarray, references: np.ndarray) -> tuple[np.n
     Returns:
         Distances float (n,), 0 to 1, and the references' indices int (n,).
     """
-    return _nearest(_thumbnails(queries), _thumbnails(references))
+    return nearest_thumbnails(queries, thumbnails(references))
+
+
+def nearest_thumbnails(queries: np.ndarray, references: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The same for references whose `thumbnails` are there already: to ask for some queries after others."""
+    return _nearest(thumbnails(queries), references)
 
 
 def nearest_others(images: np.ndarray, groups: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -81,8 +86,8 @@ def nearest_others(images: np.ndarray, groups: Sequence[str] | None = None) -> t
     own = np.arange(len(images)) if groups is None else np.unique(np.asarray(groups, str), return_inverse=True)[1]
     if len(np.unique(own)) < 2:
         raise ValueError("an image needs at least one other to be compared with")
-    thumbnails = _thumbnails(images)
-    return _nearest(thumbnails, thumbnails, own=own)
+    small = thumbnails(images)
+    return _nearest(small, small, own=own)
 
 
 def copy_distance(training: np.ndarray, patients: Sequence[str]) -> float:
@@ -106,9 +111,9 @@ def are_copies(queries: np.ndarray, references: np.ndarray, *, below: float) -> 
         references: uint8 (m, H', W', 3), m >= 1.
         below: distance, 0 to 1; from `copy_distance`.
     """
-    thumbnails = _thumbnails(queries)
-    contrast = (thumbnails - thumbnails.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)).sqrt().numpy()  # (n,)
-    distances = _nearest(thumbnails, _thumbnails(references))[0]
+    small = thumbnails(queries)
+    contrast = (small - small.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)).sqrt().numpy()  # (n,)
+    distances = _nearest(small, thumbnails(references))[0]
     return np.asarray(distances < np.minimum(below, contrast / 2))
 
 

@@ -11,6 +11,7 @@ from stedm.device import autocast
 from stedm.diffusion.pipeline import to_images, to_network
 from stedm.files import atomic_path, write_text
 from stedm.models.autoencoder import FirstStage
+from stedm.ranks import is_first
 from stedm.stages.run_folder import RunFolder, train_patches
 from stedm.stages.watch import ReconstructionWatch
 from stedm.training.batches import AutoencoderBatches
@@ -28,7 +29,8 @@ def train_autoencoder(run: RunFolder, config: RunConfig) -> None:
     torch.manual_seed(config.seed)
     if options.pretrained:
         first_stage = FirstStage.from_diffusers(options.pretrained)
-        write_text(run.autoencoder / "metrics.csv", "step,loss\n")
+        if is_first():
+            write_text(run.autoencoder / "metrics.csv", "step,loss\n")
     else:
         first_stage = FirstStage.new(
             options.channels, latent_channels=options.latent_channels, space_to_depth=options.space_to_depth
@@ -51,6 +53,8 @@ def train_autoencoder(run: RunFolder, config: RunConfig) -> None:
         )
         watch = ReconstructionWatch(run, seed=config.seed)
         fit(task, batches, folder=run.autoencoder, description="first stage", ema_decay=0.98, watch=watch)
+    if not is_first():
+        return
     first_stage = first_stage.eval().to(memory_format=torch.channels_last)
     rng = np.random.default_rng(config.seed)
     sample = images[rng.permutation(len(images))[:256]]

@@ -17,6 +17,7 @@ from stedm.models.autoencoder import FirstStage
 from stedm.models.segmenter import Segmenter
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
+from stedm.ranks import is_first
 from stedm.stages.grain import best_grain
 from stedm.stages.grids import StyleGrid, save_style_grid
 from stedm.stages.latents import encode
@@ -84,6 +85,8 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str, **
     )
     watch = GeneratorWatch(run, config, model, **watched)
     fit(task, batches, folder=folder, description=description, ema_decay=options.ema_decay, watch=watch)
+    if not is_first():
+        return
     watch.save(folder, name=description)
     model.eval().save_pretrained(folder)
     save_style_grid(run, config, model.to(best_device()), folder / "samples" / "style_by_layout.png")

@@ -19,6 +19,7 @@ from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.sampling import Sampling
 from stedm.files import atomic_path
 from stedm.progress import Bar
+from stedm.ranks import everyones, is_first, share
 from stedm.stages.generate import PlanLayouts, composition_of, make_plan, styles_of
 from stedm.stages.grids import sampling_of, save_style_grid
 from stedm.stages.run_folder import RunFolder
@@ -26,7 +27,7 @@ from stedm.training.batches import PairBatches
 from stedm.training.tasks import FewStepTask
 from stedm.training.trainer import fit
 
-PAIRS = "training/pairs.pt"
+PAIRS = "training/pairs"
 DRAWN_AT_ONCE = 64
 
 
@@ -39,6 +40,8 @@ def train_few_step(run: RunFolder, config: RunConfig) -> None:
     task = FewStepTask(unet, learning_rate=options.learning_rate, steps=options.steps, seed=config.seed)
     batches = PairBatches(pairs, batch_size=options.batch_size, seed=config.seed)
     fit(task, batches, folder=run.few_step, description="few-step generator", ema_decay=config.diffusion.ema_decay)
+    if not is_first():
+        return
     own = Sampling(
         solver="euler",
         nfe=options.nfe,
@@ -53,26 +56,27 @@ def train_few_step(run: RunFolder, config: RunConfig) -> None:
 
 
 def _pairs(run: RunFolder, config: RunConfig, teacher: StyleDiffusion) -> dict[str, Tensor]:
-    """seeds (M,), z (M, C, h, w) half precision, layout (M, H, W) uint8, style (M, ...); kept to resume with."""
-    path = run.few_step / PAIRS
-    if path.exists():
-        kept: dict[str, Tensor] = torch.load(path, weights_only=True)
-        return kept
+    """seeds (M,), z (M, C, h, w) half precision, layout (M, H, W) uint8, style (M, ...); kept to resume with.
+
+    Ranks draw them in turns, some rows at a time, each a file.
+    """
     patches = run.patches()
     full = dataclasses.replace(config, generate=dataclasses.replace(config.generate, generator="full"))
     sampling = dataclasses.replace(sampling_of(teacher, full), nfe=config.few_step.teacher_nfe)
     plan = make_plan(patches, _plan_config(config), sampling, composition=composition_of(run, config))
     layouts = PlanLayouts(run, patches)
-    parts = []
+    starts = range(0, len(plan), DRAWN_AT_ONCE)
+    paths = [run.few_step / PAIRS / f"{start}.pt" for start in starts]
     with Bar("drawing pairs", total=len(plan), folder=run.few_step) as bar:
-        for start in range(0, len(plan), DRAWN_AT_ONCE):
+        for start, path in share(list(zip(starts, paths, strict=True))):
             rows = plan.iloc[start : start + DRAWN_AT_ONCE]
-            parts.append(_draw_pairs(run, teacher, layouts, patches, rows, sampling))
+            if not path.exists():
+                with atomic_path(path) as temporary:
+                    torch.save(_draw_pairs(run, teacher, layouts, patches, rows, sampling), temporary)
             bar.update(start + len(rows), unit="pairs")
-    pairs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    with atomic_path(path) as temporary:
-        torch.save(pairs, temporary)
-    return pairs
+    everyones(None)  # all are written
+    parts = [torch.load(path, weights_only=True) for path in paths]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _plan_config(config: RunConfig) -> RunConfig:

@@ -1,19 +1,26 @@
 """Stage `filter`: a real-trained segmenter judges each synthetic pair (after FreeMask, Yang 2023)."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
 from stedm.config import IGNORE, RunConfig
 from stedm.data.synthetic import SyntheticSet
 from stedm.device import best_device
-from stedm.evaluation.memorisation import nearest_distances
+from stedm.evaluation.memorisation import nearest_thumbnails, thumbnails
 from stedm.evaluation.segmentation import confusion, iou, mean_over_classes
 from stedm.files import atomic_path
 from stedm.models.segmenter import Segmenter
 from stedm.png import write_png
+from stedm.ranks import everyones, is_first, share
 from stedm.stages.hard_sampling import layout_hardness, sampling_weight, style_hardness
 from stedm.stages.run_folder import TEACHER_ARM, RunFolder, train_patches
+
+AT_ONCE = 128
+"""Images judged at a time; ranks take these portions in turns, so that what is computed with what stays the same."""
 
 
 def filter_synthetic(run: RunFolder, config: RunConfig, *, name: str = "synthetic") -> None:
@@ -31,9 +38,10 @@ def filter_synthetic(run: RunFolder, config: RunConfig, *, name: str = "syntheti
     synthetic = SyntheticSet(folder)
     manifest = synthetic.manifest.assign(mask="filtered/" + synthetic.manifest["id"] + ".png")
     training = train_patches(patches)
+    real = thumbnails(run.images(training))
     columns, hardness = [], []
-    for start in range(0, len(manifest), 256):
-        part = manifest.iloc[start : start + 256]
+    for start in share(range(0, len(manifest), AT_ONCE)):
+        part = manifest.iloc[start : start + AT_ONCE]
         images = synthetic.images(np.arange(start, start + len(part)))
         layouts = np.stack([np.asarray(Image.open(folder / path)) for path in part["layout"]])
         probabilities = teacher.probabilities(images, views=4)  # (n, N, H, W)
@@ -42,14 +50,16 @@ def filter_synthetic(run: RunFolder, config: RunConfig, *, name: str = "syntheti
             with atomic_path(folder / path) as temporary:
                 write_png(temporary, mask)
         agreements = [_agreement(p.argmax(0), y, len(losses)) for p, y in zip(probabilities, layouts, strict=True)]
-        columns.append(_judged(part.index, agreements, layouts, masks, _nearest(run, images, training)))
-        hardness.append(layout_hardness(layouts, losses))
-    judged = pd.concat(columns)
+        columns.append(_judged(part.index, agreements, layouts, masks, _nearest(images, real, training)))
+        hardness.append(pd.Series(layout_hardness(layouts, losses), part.index))
+    judged, of_layouts = pd.concat(_of_all(columns)).sort_index(), pd.concat(_of_all(hardness)).sort_index()
+    if not is_first():
+        return
     judged["keep"] = kept(judged["agreement"], config.filter.min_agreement, least=config.filter.least_kept)
     judged["weight"] = 1.0
     if config.filter.hard_sampling > 0:
         of_styles = style_hardness(run, teacher, manifest["style_patient"])
-        judged["weight"] = sampling_weight(np.concatenate(hardness), of_styles, strength=config.filter.hard_sampling)
+        judged["weight"] = sampling_weight(of_layouts.to_numpy(), of_styles, strength=config.filter.hard_sampling)
     with atomic_path(folder / "manifest.parquet") as temporary:
         manifest.drop(columns=judged.columns, errors="ignore").join(judged).to_parquet(temporary)
 
@@ -62,6 +72,11 @@ def kept(agreement: pd.Series, min_agreement: float, *, least: float) -> pd.Seri
     """
     best = agreement.rank(method="first", ascending=False) <= np.ceil(least * len(agreement))
     return (agreement >= min_agreement) | best
+
+
+def _of_all(parts: list[Any]) -> list[Any]:
+    """The parts that all ranks have."""
+    return [part for those in everyones(parts) for part in those]
 
 
 def pixel_losses(probabilities: np.ndarray, label_maps: np.ndarray) -> np.ndarray:
@@ -96,8 +111,8 @@ def _agreement(prediction: np.ndarray, layout: np.ndarray, classes: int) -> floa
     return float(mean_over_classes(iou(confusion(prediction, layout, classes))))
 
 
-def _nearest(run: RunFolder, images: np.ndarray, training: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-    distances, indices = nearest_distances(images, run.images(training))
+def _nearest(images: np.ndarray, real: torch.Tensor, training: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    distances, indices = nearest_thumbnails(images, real)
     return distances, training["patch_id"].iloc[indices].tolist()
 
 

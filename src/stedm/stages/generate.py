@@ -21,6 +21,7 @@ from stedm.errors import UserError
 from stedm.files import atomic_path, write_json
 from stedm.png import write_png
 from stedm.progress import Bar
+from stedm.ranks import everyones, is_first, place, share
 from stedm.stages.grids import sampling_of, style_set_size
 from stedm.stages.layout_statistics import write_layout_statistics
 from stedm.stages.run_folder import RunFolder, train_patches
@@ -36,22 +37,25 @@ def generate(run: RunFolder, config: RunConfig, *, name: str = "synthetic") -> N
     patches = run.patches()
     model = StyleDiffusion.from_pretrained(generator).to(best_device())
     plan = make_plan(patches, config, sampling_of(model, config), composition=composition_of(run, config))
-    with atomic_path(folder / "plan.parquet") as temporary:
-        plan.to_parquet(temporary)
+    if is_first():
+        with atomic_path(folder / "plan.parquet") as temporary:
+            plan.to_parquet(temporary)
     layouts = PlanLayouts(run, patches)
-    todo = plan[[not (folder / "images" / f"{name}.png").exists() for name in plan["id"]]]
+    mine = share(plan)
+    todo = mine[[not (folder / "images" / f"{name}.png").exists() for name in mine["id"]]]
     started, size = time.perf_counter(), config.generate.batch_size
-    already = len(plan) - len(todo)
-    with Bar("drawing images", total=len(plan), completed=already, folder=folder) as bar:
+    already = len(mine) - len(todo)
+    with Bar("drawing images", total=len(mine), completed=already, folder=folder) as bar:
         for start in range(0, len(todo), size):
             _draw(run, folder, config, model, layouts, patches, todo.iloc[start : start + size])
             bar.update(already + min(start + size, len(todo)), unit="images")
-    seconds = time.perf_counter() - started
-    if len(todo):
-        write_json(
-            folder / "throughput.json",
-            {"images": len(todo), "seconds": seconds, "device": str(model.device), "cores": torch.get_num_threads()},
-        )
+    drawn = sum(everyones(len(todo)))
+    if not is_first():
+        return
+    if drawn:
+        seconds, cores = time.perf_counter() - started, torch.get_num_threads() * place().world
+        figures = {"images": drawn, "seconds": seconds, "device": str(model.device), "cores": cores}
+        write_json(folder / "throughput.json", figures)
     write_layout_statistics(run, plan, patches, seed=config.seed, folder=folder)
     manifest = plan.assign(image="images/" + plan["id"] + ".png", layout="masks/" + plan["id"] + ".png")
     manifest["mask"] = manifest["layout"]

@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,10 +19,11 @@ from stedm.data.style_pool import StylePatch, deal_style_sets, find_style_patche
 from stedm.device import best_device
 from stedm.diffusion.pipeline import INDEX, StyleDiffusion, Styles
 from stedm.diffusion.sampling import Sampling
-from stedm.errors import UserError
+from stedm.errors import SharedError, UserError
 from stedm.files import atomic_path, locked, remove_temporaries, write_json, writing
 from stedm.png import write_png
 from stedm.progress import Bar
+from stedm.ranks import everyones, is_first, place, share
 from stedm.stages.contact_sheet import save_contact_sheet
 from stedm.stages.generate import PlanLayouts, layout_source
 from stedm.stages.run_folder import RunFolder, train_patches
@@ -188,8 +189,9 @@ def generate_for_style(
     plan = plan_for_style(layouts, style_sets, options, num_images=num_images, **identity)
     with _alone_in(out):
         _refuse_another_set(out, plan)
-        with atomic_path(out / "plan.parquet") as temporary:
-            plan.to_parquet(temporary)
+        if is_first():
+            with atomic_path(out / "plan.parquet") as temporary:
+                plan.to_parquet(temporary)
         sets = [
             read_style_set(patches, patch_px=model.patch_px or 0, mpp=model.mpp or 0.0, source_mpp=source_mpp)
             for patches in style_sets
@@ -197,20 +199,23 @@ def generate_for_style(
         _draw_missing(model, layouts, model.extract_styles(sets), plan, out, options, batch_size=batch_size)
         manifest = plan.assign(image="images/" + plan["id"] + ".png", mask="masks/" + plan["id"] + ".png")
         manifest["layout"] = manifest["mask"]
-        with atomic_path(out / "manifest.parquet") as temporary:
-            manifest.to_parquet(temporary)
-        save_contact_sheet(out, manifest, np.concatenate(sets))
+        if is_first():
+            with atomic_path(out / "manifest.parquet") as temporary:
+                manifest.to_parquet(temporary)
+            save_contact_sheet(out, manifest, np.concatenate(sets))
         return manifest
 
 
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
-    """Hold the folder, without what a killed process left half-written in it."""
+    """Hold the folder, without what a killed process left half-written in it; the first rank does it for all."""
     busy = "another stedm process is drawing there; wait for it or use --out"
     lock = locked(out / ".lock", folder=out, fix="choose another folder with --out", busy=busy)
-    with writing(out / "plan.parquet"), lock:
-        for pattern in (".*", "images/.*", "masks/.*"):
-            remove_temporaries(out, pattern)
+    with writing(out / "plan.parquet"), lock if is_first() else nullcontext():
+        if is_first():
+            for pattern in (".*", "images/.*", "masks/.*"):
+                remove_temporaries(out, pattern)
+        everyones(None)  # nobody writes before all is clean
         yield
 
 
@@ -225,9 +230,10 @@ def _draw_missing(
     batch_size: int,
 ) -> None:
     """Draw the rows whose image is not there: the mask is written first, so that an image stands for a pair."""
-    todo = plan[[not (out / "images" / f"{name}.png").exists() for name in plan["id"]]]
-    already, started = len(plan) - len(todo), time.perf_counter()
-    with Bar("drawing images", total=len(plan), completed=already, folder=out) as bar:
+    mine = share(plan)
+    todo = mine[[not (out / "images" / f"{name}.png").exists() for name in mine["id"]]]
+    already, started = len(mine) - len(todo), time.perf_counter()
+    with Bar("drawing images", total=len(mine), completed=already, folder=out) as bar:
         for start in range(0, len(todo), batch_size):
             rows = todo.iloc[start : start + batch_size]
             maps = np.stack([layouts.of(row) for _, row in rows.iterrows()])
@@ -244,9 +250,10 @@ def _draw_missing(
                     with atomic_path(out / kind / f"{name}.png") as temporary:
                         write_png(temporary, pixels)
             bar.update(already + start + len(rows), unit="images")
-    if len(todo):
-        figures = {"images": len(todo), "seconds": time.perf_counter() - started, "device": str(model.device)}
-        write_json(out / "throughput.json", figures | {"cores": torch.get_num_threads()})
+    drawn = sum(everyones(len(todo)))
+    if drawn and is_first():
+        figures = {"images": drawn, "seconds": time.perf_counter() - started, "device": str(model.device)}
+        write_json(out / "throughput.json", figures | {"cores": torch.get_num_threads() * place().world})
 
 
 def _sampling(model: StyleDiffusion, given: Mapping[str, Any]) -> Sampling:
@@ -274,8 +281,8 @@ def _refuse_another_set(out: Path, plan: pd.DataFrame) -> None:
     there = pd.read_parquet(path)
     same = min(len(there), len(plan))
     if list(there) != list(plan) or not there.head(same).equals(plan.head(same)):
-        raise UserError(f"{path}: another set is there (other model, style, layouts or options); give another --out")
+        raise SharedError(f"{path}: another set is there (other model, style, layouts or options); give another --out")
     if len(there) > len(plan):
-        raise UserError(
+        raise SharedError(
             f"{path}: {len(there)} images are planned there already; give --n {len(there)} or another --out"
         )

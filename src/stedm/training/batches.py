@@ -1,4 +1,7 @@
-"""What goes into a training step: each class is a pure function of the step number, so that training can resume."""
+"""What goes into a training step: each class is a pure function of the step number, so that training can resume.
+
+Where ranks train together, everything random is drawn for the whole batch, and a rank's share of its rows is made.
+"""
 
 from dataclasses import dataclass
 
@@ -10,6 +13,7 @@ from stedm.config import IGNORE
 from stedm.data.style_sets import StyleSets
 from stedm.diffusion.pipeline import to_network
 from stedm.diffusion.sampling import noise_from_seeds
+from stedm.ranks import share
 from stedm.training.augment import (
     cut_mix,
     dihedral,
@@ -36,7 +40,7 @@ class AutoencoderBatches:
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.seed, step, 1])
         top, left = rng.integers(0, self.images.shape[1] - self.crop_px + 1, 2)
-        rows = rng.integers(len(self.images), size=self.batch_size)
+        rows = share(rng.integers(len(self.images), size=self.batch_size))
         x = to_network(self.images[rows, top : top + self.crop_px, left : left + self.crop_px])
         return {"images": dihedral(x, int(rng.integers(8))).contiguous(memory_format=torch.channels_last)}
 
@@ -109,18 +113,20 @@ class DiffusionBatches:
         for k in np.flatnonzero(rng.random(len(rows)) < self.unknown_share):
             layout[k] = hide_part(layout[k], IGNORE, rng)
         known = (layout != IGNORE).flatten(1).any(1).numpy()
+        layout_given = known & (rng.random(len(rows)) >= self.layout_dropout)
+        style_given = has_style & (rng.random(len(rows)) >= self.style_dropout)
         return {
-            "z": self.variants.z[rows],
-            "layout": layout,
-            "layout_given": torch.from_numpy(known & (rng.random(len(rows)) >= self.layout_dropout)),
+            "z": self.variants.z[share(rows)],
+            "layout": share(layout),
+            "layout_given": torch.from_numpy(share(layout_given)),
             **style,
-            "style_given": torch.from_numpy(has_style & (rng.random(len(rows)) >= self.style_dropout)),
+            "style_given": torch.from_numpy(share(style_given)),
         }
 
     def _style(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[Batch, np.ndarray]:
-        """Style sets: images (B, N, 3, H, W) in [-1, 1], latents (B, N, C, h, w), layouts (B, N, H, W).
+        """Style sets: images (b, N, 3, H, W) in [-1, 1], latents (b, N, C, h, w), layouts (b, N, H, W) of b = B / W.
 
-        And which rows have one; rows without get the null style.
+        And which of all rows (B,) have one; rows without get the null style.
         """
         targets = self.variants.patch[rows].numpy()
         has_style = np.array([self.style_sets.has_candidates(int(i)) for i in targets])
@@ -130,6 +136,8 @@ class DiffusionBatches:
                 for i, has in zip(targets, has_style, strict=True)
             ]
         )  # (B, N)
+        mine = share(np.arange(len(rows)))
+        sets = sets[mine]
         lent = {
             "style_images": to_network(self.style_patches.images[sets]),
             "style_latents": self.style_patches.z[sets],
@@ -140,15 +148,19 @@ class DiffusionBatches:
             name: torch.stack([dihedral(x[:, n], int(code)) for n, code in enumerate(codes)], dim=1)
             for name, x in lent.items()
         }
-        return (_crop(lent, rng) if self.zoom_style else lent), has_style
+        return (_crop(lent, rng, mine, len(rows)) if self.zoom_style else lent), has_style
 
 
-def _crop(lent: Batch, rng: np.random.Generator) -> Batch:
-    """A random crop of half to three quarters of the side, enlarged again, the same for image, latent and layout."""
+def _crop(lent: Batch, rng: np.random.Generator, mine: np.ndarray, total: int) -> Batch:
+    """A random crop of half to three quarters of the side, enlarged again, the same for image, latent and layout.
+
+    lent: the rows `mine` of `total`.
+    """
     B, N = lent["style_images"].shape[:2]
-    side = rng.uniform(0.5, 0.75, B * N)
-    shift = rng.uniform(-1, 1, (2, B * N)) * (1 - side)
-    zero = np.zeros(B * N)
+    side = rng.uniform(0.5, 0.75, total * N)
+    shift = rng.uniform(-1, 1, (2, total * N)) * (1 - side)
+    kept = (mine[:, None] * N + np.arange(N)).ravel()
+    side, shift, zero = side[kept], shift[:, kept], np.zeros(B * N)
     theta = np.stack([np.stack([side, zero, shift[0]], 1), np.stack([zero, side, shift[1]], 1)], 1)
 
     def cropped(x: Tensor, mode: str) -> Tensor:
@@ -172,7 +184,7 @@ class PairBatches:
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.seed, step, 4])
-        rows = torch.from_numpy(rng.integers(len(self.pairs["z"]), size=self.batch_size))
+        rows = torch.from_numpy(share(rng.integers(len(self.pairs["z"]), size=self.batch_size)))
         code = int(rng.integers(8))
         z = self.pairs["z"][rows].float()
         e = noise_from_seeds(self.pairs["seeds"][rows].tolist(), z.shape[1:])

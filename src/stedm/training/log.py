@@ -39,6 +39,9 @@ class TrainingLog:
     def record(self, step: int, observation: Observation) -> None:
         """Take in an observation; pictures are written at once, values by `write`."""
         self.rows.setdefault(step, {}).update(observation.values)
+        self._show(step, observation)
+
+    def _show(self, step: int, observation: Observation) -> None:
         if observation.picture is not None:
             with atomic_path(self.folder / "samples" / f"step_{step:06d}.png") as temporary:
                 Image.fromarray(observation.picture).save(temporary)
@@ -65,6 +68,19 @@ class TrainingLog:
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
+
+
+class UnwrittenLog(TrainingLog):
+    """The same values, for a checkpoint's sake, and no files: that of the ranks after the first."""
+
+    def open(self, step: int) -> None:
+        """Nothing to open."""
+
+    def write(self) -> None:
+        """The first rank does."""
+
+    def _show(self, step: int, observation: Observation) -> None:
+        pass
 
 
 def _summary_writer() -> Any:

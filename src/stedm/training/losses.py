@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stedm.config import IGNORE
+from stedm.ranks import place, total
 
 _DARK = 5.0
 
@@ -59,7 +60,8 @@ def regions_loss(found: Tensor, layouts: Tensor) -> Tensor:
     labels = layouts.flatten(0, 1).long().clamp(max=classes.shape[1])
     onehot = F.one_hot(labels, classes.shape[1] + 1)[..., :-1].movedim(-1, 1).float()  # (B N, classes, H, W)
     shares = F.adaptive_avg_pool2d(onehot, classes.shape[-2:])
-    return -(shares * classes).sum() / shares.sum().clamp_min(1.0)
+    known = total(shares.sum()).clamp_min(1.0) / place().world  # ranks' losses are averaged
+    return -(shares * classes).sum() / known
 
 
 class SegmentationLoss(torch.nn.Module):

@@ -12,6 +12,7 @@ from stedm.models.autoencoder import FirstStage
 from stedm.models.segmenter import Segmenter
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
+from stedm.ranks import for_all, gathered, place, share, total
 from stedm.training.consistency import Batch, Consistency, MeanTeacher
 from stedm.training.divergence import check_gradient, check_loss
 from stedm.training.losses import (
@@ -45,6 +46,8 @@ class Task(L.LightningModule):
     optimiser: type[torch.optim.AdamW] = Muon
     section = ""
     """Of the config, for messages."""
+    shared = True
+    """Whether ranks train it together, each on its rows of a batch: its loss must be the mean of theirs."""
 
     def __init__(self, *, learning_rate: float, steps: int, seed: int) -> None:
         super().__init__()
@@ -66,7 +69,8 @@ class Task(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Lightning refuses to clip for a fused optimiser, because of loss scaling; bfloat16 needs none.
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0))
-        # After the backward pass: in several processes the gradient is then the same in all of them.
+        if self.shared:  # ranks must stop at the same step: the loss of all of them, as the gradient is that of all
+            self.latest_loss = total(self.latest_loss) / place().world
         check_loss(float(self.latest_loss), step=self.global_step + 1)
         check_gradient(norm, step=self.global_step + 1)
 
@@ -87,9 +91,10 @@ class AutoencoderTask(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images = batch["images"]
         mean, logvar = self.first_stage.distribution(images)
-        strength = self.latent_noise * torch.rand(len(mean), 1, 1, 1, device=mean.device)
-        extra = strength * mean.detach().std((0, 2, 3), keepdim=True)
-        raw = mean + torch.randn_like(mean) * (logvar.exp() + extra.square()).sqrt()
+        noise = for_all(mean)  # drawn for all ranks, so that a row's is the same however many there are
+        strength = self.latent_noise * share(torch.rand(len(noise), 1, 1, 1, device=mean.device))
+        extra = strength * gathered(mean.detach()).std((0, 2, 3), keepdim=True)
+        raw = mean + share(torch.randn_like(noise)) * (logvar.exp() + extra.square()).sqrt()
         reconstructed = self.first_stage.reconstruct(raw).float()
         loss = reconstruction_loss(reconstructed, images) + 0.1 * spectrum_loss(reconstructed, images)
         dark = optical_density(reconstructed), optical_density(images)
@@ -120,8 +125,9 @@ class DiffusionTask(Task):
                 style_given=batch["style_given"],
             )
 
-        t = sample_times(len(z)).to(z.device)
-        loss = flow_matching_loss(velocity, z, t=t, e=torch.randn_like(z))
+        every = for_all(z)
+        t = share(sample_times(len(every)).to(z.device))
+        loss = flow_matching_loss(velocity, z, t=t, e=share(torch.randn_like(every)))
         return loss + REGIONS_WEIGHT * regions_loss(found, batch["style_layouts"])
 
 
@@ -148,7 +154,8 @@ class FewStepTask(Task):
                 style_given=given,
             )
 
-        return flow_matching_loss(velocity, z, t=torch.rand(len(z)).to(z), e=batch["e"])
+        t = share(torch.rand(len(for_all(z))).to(z))
+        return flow_matching_loss(velocity, z, t=t, e=batch["e"])
 
 
 class SegmentationTask(Task):
@@ -159,6 +166,7 @@ class SegmentationTask(Task):
 
     optimiser = torch.optim.AdamW
     section = "segmentation"
+    shared = False  # batch norm and Dice are of the whole batch, and a run has many segmenters to share out
 
     def __init__(self, segmenter: Segmenter, *, consistency: Sequence[Consistency] = (), **options) -> None:  # type: ignore[no-untyped-def]
         super().__init__(**options)

@@ -4,27 +4,33 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from stedm.device import best_device, lightning_precision
-from stedm.errors import UserError
+from stedm.errors import SharedError, UserError
 from stedm.files import atomic_path
 from stedm.interruption import unswallowed
 from stedm.progress import Bar
+from stedm.ranks import everyones, is_first, place
 from stedm.training.divergence import Diverged, FiniteWeights, check_validation
-from stedm.training.log import Observation, TrainingLog
+from stedm.training.log import Observation, TrainingLog, UnwrittenLog
 from stedm.training.tasks import Batch, Task
 
 BatchOfStep = Callable[[int], Batch]
-"""The batch of a step, a pure function of the step: what makes a resumed run equal an uninterrupted one."""
+"""The batch of a step, a pure function of the step: what makes a resumed run equal an uninterrupted one.
+
+Where ranks train together, this rank's share of its rows.
+"""
 
 
 class Watch(Protocol):
@@ -85,7 +91,7 @@ class _Progress(L.Callback):
         self.bar.__enter__()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
-        step, loss = trainer.global_step, float(outputs["loss"])
+        step, loss = trainer.global_step, float(pl_module.latest_loss)
         if step % self.every == 0 or step == trainer.max_steps:
             self.training_log.record(step, Observation({"loss": loss}))
             self.bar.update(step, unit="steps", note=f"loss {loss:.3f}")
@@ -154,8 +160,8 @@ class _Checkpoint(L.Callback):
             return
         self.training_log.write()
         if trainer.global_step < trainer.max_steps:
-            with atomic_path(self.path) as temporary:
-                trainer.save_checkpoint(temporary)
+            with atomic_path(self.path) if trainer.is_global_zero else nullcontext(self.path) as path:
+                trainer.save_checkpoint(path)  # called by every rank, written by the first
             self.last_step = trainer.global_step
 
 
@@ -208,14 +214,15 @@ def fit(
 
     folder: receives what a TrainingLog writes, and training/ (only needed to resume). ema_decay: when given, the task
     ends with the exponential moving average of its weights. stretches: how often the state is saved, and `watch`
-    called. Raises UserError when loss, gradient, weights or validation are not
-    finite: nothing is made of them, and the last good state stays.
+    called. Ranks train a task that is `shared` together: each takes its share of the rows of a batch, and all end with
+    the same weights. Raises UserError when loss, gradient, weights or validation are not finite: nothing is made of
+    them, and the last good state stays.
     """
     _quiet()
     task.to(memory_format=torch.channels_last)
     stretch = max(1, -(-task.steps // stretches))
     last = folder / "training" / "last.ckpt"
-    log = TrainingLog(folder)
+    log = TrainingLog(folder) if is_first() or not task.shared else UnwrittenLog(folder)
     callbacks: list[L.Callback] = [FiniteWeights(), _Progress(description, log, max(1, task.steps // 100))]
     if ema_decay is not None:
         callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(ema_decay)))
@@ -225,10 +232,13 @@ def fit(
     if watch is not None:
         callbacks.append(_Watching(watch, log, stretch))
     checkpoint = _Checkpoint(last, log, stretch)
-    trainer = _trainer(task.steps, [*callbacks, checkpoint])
+    trainer = _trainer(task.steps, [*callbacks, checkpoint], **_devices(task))
     loader = _Loader(batch_of_step, steps=task.steps, stretch=stretch)
+    resumes = last.exists()
+    if task.shared:  # a network file system may show it to one machine before another
+        resumes = everyones(resumes)[0]
     with unswallowed(), _explained(description, task, checkpoint):
-        trainer.fit(task, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)
+        trainer.fit(task, datamodule=loader, ckpt_path=last if resumes else None, weights_only=True)
     return task.cpu().eval()  # type: ignore[return-value]
 
 
@@ -241,16 +251,32 @@ def _explained(description: str, task: Task, checkpoint: _Checkpoint) -> Iterato
         last, step = checkpoint.path, checkpoint.last_step
         kept = f"the state of step {step} stays in {last}" if last.exists() else "no state was saved yet"
         fix = f"lower {task.section}.learning_rate (now {task.learning_rate:g}) and run again"
-        raise UserError(f"{description}: {error}; {kept}; {fix}") from None
+        kind = SharedError if task.shared else UserError
+        raise kind(f"{description}: {error}; {kept}; {fix}") from None
 
 
-def _trainer(steps: int, callbacks: list[L.Callback]) -> L.Trainer:
-    """One device, the project's precision, and nothing written or printed but by the callbacks."""
+def _devices(task: Task) -> dict[str, Any]:
+    """Lightning's words for this process's device alone, or for every rank's."""
+    here = place()
+    if here.world == 1 or not task.shared:
+        alone = [here.local_rank] if best_device().type == "cuda" else 1
+        return {"devices": alone, "plugins": [LightningEnvironment()]}
+    return {
+        "devices": here.local_world,
+        "num_nodes": here.world // here.local_world,
+        "strategy": DDPStrategy(),
+        "plugins": [TorchElasticEnvironment()],
+    }
+
+
+def _trainer(steps: int, callbacks: list[L.Callback], **devices: Any) -> L.Trainer:
+    """The project's precision, and nothing written or printed but by the callbacks."""
     return L.Trainer(
         max_steps=steps,
         max_epochs=-1,
         accelerator="gpu" if best_device().type == "cuda" else "cpu",
-        devices=1,
+        **devices,
+        use_distributed_sampler=False,
         precision=lightning_precision(best_device()),  # type: ignore[arg-type]
         callbacks=callbacks,
         logger=False,
