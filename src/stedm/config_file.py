@@ -16,6 +16,8 @@ from stedm.errors import UserError
 from stedm.files import write_text
 from stedm.presets import resolve
 
+_MOST = 2**31 - 1
+"""No number in a config is larger, or infinite."""
 _PATHS = (("cohort", "table"), ("cohort", "target", "table"), ("generate", "composition"))
 """Keys that hold a path relative to the config file."""
 
@@ -173,7 +175,11 @@ def _value(kind: Any, value: Any, origin: str, key: str) -> Any:
         if not isinstance(value, dict):
             raise wrong
         return {str(name): _value(arguments[1], item, origin, f"{key}.{name}") for name, item in value.items()}
-    return value if kind is Any else _scalar(kind, value, wrong)
+    if kind is Any:  # an entry of a list: no lists in lists, which aliases can make astronomically large
+        kind = type(value)
+        if not isinstance(value, str | int | float | bool):
+            raise wrong
+    return _scalar(kind, value, wrong)
 
 
 def _scalar(kind: type, value: Any, wrong: UserError) -> Any:
@@ -188,7 +194,7 @@ def _scalar(kind: type, value: Any, wrong: UserError) -> Any:
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise wrong
-    if kind is float and value != value:
+    if isinstance(value, int | float) and not abs(value) <= _MOST:
         raise wrong
     return value
 

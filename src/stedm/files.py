@@ -94,8 +94,29 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read a JSON file that stedm has written. Raises UserError for a damaged one."""
+    with whole(path):
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def whole(path: str | Path, *, fix: str = "remove it, and run the same command again") -> Iterator[None]:
+    """Raise UserError about the file `path` of a run folder for whatever the block raises while it reads it.
+
+    A damaged file can fail in many ways inside libraries. What is not there is no damage: FileNotFoundError passes.
+    """
+    try:
+        yield
+    except (UserError, FileNotFoundError):
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: damaged or not written by stedm ({reason_of(error)}); {fix}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what an exception says, at most 200 characters; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def link(source: Path, target: Path) -> None:

@@ -186,13 +186,21 @@ def _do(stage: Stage, fingerprint: str, source: Path | None) -> float:
 def _is_begun(stage: Stage, fingerprint: str) -> bool:
     """Whether an interrupted attempt at this very result can be continued."""
     done, begun = stage.folder / stage.marker, stage.folder / f"begun-{stage.marker}"
-    return not done.exists() and begun.exists() and bool(read_json(begun)["fingerprint"] == fingerprint)
+    return not done.exists() and fingerprint_in(begun) == fingerprint
 
 
 def is_done(stage: Stage, fingerprint: str) -> bool:
     """Whether the stage's results are there and made from this config and these inputs."""
-    marker = stage.folder / stage.marker
-    return marker.exists() and bool(read_json(marker)["fingerprint"] == fingerprint)
+    return fingerprint_in(stage.folder / stage.marker) == fingerprint
+
+
+def fingerprint_in(marker: Path) -> str | None:
+    """The fingerprint in a stage's marker; None without one and for a damaged one: the stage is then not done."""
+    try:
+        content = read_json(marker) if marker.exists() else None
+    except UserError:
+        return None
+    return content.get("fingerprint") if isinstance(content, dict) else None
 
 
 def execute(stage: Stage, fingerprint: str, **options: Any) -> float:

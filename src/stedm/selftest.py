@@ -30,7 +30,7 @@ def _drawn() -> tuple[np.ndarray, np.ndarray]:
     return render(layout, draw_style("he", rng), rng), layout
 
 
-def _model() -> StyleDiffusion:
+def untrained() -> StyleDiffusion:
     """An untrained generator, the same in every call."""
     torch.manual_seed(0)
     first_stage = FirstStage.new([16, 16], latent_channels=4, space_to_depth=2)
@@ -43,7 +43,7 @@ def _model() -> StyleDiffusion:
 def train_and_draw(folder: Path) -> str:
     """Draw the phantom, take one training step of both networks on it, and sample an image in its style."""
     image, layout = _drawn()
-    model, x = _model(), to_network(image[None])
+    model, x = untrained(), to_network(image[None])
     z = model.first_stage.encode(x).detach()  # (1, C, h, w)
     layouts, given = torch.from_numpy(layout[None].astype(np.int64)), torch.ones(1, dtype=torch.bool)
     batch = {"z": z, "style_images": x[None], "style_latents": z[None], "style_layouts": layouts[None]}
@@ -91,7 +91,7 @@ def files(folder: Path) -> str:
 
 def weights(folder: Path) -> str:
     """Write a model folder and load it: the same tensors."""
-    model = _model()
+    model = untrained()
     model.save_pretrained(folder)
     loaded = StyleDiffusion.from_pretrained(folder).state_dict()
     same = all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())

@@ -17,7 +17,7 @@ from stedm.config import RunConfig
 from stedm.device import best_device
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.sampling import Sampling
-from stedm.files import atomic_path
+from stedm.files import atomic_path, whole
 from stedm.progress import Bar
 from stedm.stages.generate import PlanLayouts, composition_of, make_plan, styles_of
 from stedm.stages.grids import sampling_of, save_style_grid
@@ -56,7 +56,8 @@ def _pairs(run: RunFolder, config: RunConfig, teacher: StyleDiffusion) -> dict[s
     """seeds (M,), z (M, C, h, w) half precision, layout (M, H, W) uint8, style (M, ...); kept to resume with."""
     path = run.few_step / PAIRS
     if path.exists():
-        kept: dict[str, Tensor] = torch.load(path, weights_only=True)
+        with whole(path):
+            kept: dict[str, Tensor] = torch.load(path, weights_only=True)
         return kept
     patches = run.patches()
     full = dataclasses.replace(config, generate=dataclasses.replace(config.generate, generator="full"))

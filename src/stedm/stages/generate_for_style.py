@@ -16,6 +16,7 @@ from PIL import Image
 from stedm.data.layout_files import LayoutFiles
 from stedm.data.slide import Slide
 from stedm.data.style_pool import StylePatch, deal_style_sets, find_style_patches, read_style_set
+from stedm.data.tables import read_parquet
 from stedm.device import best_device
 from stedm.diffusion.pipeline import INDEX, StyleDiffusion, Styles
 from stedm.diffusion.sampling import Sampling
@@ -258,7 +259,7 @@ def _refuse_another_set(out: Path, plan: pd.DataFrame) -> None:
     path = out / "plan.parquet"
     if not path.exists():
         return
-    there = pd.read_parquet(path)
+    there = read_parquet(path)
     same = min(len(there), len(plan))
     if list(there) != list(plan) or not there.head(same).equals(plan.head(same)):
         raise UserError(f"{path}: another set is there (other model, style, layouts or options); give another --out")

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from stedm.device import best_device, lightning_precision
 from stedm.errors import UserError
-from stedm.files import atomic_path
+from stedm.files import atomic_path, reason_of
 from stedm.progress import Bar
 from stedm.training.log import Observation, TrainingLog
 from stedm.training.tasks import Batch, Task
@@ -69,6 +69,7 @@ class _Progress(L.Callback):
 
     def __init__(self, description: str, log: TrainingLog, every: int) -> None:
         self.description, self.training_log, self.every = description, log, every
+        self.started = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.training_log.rows}
@@ -81,6 +82,7 @@ class _Progress(L.Callback):
         self.training_log.open(completed)
         self.bar = Bar(self.description, total=total, completed=completed, folder=self.training_log.folder)
         self.bar.__enter__()
+        self.started = True
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
         step, loss = trainer.global_step, float(outputs["loss"])
@@ -100,8 +102,9 @@ class _Progress(L.Callback):
         self._end()
 
     def _end(self) -> None:
-        self.bar.__exit__()
-        self.training_log.close()
+        if self.started:
+            self.bar.__exit__()
+            self.training_log.close()
 
 
 class _Watching(L.Callback):
@@ -211,7 +214,8 @@ def fit(
     stretch = max(1, -(-task.steps // stretches))
     last = folder / "training" / "last.ckpt"
     log = TrainingLog(folder)
-    callbacks: list[L.Callback] = [_Progress(description, log, max(1, task.steps // 100))]
+    progress = _Progress(description, log, max(1, task.steps // 100))
+    callbacks: list[L.Callback] = [progress]
     if ema_decay is not None:
         callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(ema_decay)))
     if best is not None:
@@ -221,7 +225,14 @@ def fit(
         callbacks.append(_Watching(watch, log, stretch))
     trainer = _trainer(task.steps, [*callbacks, _Checkpoint(last, log, stretch)])
     loader = _Loader(batch_of_step, steps=task.steps, stretch=stretch)
-    trainer.fit(task, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    try:
+        trainer.fit(task, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    except Exception as error:
+        if isinstance(error, UserError) or not last.exists() or progress.started:
+            raise
+        raise UserError(
+            f"{last}: no training to continue ({reason_of(error)}); remove {last.parent}, and it starts anew"
+        ) from error
     return task.cpu().eval()  # type: ignore[return-value]
 
 
