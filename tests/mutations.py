@@ -191,9 +191,10 @@ def _emptied(folder: Path) -> Path:
     return folder
 
 
-def outcome(form: Format, path: Path, *, watched: Path) -> str:
-    """`read` or `refused`; raises Failure for any other end. Nothing below `watched` but `path.parent` may change."""
-    before = _tree(watched, path.parent)
+def outcome(form: Format, path: Path, *, inside: Path) -> str:
+    """`read` or `refused`; raises Failure for any other end. Beside the folder `inside`, nothing may change."""
+    watched = inside.parents[1]
+    before = _tree(watched, inside)
     started = time.monotonic()
     try:
         with limits():
@@ -209,7 +210,7 @@ def outcome(form: Format, path: Path, *, watched: Path) -> str:
         raise Failure(f"{form.name}: {type(error).__name__}: {error}") from error
     if time.monotonic() - started > LIMIT_S:
         raise Failure(f"{form.name}: {time.monotonic() - started:.0f} s")
-    if (after := _tree(watched, path.parent)) != before:
+    if (after := _tree(watched, inside)) != before:
         raise Failure(f"{form.name}: written outside: {set(after.items()) ^ set(before.items())}")
     return found
 

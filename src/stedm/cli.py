@@ -60,11 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _main(words)
     except (UserError, argparse.ArgumentError) as error:
-        print(f"stedm: {error}", file=sys.stderr)
+        print(f"stedm: {_printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stedm: interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
+
+
+def _printable(text: str) -> str:
+    """The text with what would steer a terminal, or is no Unicode, written out: names come from anybody's files."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _main(words: list[str]) -> int:

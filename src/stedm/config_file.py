@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import reprlib
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from stedm.presets import resolve
 
 _MOST = 2**31 - 1
 """No number in a config is larger, or infinite."""
+_shown = reprlib.Repr()
+"""Writes values into messages, in part: aliases of YAML can stand for astronomically many words."""
+_shown.maxlevel, _shown.maxstring = 3, 200
 _PATHS = (("cohort", "table"), ("cohort", "target", "table"), ("generate", "composition"))
 """Keys that hold a path relative to the config file."""
 
@@ -126,7 +130,9 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 
 def _build(cls: type, values: Any, origin: str, prefix: str) -> Any:
     if not isinstance(values, dict):
-        raise UserError(f"{origin}: {prefix.rstrip('.') or 'the config'} is a section; give it keys, not {values!r}")
+        raise UserError(
+            f"{origin}: {prefix.rstrip('.') or 'the config'} is a section; give it keys, not {_shown.repr(values)}"
+        )
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
@@ -151,7 +157,7 @@ def _value(kind: Any, value: Any, origin: str, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(kind, value if value is not None else {}, origin, f"{key}.")  # type: ignore[arg-type]
     form, arguments = get_origin(kind), get_args(kind)
-    wrong = UserError(f"{origin}: `{key}` is {value!r}; expected {_type_name(kind)}")
+    wrong = UserError(f"{origin}: `{key}` is {_shown.repr(value)}; expected {_type_name(kind)}")
     if form in (Union, types.UnionType):
         kinds = [a for a in arguments if a is not type(None)]
         if value is None and len(kinds) < len(arguments):

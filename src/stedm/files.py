@@ -71,7 +71,8 @@ def locked(path: Path, *, folder: Path, fix: str, busy: str) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "w")  # noqa: SIM115 (closed below, whatever happens)
+        # A link in its place would be followed, and what it leads to emptied.
+        handle = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); {fix}") from None
     with handle:
@@ -80,6 +81,22 @@ def locked(path: Path, *, folder: Path, fix: str, busy: str) -> Iterator[None]:
         except OSError:
             raise UserError(f"{folder}: {busy}") from None
         yield
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise UserError for a symbolic link in `folder` that leads out of it, where stedm would write and remove files.
+
+    The folder itself may be a link.
+    """
+    root = os.path.realpath(folder)
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = os.path.join(parent, name)
+            if os.path.islink(path) and os.path.commonpath([root, os.path.realpath(path)]) != root:
+                raise UserError(
+                    f"{path}: is a link out of the folder, and stedm writes only inside; put the whole folder there,"
+                    f" and make {folder} the link"
+                )
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -17,7 +17,7 @@ from stedm.config import RunConfig
 from stedm.config_file import save_config
 from stedm.errors import UserError
 from stedm.experiment import Part, adopt, annotated_patients, is_experiment, parts_of
-from stedm.files import link, locked, read_json, remove_temporaries, write_json
+from stedm.files import link, locked, read_json, refuse_links, remove_temporaries, write_json
 from stedm.graph import Stage, fingerprint_of, needed
 from stedm.stages.prepare import share_patches
 from stedm.stages.run_folder import RunFolder
@@ -69,6 +69,7 @@ def run_all(
     with ExitStack() as locks:
         try:
             locks.enter_context(_locked(root))
+            refuse_links(root)
             adopt(parts)
             every = _all_jobs(parts, until)
             for part in parts[:-1]:

@@ -21,6 +21,7 @@ _MOST_MPP = 20.0
 """No microscope is coarser: a resolution of 72 or 300 dots per inch is a program's default, not a measurement."""
 _MOST_PILLOW_PX = 50_000_000
 """TIFF files of one level with more pixels are read in parts."""
+_MOST_TILE_PX = 2**26
 _MOST_TILE_BYTES, _MOST_RATIO = 2**28, 50
 """A larger tile must not take more than so many times the bytes it has in the file: a header can claim anything."""
 _UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
@@ -122,6 +123,11 @@ class OpenSlideImage:
         self._slide.set_cache(_openslide_cache(os.getpid()))
         self._factors = self._slide.level_downsamples  # OpenSlide's own, by which it finds a level's pixels
         properties = self._slide.properties
+        for level in range(self._slide.level_count):
+            tile = [int(properties.get(f"openslide.level[{level}].tile-{side}", "1")) for side in ("width", "height")]
+            if tile[0] * tile[1] > _MOST_TILE_PX:  # OpenSlide would end the process where it finds no memory
+                self._slide.close()
+                raise ValueError(f"tiles of {tile[0]} x {tile[1]} pixels")
         mpp = [float(properties.get(f"openslide.mpp-{axis}", "nan")) for axis in "xy"]
         bounds = [properties.get(f"openslide.bounds-{name}") for name in ("x", "y", "width", "height")]
         self.header = Header(

@@ -21,7 +21,7 @@ from stedm.device import best_device
 from stedm.diffusion.pipeline import INDEX, StyleDiffusion, Styles
 from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
-from stedm.files import atomic_path, write_json
+from stedm.files import atomic_path, refuse_links, write_json
 from stedm.progress import Bar
 from stedm.stages.contact_sheet import save_contact_sheet
 from stedm.stages.generate import PlanLayouts, layout_source
@@ -183,6 +183,7 @@ def generate_for_style(
     sampling: fields of `Sampling` instead of the model's own. Raises UserError when `out` holds another set.
     """
     out = Path(out)
+    refuse_links(out)
     options = _sampling(model, sampling or {})
     identity: dict[str, Any] = {"seed": seed, "model_digest": _digest(model)}
     plan = plan_for_style(layouts, style_sets, options, num_images=num_images, **identity)
