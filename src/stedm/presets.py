@@ -91,6 +91,7 @@ def _check(config: RunConfig) -> None:
     _check_lists(config)
     _check_shares(config)
     _check_counts(config)
+    _check_numbers(config)
     _check_unfolding(config)
     _check_experiment(config)
     _check_patch_px(config)
@@ -155,6 +156,13 @@ def _check_counts(config: RunConfig) -> None:
         raise UserError(f"filter.hard_sampling: {config.filter.hard_sampling} is below 0; 0 draws all images alike")
     if config.split.unseen_patients < 0:
         raise UserError(f"split.unseen_patients: {config.split.unseen_patients} is too few; give 0 or more")
+    for section in ("autoencoder", "diffusion", "few_step", "segmentation"):
+        learning_rate = getattr(config, section).learning_rate
+        if not 0 < learning_rate < float("inf"):
+            raise UserError(f"{section}.learning_rate: {learning_rate} is not above 0; 1e-3 is a good start")
+
+
+def _check_numbers(config: RunConfig) -> None:
     seeds = {"seed": config.seed, "split.seed": config.split.seed, "cohort.phantom.seed": config.cohort.phantom.seed}
     for key, seed in [*seeds.items(), *(("segmentation.seeds", seed) for seed in config.segmentation.seeds)]:
         if seed < 0:
@@ -162,10 +170,6 @@ def _check_counts(config: RunConfig) -> None:
     resolution = config.prepare.mpp
     if resolution is not None and not 1e-4 <= resolution <= 1e4:
         raise UserError(f"prepare.mpp: {resolution} are no microns per pixel of an image; 0.5 is a microscope's")
-    for section in ("autoencoder", "diffusion", "few_step", "segmentation"):
-        learning_rate = getattr(config, section).learning_rate
-        if not 0 < learning_rate < float("inf"):
-            raise UserError(f"{section}.learning_rate: {learning_rate} is not above 0; 1e-3 is a good start")
 
 
 def _check_unfolding(config: RunConfig) -> None:

@@ -42,11 +42,7 @@ class Segmenter(FolderModel):
         colours: list[str] | None = None,
     ) -> None:
         super().__init__()
-        if encoder.startswith("mit_b"):
-            raise UserError(f"segmentation.encoder: {encoder} has a non-commercial licence; use resnet18 or tu-NAME")
-        if not NAME.fullmatch(encoder):  # timm would fetch what `tu-hf-hub:` and the like stand before
-            raise UserError(f"segmentation.encoder: {encoder!r} is no encoder's name; use resnet18 or tu-NAME")
-        _check_classes(classes, colours)
+        _check(encoder, classes, colours)
         decoder = decoder_channels or [64, 48, 32, 16]
         self.config: dict[str, Any] = {
             "classes": list(classes),
@@ -121,7 +117,11 @@ class Segmenter(FolderModel):
         return self.probabilities(images, batch_size=batch_size).argmax(1).astype(np.uint8)
 
 
-def _check_classes(classes: list[str], colours: list[str] | None) -> None:
+def _check(encoder: str, classes: list[str], colours: list[str] | None) -> None:
+    if encoder.startswith("mit_b"):
+        raise UserError(f"segmentation.encoder: {encoder} has a non-commercial licence; use resnet18 or tu-NAME")
+    if not NAME.fullmatch(encoder):  # timm would fetch what `tu-hf-hub:` and the like stand before
+        raise UserError(f"segmentation.encoder: {encoder!r} is no encoder's name; use resnet18 or tu-NAME")
     if not classes or not all(isinstance(name, str) and name.isprintable() for name in classes):
         raise ValueError(f"classes {classes!r}: name them in printable characters")
     if colours is not None and (len(colours) != len(classes) or not all(map(_COLOUR.fullmatch, colours))):

@@ -225,15 +225,22 @@ def fit(
         callbacks.append(_Watching(watch, log, stretch))
     trainer = _trainer(task.steps, [*callbacks, _Checkpoint(last, log, stretch)])
     loader = _Loader(batch_of_step, steps=task.steps, stretch=stretch)
-    try:
+    with _continuing(last, progress):
         trainer.fit(task, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    return task.cpu().eval()  # type: ignore[return-value]
+
+
+@contextmanager
+def _continuing(last: Path, progress: _Progress) -> Iterator[None]:
+    """Raise UserError when the checkpoint `last` cannot be continued from: damaged, another training's, or a pickle."""
+    try:
+        yield
     except Exception as error:
         if isinstance(error, UserError) or not last.exists() or progress.started:
             raise
         raise UserError(
             f"{last}: no training to continue ({reason_of(error)}); remove {last.parent}, and it starts anew"
         ) from error
-    return task.cpu().eval()  # type: ignore[return-value]
 
 
 def _trainer(steps: int, callbacks: list[L.Callback]) -> L.Trainer:
