@@ -49,8 +49,8 @@ def test_the_good_files_are_good(form: Format, tmp_path: Path) -> None:
 
 def test_the_harness_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(path: Path) -> None:
-        end = time.monotonic() + 5
-        while time.monotonic() < end:
+        end = time.process_time() + 5
+        while time.process_time() < end:
             pass
 
     def swallowing(path: Path) -> None:
@@ -138,7 +138,12 @@ def test_yaml_bombs_are_refused(tmp_path: Path) -> None:
     """Each name stands for ten of the one before: a thousand million words."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]" for k in range(1, 9)]
-    for text in ("\n".join(lines), "cohort:\n  labels:\n" + "\n".join(f"    {line}" for line in lines), "a: &a [*a]"):
+    for text in (
+        "\n".join(lines),
+        "cohort:\n  labels:\n" + "\n".join(f"    {line}" for line in lines),
+        "a: &a [*a]",
+        "[" * 10**6,
+    ):
         (tmp_path / "bomb.yaml").write_text(text)
         with limits(), pytest.raises(UserError, match=r"bomb\.yaml"):
             load_config(tmp_path / "bomb.yaml")

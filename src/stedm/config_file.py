@@ -16,6 +16,7 @@ from stedm.config import RunConfig
 from stedm.errors import UserError
 from stedm.files import write_text
 from stedm.presets import resolve
+from stedm.yaml_text import parse_yaml
 
 _MOST = 2**31 - 1
 """No number in a config is larger, or infinite."""
@@ -112,9 +113,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _yaml(text: str, origin: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{origin}: not valid YAML ({' '.join(str(error).split())})") from None
+        return parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{origin}: not valid YAML ({error})") from None
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:

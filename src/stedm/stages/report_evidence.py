@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from stedm import files
 from stedm.data.tables import read_parquet
 from stedm.errors import UserError
 from stedm.stages.run_folder import RunFolder
+from stedm.yaml_text import parse_yaml
 
 _PART = re.compile(r"budget(\d+|all)(?:-fold(\d+))?")
 
@@ -89,7 +89,7 @@ def read_evidence(root: Path) -> Evidence:
 def _config_of(run: Path) -> Mapping[str, Any]:
     path = run / "config.yaml"
     with files.whole(path, fix="copy the run folder again, or run it with its config"):
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        config = parse_yaml(path.read_text(encoding="utf-8")) or {}
         if not isinstance(config, Mapping):
             raise ValueError("no keys and values")
     return config
