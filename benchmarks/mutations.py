@@ -30,15 +30,16 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=100, help="cases of each format (default: 100)")
     parser.add_argument("--checkpoints", type=int, default=20, help="cases of training/last.ckpt, which are slow")
     parser.add_argument("--seed", type=int, default=0, help="seed of the cases (default: 0)")
-    parser.add_argument("--only", default="", help="formats whose names begin like this (default: all)")
+    parser.add_argument("--only", nargs="*", default=[""], help="formats whose names begin like this (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder for mutations.json")
     options = parser.parse_args()
-    from hostile_formats import FORMATS
+    from hostile_formats import FORMATS, models
 
+    models()  # made once, before the processes part
     results = []
     print("| file | cases | read | refused | failed | CPU ms a case | most memory |\n|---|---|---|---|---|---|---|")
     for form in FORMATS:
-        if not form.name.startswith(options.only):
+        if not form.name.startswith(tuple(options.only)):
             continue
         cases = options.checkpoints if form.name == "training/last.ckpt" else options.cases
         result = in_a_process(form, cases, options.seed)

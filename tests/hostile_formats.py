@@ -28,6 +28,7 @@ from stedm.data.slide_tissue import SlideTissue
 from stedm.data.synthetic import SyntheticSet
 from stedm.errors import UserError
 from stedm.files import read_json, write_json
+from stedm.run import fingerprint_in
 from stedm.stages.report_evidence import read_evidence
 from stedm.stages.run_folder import RunFolder
 
@@ -219,8 +220,6 @@ def _run(folder: Path, spoiled: str) -> Path:
 
 
 def _read_run(spoiled: str, path: Path) -> Any:
-    from stedm.run import fingerprint_in
-
     root = path.parents[spoiled.count("/")]
     run = RunFolder(root)
     fingerprint_in(run.data / "fingerprint.json")
@@ -239,7 +238,7 @@ def _json(folder: Path) -> Path:
 
 
 @functools.cache
-def _models() -> Path:
+def models() -> Path:
     """Model folders, made once: `generator` and `segmenter`."""
     from stedm.models.segmenter import Segmenter
     from stedm.selftest import untrained
@@ -253,7 +252,7 @@ def _models() -> Path:
 
 def _model(spoiled: str) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
-        shutil.copytree(_models(), folder, dirs_exist_ok=True)
+        shutil.copytree(models(), folder, dirs_exist_ok=True)
         return folder / spoiled
 
     return write
