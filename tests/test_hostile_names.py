@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mutations import ROOT, UP
 from PIL import Image
 from test_report import full_run  # noqa: F401 (a fixture)
 
@@ -20,8 +21,8 @@ from stedm.data.cohort import read_cohort, read_table
 from stedm.errors import UserError
 from stedm.stages.report import report
 
-PATIENTS = ["../../x", "/etc/x", "CON", "..", ".", "a b  c", "Müller 漢字 \U0001f9ec", "=1+1", "'\"&", "-rf", "p|q",
-            "<script>alert(1)</script>", "x" * 5000, "%2e%2e%2f", "{{ 7*7 }}", "$(touch x)", "a/../../b"]  # fmt: skip
+PATIENTS = [f"{UP * 2}x", f"{ROOT}etc/x", "CON", "..", ".", "a b  c", "Müller 漢字 \U0001f9ec", "=1+1", "'\"&", "-rf", "p|q",
+            "<script>alert(1)</script>", "x" * 5000, "%2e%2e%2f", "{{ 7*7 }}", "$(touch x)", f"a/{UP * 2}b"]  # fmt: skip
 
 
 def write_cohort(folder: Path, patients: list[str], suffix: str = "") -> Path:
@@ -48,13 +49,13 @@ def test_no_name_leads_out_of_the_run_folder(tmp_path: Path, suffix: str) -> Non
     table = write_cohort(tmp_path / "in" / "deep" / "cohort", PATIENTS, suffix)
     before = sorted(tmp_path.rglob("*"))
     out = tmp_path / "in" / "deep" / "runs" / f"run{suffix}"
-    labels = '{"../../x": [0], "<b>|=1": [1]}'
+    labels = f'{{"{UP * 2}x": [0], "<b>|=1": [1]}}'
     assert prepare(table, out, labels) == 0
     assert [path for path in tmp_path.rglob("*") if path not in before and out not in [path, *path.parents]] == [
         out.parent
     ]
     patches = pd.read_parquet(out / "data" / "patches.parquet")
-    assert set(patches["patient"]) == set(PATIENTS) and {"fraction_../../x", "fraction_<b>|=1"} <= set(patches)
+    assert set(patches["patient"]) == set(PATIENTS) and {f"fraction_{UP * 2}x", "fraction_<b>|=1"} <= set(patches)
     written = [path.name for folder in ("images", "masks", "slides") for path in (out / "data" / folder).iterdir()]
     assert written and all(re.fullmatch(r"[\w.-]+", name, re.ASCII) and len(name) < 200 for name in written)
 
