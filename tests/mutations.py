@@ -28,10 +28,35 @@ LIMIT_S = 10.0
 LIMIT_BYTES = 2 * 2**30
 """Memory a case may take beyond what the process has before it."""
 WORDS = (
-    b"NaN", b"Infinity", b"-1", b"0", b"1e308", b"1e999", b"-0.5", b"9" * 400, b"null", b"true", b"[]", b"{}", b'""',
-    f'"{UP * 3}x"'.encode(), f'"{ROOT}etc/x"'.encode(), b'"CON"', b'"<script>alert(1)</script>"', b'"=1+1"', b'"\\u0000"', b'"\\ud800"',
-    b"[" * 3000, b'{"a":' * 3000, b"\x00", b"\xff\xfe", b"\n\n", b",,,", b'"', "é漢\U0001f9ec".encode(),
-)  # fmt: skip
+    b"NaN",
+    b"Infinity",
+    b"-1",
+    b"0",
+    b"1e308",
+    b"1e999",
+    b"-0.5",
+    b"9" * 400,
+    b"null",
+    b"true",
+    b"[]",
+    b"{}",
+    b'""',
+    f'"{UP * 3}x"'.encode(),
+    f'"{ROOT}etc/x"'.encode(),
+    b'"CON"',
+    b'"<script>alert(1)</script>"',
+    b'"=1+1"',
+    b'"\\u0000"',
+    b'"\\ud800"',
+    b"[" * 3000,
+    b'{"a":' * 3000,
+    b"\x00",
+    b"\xff\xfe",
+    b"\n\n",
+    b",,,",
+    b'"',
+    "é漢\U0001f9ec".encode(),
+)
 """What text files get in the place of a value."""
 NUMBERS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x8000000000000000, 0xFFFFFFFFFFFFFFFF)
 """What binary files get in the place of a field."""

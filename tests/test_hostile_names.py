@@ -21,8 +21,25 @@ from stedm.data.cohort import read_cohort, read_table
 from stedm.errors import UserError
 from stedm.stages.report import report
 
-PATIENTS = [f"{UP * 2}x", f"{ROOT}etc/x", "CON", "..", ".", "a b  c", "Müller 漢字 \U0001f9ec", "=1+1", "'\"&", "-rf", "p|q",
-            "<script>alert(1)</script>", "x" * 5000, "%2e%2e%2f", "{{ 7*7 }}", "$(touch x)", f"a/{UP * 2}b"]  # fmt: skip
+PATIENTS = [
+    f"{UP * 2}x",
+    f"{ROOT}etc/x",
+    "CON",
+    "..",
+    ".",
+    "a b  c",
+    "Müller 漢字 \U0001f9ec",
+    "=1+1",
+    "'\"&",
+    "-rf",
+    "p|q",
+    "<script>alert(1)</script>",
+    "x" * 5000,
+    "%2e%2e%2f",
+    "{{ 7*7 }}",
+    "$(touch x)",
+    f"a/{UP * 2}b",
+]
 
 
 def write_cohort(folder: Path, patients: list[str], suffix: str = "") -> Path:
