@@ -26,6 +26,7 @@ from stedm.evaluation.probe import FIGURES
 from stedm.files import read_json
 from stedm.stages.run_folder import RunFolder, train_patches
 
+NO_NETWORK = Path(__file__).parent / "no_network"
 OPTIONS = {
     "size": "smoke",
     "cohort.phantom.train_patients": 4,
@@ -51,8 +52,13 @@ def command(out: Path, **changes: Any) -> list[str]:
 
 
 def run_once(out: Path, **changes: Any) -> str:
-    result = subprocess.run(command(out, **changes), capture_output=True, text=True, timeout=280)
+    """Without network: whoever tries to reach it leaves a line in the file `attempts`."""
+    attempts = out.with_name(f"{out.name}-attempts")
+    python_path = os.pathsep.join([str(NO_NETWORK), *filter(None, [os.environ.get("PYTHONPATH")])])
+    alone = os.environ | {"PYTHONPATH": python_path, "STEDM_ATTEMPTS": str(attempts)}
+    result = subprocess.run(command(out, **changes), capture_output=True, text=True, timeout=280, env=alone)
     assert result.returncode == 0, result.stderr
+    assert not attempts.exists(), attempts.read_text()
     return result.stderr
 
 
@@ -278,6 +284,17 @@ def test_trained_models_load_and_work(finished: Path, no_sockets: list[Any]) -> 
     segmenter = Segmenter.from_pretrained(finished / "segmentation" / "real+stain+synthetic" / "seed0")
     assert segmenter.classes == model.classes == ["background", "stroma", "epithelium"]
     assert segmenter.predict(images).shape == (2, 64, 64) and no_sockets == []
+
+
+def test_the_guard_of_the_network_guards_worker_processes_too(tmp_path: Path) -> None:
+    """Every run of this file was made behind it."""
+    connect = "import socket; socket.create_connection(('127.0.0.1', 9))"
+    child = f"import multiprocessing as m; m.get_context('spawn').Process(target=exec, args=({connect!r},)).start()"
+    for code in (connect, "import urllib.request as r; r.urlopen('http://example.org')", child):
+        attempts = tmp_path / str(len(code))
+        environment = os.environ | {"PYTHONPATH": str(NO_NETWORK), "STEDM_ATTEMPTS": str(attempts)}
+        result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert "a test tried to reach" in result.stderr and attempts.exists()
 
 
 def test_finished_run_is_skipped_and_untouched(finished: Path) -> None:

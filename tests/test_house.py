@@ -23,7 +23,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 TEXT_SUFFIXES = {"", ".cff", ".css", ".html", ".j2", ".js", ".md", ".py", ".sh", ".toml", ".yaml", ".yml"}
 
 ABSOLUTE_PATH = re.compile(r"""(?<=["'\s=(`])/[\w-][\w.-]*/[\w./-]+""")
-ALLOWED_ABSOLUTE = ("/dev/null", "/proc/cpuinfo", "/no/such/", "/path/to/", "/usr/bin/env")
+ALLOWED_ABSOLUTE = ("/dev/null", "/proc/", "/sys/fs/cgroup/", "/no/such/", "/path/to/", "/usr/bin/env")
 PARENT_PATH = re.compile(r"(?<!\.)(?:\.\./)+")
 
 

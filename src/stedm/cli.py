@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import stedm
-from stedm import cli_generate, cli_segment, ranks
+from stedm import cli_generate, cli_segment, doctor, ranks
 from stedm.config_file import dump_config, extended, keys_with_help, load_config
 from stedm.errors import UserError
 from stedm.interruption import Terminated, terminable
@@ -58,7 +58,8 @@ LISTS = {"arms": "segmentation.arms", "seeds": "segmentation.seeds", "budgets": 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code.
 
-    0, 1 when slides were skipped, 2 for a mistake of the user's, 130 and 143 when interrupted by Ctrl-C and SIGTERM.
+    0, 1 when slides were skipped or `doctor` finds something broken, 2 for a mistake of the user's, 130 and 143 when
+    interrupted by Ctrl-C and SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -68,10 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with ranks.leading():
                 return _main(words)
     except argparse.ArgumentError as error:
-        print(f"stedm: {error}", file=sys.stderr)
+        print(f"stedm: {_printable(str(error))}", file=sys.stderr)
         return 2
     except UserError as error:
-        print(ranks.say(error), end="\n" if ranks.say(error) else "", file=sys.stderr)
+        if said := ranks.say(error):
+            print(_printable(said), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if ranks.is_first():
@@ -83,6 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 143
 
 
+def _printable(text: str) -> str:
+    """The text with what would steer a terminal, or is no Unicode, written out: names come from anybody's files."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def _main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
@@ -92,6 +99,8 @@ def _main(words: list[str]) -> int:
         return 0
     if words[0] == "segment":
         return cli_segment.segment(words[1:])
+    if words[0] == "doctor":
+        return doctor.main(words[1:])
     name = " ".join(words[:2]) if words[0] == "train" else words[0]
     if name not in COMMANDS:
         raise UserError(f"unknown command `{name}`; `stedm --help` lists them")
@@ -179,7 +188,7 @@ def _keys() -> str:
 
 def _overview() -> str:
     rows = "\n".join(f"  stedm {name:<20} {command.help}" for name, command in COMMANDS.items())
-    rows += f"\n  stedm {'segment':<20} {cli_segment.HELP}"
+    rows += f"\n  stedm {'segment':<20} {cli_segment.HELP}\n  stedm {'doctor':<20} {doctor.HELP}"
     return (
         "stedm: few-label histopathology segmentation with style-extracting diffusion\n\n"
         f"{rows}\n\nStart with `stedm demo`; `stedm COMMAND --help` shows options and an example."

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import reprlib
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,13 @@ from stedm.config import RunConfig
 from stedm.errors import UserError
 from stedm.files import write_text
 from stedm.presets import resolve
+from stedm.yaml_text import parse_yaml
 
+_MOST = 2**31 - 1
+"""No number in a config is larger, or infinite."""
+_shown = reprlib.Repr()
+"""Writes values into messages, in part: aliases of YAML can stand for astronomically many words."""
+_shown.maxlevel, _shown.maxstring = 3, 200
 _PATHS = (("cohort", "table"), ("cohort", "target", "table"), ("generate", "composition"))
 """Keys that hold a path relative to the config file."""
 
@@ -106,9 +113,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _yaml(text: str, origin: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{origin}: not valid YAML ({' '.join(str(error).split())})") from None
+        return parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{origin}: not valid YAML ({error})") from None
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
@@ -124,7 +131,9 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 
 def _build(cls: type, values: Any, origin: str, prefix: str) -> Any:
     if not isinstance(values, dict):
-        raise UserError(f"{origin}: {prefix.rstrip('.') or 'the config'} is a section; give it keys, not {values!r}")
+        raise UserError(
+            f"{origin}: {prefix.rstrip('.') or 'the config'} is a section; give it keys, not {_shown.repr(values)}"
+        )
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
@@ -149,7 +158,7 @@ def _value(kind: Any, value: Any, origin: str, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(kind, value if value is not None else {}, origin, f"{key}.")  # type: ignore[arg-type]
     form, arguments = get_origin(kind), get_args(kind)
-    wrong = UserError(f"{origin}: `{key}` is {value!r}; expected {_type_name(kind)}")
+    wrong = UserError(f"{origin}: `{key}` is {_shown.repr(value)}; expected {_type_name(kind)}")
     if form in (Union, types.UnionType):
         kinds = [a for a in arguments if a is not type(None)]
         if value is None and len(kinds) < len(arguments):
@@ -173,7 +182,11 @@ def _value(kind: Any, value: Any, origin: str, key: str) -> Any:
         if not isinstance(value, dict):
             raise wrong
         return {str(name): _value(arguments[1], item, origin, f"{key}.{name}") for name, item in value.items()}
-    return value if kind is Any else _scalar(kind, value, wrong)
+    if kind is Any:  # an entry of a list: no lists in lists, which aliases can make astronomically large
+        kind = type(value)
+        if not isinstance(value, str | int | float | bool):
+            raise wrong
+    return _scalar(kind, value, wrong)
 
 
 def _scalar(kind: type, value: Any, wrong: UserError) -> Any:
@@ -188,7 +201,7 @@ def _scalar(kind: type, value: Any, wrong: UserError) -> Any:
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise wrong
-    if kind is float and value != value:
+    if isinstance(value, int | float) and not abs(value) <= _MOST:
         raise wrong
     return value
 

@@ -147,7 +147,8 @@ def _hold(path: Path, operation: int) -> IO[str]:
     """The locked file, open; one that its former holder removed in the meantime locks nothing, and is made anew."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "a")  # noqa: SIM115 (closed by whoever holds the lock)
+        # A link in its place would be followed, and what it leads to be locked and removed.
+        handle = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
         try:
             fcntl.flock(handle, operation)
             if path.exists() and os.path.samestat(path.stat(), os.fstat(handle.fileno())):
@@ -158,6 +159,22 @@ def _hold(path: Path, operation: int) -> IO[str]:
             handle.close()
             raise
         handle.close()
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise UserError for a symbolic link in `folder` that leads out of it, where stedm would write and remove files.
+
+    The folder itself may be a link.
+    """
+    root = os.path.realpath(folder)
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = os.path.join(parent, name)
+            if os.path.islink(path) and os.path.commonpath([root, os.path.realpath(path)]) != root:
+                raise UserError(
+                    f"{path}: is a link out of the folder, and stedm writes only inside; put the whole folder there,"
+                    f" and make {folder} the link"
+                )
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -172,8 +189,29 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read a JSON file that stedm has written. Raises UserError for a damaged one."""
+    with whole(path):
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def whole(path: str | Path, *, fix: str = "remove it, and run the same command again") -> Iterator[None]:
+    """Raise UserError about the file `path` of a run folder for whatever the block raises while it reads it.
+
+    A damaged file can fail in many ways inside libraries. What is not there is no damage: FileNotFoundError passes.
+    """
+    try:
+        yield
+    except (UserError, FileNotFoundError):
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: damaged or not written by stedm ({reason_of(error)}); {fix}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what an exception says, at most 200 characters; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def link(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ from stedm.arms import check_arm
 from stedm.config import RunConfig
 from stedm.errors import UserError
 
+_MOST_SIDE_PX = 2**14
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "smoke": {
         "autoencoder": {"channels": [16, 16], "steps": 8, "batch_size": 4},
@@ -90,6 +91,7 @@ def _check(config: RunConfig) -> None:
     _check_lists(config)
     _check_shares(config)
     _check_counts(config)
+    _check_numbers(config)
     _check_unfolding(config)
     _check_experiment(config)
     _check_patch_px(config)
@@ -160,6 +162,16 @@ def _check_counts(config: RunConfig) -> None:
             raise UserError(f"{section}.learning_rate: {learning_rate} is not above 0; 1e-3 is a good start")
 
 
+def _check_numbers(config: RunConfig) -> None:
+    seeds = {"seed": config.seed, "split.seed": config.split.seed, "cohort.phantom.seed": config.cohort.phantom.seed}
+    for key, seed in [*seeds.items(), *(("segmentation.seeds", seed) for seed in config.segmentation.seeds)]:
+        if seed < 0:
+            raise UserError(f"{key}: {seed} is below 0; give 0 or more")
+    resolution = config.prepare.mpp
+    if resolution is not None and not 1e-4 <= resolution <= 1e4:
+        raise UserError(f"prepare.mpp: {resolution} are no microns per pixel of an image; 0.5 is a microscope's")
+
+
 def _check_unfolding(config: RunConfig) -> None:
     options = config.segmentation
     if options.space_to_depth not in (1, 2, 4):
@@ -206,6 +218,12 @@ def _check_patch_px(config: RunConfig) -> None:
         len(config.autoencoder.channels or [1]) + len(config.diffusion.multipliers or [1]) - 2
     )
     multiple = max(16, multiple)
+    for key, side_px in (
+        ("prepare.patch_px", config.prepare.patch_px),
+        ("cohort.phantom.slide_px", config.cohort.phantom.slide_px),
+    ):
+        if not 1 <= side_px <= _MOST_SIDE_PX:
+            raise UserError(f"{key}: {side_px} is not from 1 to {_MOST_SIDE_PX}; correct it")
     if config.prepare.patch_px < 1 or config.prepare.patch_px % multiple:
         raise UserError(
             f"prepare.patch_px: {config.prepare.patch_px} is not a multiple of {multiple}; change it to one"

@@ -18,7 +18,7 @@ from stedm.config import RunConfig
 from stedm.config_file import save_config
 from stedm.errors import Stopped, UserError
 from stedm.experiment import Part, adopt, annotated_patients, is_experiment, parts_of
-from stedm.files import link, locked, read_json, remove_folder, remove_temporaries, write_json, writing
+from stedm.files import link, locked, read_json, refuse_links, remove_folder, remove_temporaries, write_json, writing
 from stedm.graph import Stage, fingerprint_of, needed
 from stedm.ranks import place, together
 from stedm.stages.prepare import share_patches
@@ -73,6 +73,7 @@ def run_all(
         try:
             locks.enter_context(writing(root / "config.yaml"))
             locks.enter_context(_locked(root))
+            refuse_links(root)
             adopt(parts)
             every = _all_jobs(parts, until)
             for part in parts[:-1]:
@@ -214,13 +215,21 @@ def _do(stage: Stage, fingerprint: str, source: Path | None, *, action: Callable
 def _is_begun(stage: Stage, fingerprint: str) -> bool:
     """Whether an interrupted attempt at this very result can be continued."""
     done, begun = stage.folder / stage.marker, stage.begun
-    return not done.exists() and begun.exists() and bool(read_json(begun)["fingerprint"] == fingerprint)
+    return not done.exists() and fingerprint_in(begun) == fingerprint
 
 
 def is_done(stage: Stage, fingerprint: str) -> bool:
     """Whether the stage's results are there and made from this config and these inputs."""
-    marker = stage.folder / stage.marker
-    return marker.exists() and bool(read_json(marker)["fingerprint"] == fingerprint)
+    return fingerprint_in(stage.folder / stage.marker) == fingerprint
+
+
+def fingerprint_in(marker: Path) -> str | None:
+    """The fingerprint in a stage's marker; None without one and for a damaged one: the stage is then not done."""
+    try:
+        content = read_json(marker) if marker.exists() else None
+    except UserError:
+        return None
+    return content.get("fingerprint") if isinstance(content, dict) else None
 
 
 def execute(stage: Stage, fingerprint: str, *, action: Callable[..., Any] | None = None, **options: Any) -> float:

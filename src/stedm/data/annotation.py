@@ -16,7 +16,18 @@ from stedm.data.json_items import json_items
 from stedm.data.outlines import Tally
 from stedm.data.polygon_raster import pixel_centres, rasterise
 from stedm.errors import UserError
+from stedm.files import reason_of
 
+_DAMAGE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    shapely.errors.ShapelyError,
+)
+"""What values of a wrong kind or size make the readers raise."""
 _EXPORT = "export it again, as GeoJSON from QuPath (File > Export objects as GeoJSON) or as COCO JSON"
 
 
@@ -182,8 +193,8 @@ def _parse(path: Path) -> _File:
             geojson.add(rest)
         outlines = coco.outlines if is_coco else geojson.outlines
         return _File(*outlines.build(), outlines.tally, rest if is_coco else {})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
+    except _DAMAGE as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else reason_of(error)
         raise UserError(f"{path}: {at} cannot be used ({reason}); {_EXPORT}") from None
 
 
@@ -196,8 +207,8 @@ def _of_one_slide(path: Path, content: _File, slide_names: Sequence[str]) -> Ann
             raise ValueError(f"no image is called {' or '.join(slide_names)}, but {known}, ...")
         of_image = np.array([key[0] == image for key in content.keys], bool)
         used = [names[category] for _, category in content.keys]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = f"no category or key {error}" if isinstance(error, KeyError) else error
+    except _DAMAGE as error:
+        reason = f"no category or key {error}" if isinstance(error, KeyError) else reason_of(error)
         raise UserError(f"{path}: {reason}; correct file_name, or the images and categories of the file") from None
     kept = of_image[content.key_of] if len(content.key_of) else np.empty(0, bool)
     return Annotation(path, content.polygons[kept], content.key_of[kept], used, content.tally)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,9 @@ from stedm.config import CohortConfig, TargetConfig
 from stedm.data.label_source import resolve_polygon_classes
 from stedm.data.labels import LabelMap, nearest_name, read_mask
 from stedm.data.slide import DamagedSlide, Slide
+from stedm.data.tables import read_csv
 from stedm.errors import UserError
+from stedm.files import reason_of
 
 REQUIRED = ("image", "patient")
 LABELS = ("mask", "annotation", "annotation_origin")
@@ -20,6 +23,8 @@ FILES = ("image", "mask", "annotation", "tissue", "roi")
 """Columns that name files."""
 ORIGINS = ("slide", "bounds")
 """Where the coordinates of an annotation file begin: at the corner of the slide, or of its scanned bounds."""
+LEAST_MPP, MOST_MPP = 1e-4, 1e4
+"""Microns per pixel outside of this are a slip, and would make images of no or astronomically many pixels."""
 SPLITS = ("train", "val", "test", "unseen")
 _FIRST_ROW = 2  # rows are counted as a spreadsheet shows them: the header is row 1
 
@@ -37,17 +42,8 @@ def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") 
     is the config section that messages name. Raises UserError for an unreadable or empty table and missing columns.
     """
     path = Path(config.table or "")
-    try:
-        raw = (
-            pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str, keep_default_na=False)
-        )
-    except FileNotFoundError:
-        raise UserError(f"{path}: cohort table not found; correct {section}.table") from None
-    except (OSError, ValueError) as error:  # pandas' parser and pyarrow's errors are ValueErrors
-        raise UserError(f"{path}: unreadable cohort table ({error}); save it as UTF-8 CSV or Parquet") from None
-    if raw.empty:
-        raise UserError(f"{path}: the cohort table has no rows; add one row per image")
-    table = pd.DataFrame({ours: _text(raw[theirs]) for ours, theirs in _column_names(config, raw, section).items()})
+    table = _columns_of(path, config, section)
+    _refuse_control_characters(table, path)
     for column in ("slide", *FILES[1:], "annotation_origin", "split", "group", "mpp"):
         if column not in table:
             table[column] = ""
@@ -55,7 +51,10 @@ def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") 
     table["annotation_origin"] = table["annotation_origin"].replace("", config.annotation_origin)
     folder = path.parent.resolve()
     for column in FILES:
-        table[column] = [str((folder / name).resolve()) if name else "" for name in table[column]]
+        table[column] = [
+            _absolute(folder, name, f"{row_name(path, k)}: {column}") if name else ""
+            for k, name in enumerate(table[column])
+        ]
     stems = table["image"].map(lambda name: Path(name).stem)
     table["slide"] = table["slide"].where(table["slide"] != "", stems)
     table["mpp"] = _mpp(table["mpp"], path, config.mpp, section)
@@ -131,6 +130,44 @@ def resolve_labels(
     return label_map
 
 
+def _columns_of(path: Path, config: CohortConfig | TargetConfig, section: str) -> pd.DataFrame:
+    """Our columns of the table, as far as it has them, as stripped text."""
+    try:
+        raw = read_csv(path) if path.suffix != ".parquet" else pd.read_parquet(path)
+        if raw.empty:
+            raise UserError(f"{path}: the cohort table has no rows; add one row per image")
+        names = _column_names(config, raw, section)
+        return pd.DataFrame({ours: _text(raw[theirs]) for ours, theirs in names.items()})
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: cohort table not found; correct {section}.table") from None
+    except Exception as error:  # a damaged file can fail in many ways inside pandas and pyarrow
+        raise UserError(
+            f"{path}: unreadable cohort table ({reason_of(error)}); save it as UTF-8 CSV or Parquet"
+        ) from None
+
+
+def _refuse_control_characters(table: pd.DataFrame, path: Path) -> None:
+    """Line breaks and the like in a name would break file names, tables and terminals."""
+    for column in table:
+        for k, text in enumerate(table[column]):
+            if not text.isprintable() and any(category(c) in ("Cc", "Cs") for c in text):
+                raise UserError(
+                    f"{row_name(path, k)}: column '{column}' holds a line break or another control character"
+                    f" ({text[:60]!r}); write it in printable characters"
+                )
+
+
+def _absolute(folder: Path, name: str, where: str) -> str:
+    try:
+        path = (folder / name).resolve()
+        path.is_file()
+        return str(path)
+    except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, links that lead in a circle
+        raise UserError(f"{where} {name[:200]} cannot be a file ({reason_of(error)}); correct the path") from None
+
+
 def _column_names(config: CohortConfig | TargetConfig, raw: pd.DataFrame, section: str) -> dict[str, str]:
     """Our column name -> the table's, for every column the table has."""
     known = [str(name) for name in raw.columns]
@@ -176,10 +213,10 @@ def _refuse_empty(table: pd.DataFrame, path: Path) -> None:
 
 def _mpp(column: pd.Series, path: Path, default: float | None, section: str) -> pd.Series:
     """Microns per pixel as floats: the table's cell, else `mpp` of the config section, else NaN."""
-    if default is not None and not (np.isfinite(default) and default > 0):
+    if default is not None and not LEAST_MPP <= default <= MOST_MPP:
         raise UserError(f"{section}.mpp: {default} is no positive number; give microns per pixel, e.g. 0.5")
     numbers = pd.to_numeric(column.where(column != ""), errors="coerce").astype(float)
-    wrong = np.flatnonzero((column != "") & ~(np.isfinite(numbers) & (numbers > 0)))
+    wrong = np.flatnonzero((column != "") & ~((numbers >= LEAST_MPP) & (numbers <= MOST_MPP)))
     if len(wrong):
         raise UserError(
             f"{row_name(path, wrong[0])}: mpp '{column.iloc[wrong[0]]}' is no positive number; give microns per pixel"

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from stedm.data.cohort import row_name
 from stedm.data.labels import nearest_name
+from stedm.data.tables import read_csv
 from stedm.errors import UserError
+from stedm.files import reason_of
 
 DEFAULT_GROUP = "*"
 _TOLERANCE = 0.01
@@ -34,11 +35,15 @@ class CompositionTable:
         """
         path = Path(path)
         try:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+            table = read_csv(path)
+        except UserError:
+            raise
         except FileNotFoundError:
             raise UserError(f"{path}: composition table not found; correct generate.composition") from None
-        except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-            raise UserError(f"{path}: unreadable composition table ({error}); save it as UTF-8 CSV") from None
+        except Exception as error:  # a damaged file can fail in many ways inside pandas
+            raise UserError(
+                f"{path}: unreadable composition table ({reason_of(error)}); save it as UTF-8 CSV"
+            ) from None
         table.columns = [str(name).strip() for name in table.columns]
         _check_columns(path, list(table.columns), classes)
         if table.empty:

@@ -1,6 +1,7 @@
 """JSON files too large to hold as Python objects: the elements of their long arrays one by one."""
 
 import gzip
+import io
 import json
 import re
 import zlib
@@ -11,6 +12,8 @@ from typing import Any
 from stedm.errors import UserError
 
 _GZIP = b"\x1f\x8b"
+_MOST_UNPACKED, _MOST_RATIO = 2**28, 100
+"""Bytes a gzip file may unpack to, and how many times its own: coordinates shrink to a third, not to a hundredth."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -26,7 +29,10 @@ def read_text(path: str | Path) -> str:
     try:
         content = Path(path).read_bytes()
         if content.startswith(_GZIP):
-            content = gzip.decompress(content)
+            most = max(_MOST_UNPACKED, _MOST_RATIO * len(content))
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(most + 1)
+            if len(content) > most:
+                raise UserError(f"{path}: unpacks to more than {most >> 20} MiB, which no annotation does; unpack it")
         return content.decode(json.detect_encoding(content))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: no UTF-8 text at byte {error.start}; export the file again as UTF-8 JSON") from None

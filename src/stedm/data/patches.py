@@ -82,7 +82,7 @@ class _PatchFiles:
         try:
             with Image.open(self._folder / self._paths[index]) as image:
                 patch = np.asarray(image.convert(self.mode))
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(
                 f"{self._folder / self._paths[index]}: unreadable patch ({error}); run prepare again"
             ) from None

@@ -16,14 +16,20 @@ from stedm.data.resampling import area_average
 from stedm.data.slide_formats import Backend, Box, Header, open_backend
 from stedm.errors import UserError
 
+MOST_PX = 2**20
+"""Most pixels along a side: a slide of 25 cm at 0.25 microns. A header that claims more is damaged or a trap."""
 _BLOCK_PX = 2048
 """Level pixels read at a time when a whole slide is shrunk."""
 _DAMAGE = (
     OSError,
     SyntaxError,
     ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
     EOFError,
     LookupError,
+    RecursionError,
     struct.error,
     UnidentifiedImageError,
     Image.DecompressionBombError,
@@ -31,6 +37,8 @@ _DAMAGE = (
     tifffile.TiffFileError,
 )
 """What Pillow, OpenSlide and tifffile raise for files they cannot read."""
+_HEADER_DAMAGE = (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error)
+"""Those of them whose messages speak of the reader's own code."""
 
 
 class DamagedSlide(UserError):
@@ -61,6 +69,8 @@ class Slide:
         if not path.is_file():
             raise UserError(f"{path}: image not found; correct the path")
         handle = _open_handle(path)
+        if not 0 < min(handle.header.size_px) <= max(handle.header.size_px) <= MOST_PX:
+            raise DamagedSlide(f"{path}: {_size(handle.header.size_px)} pixels are no slide; replace the file")
         slide = cls(path, handle.header, mpp)
         slide._handles[_worker()] = handle
         return slide
@@ -81,6 +91,19 @@ class Slide:
     def is_pyramid(self) -> bool:
         """Whether the file holds the image at several resolutions."""
         return len(self._header.downsamples) > 1
+
+    def size_px(self, mpp: float) -> tuple[int, int]:
+        """Width and height in pixels of `mpp` microns, 1 at least; rounded down, so that none hangs over the border.
+
+        Raises UserError for more pixels than a slide can have: one of the resolutions is wrong.
+        """
+        scale = self.mpp / mpp
+        if not max(self.width_px, self.height_px) * scale <= MOST_PX:
+            raise UserError(
+                f"{self.path}: {_size(self._header.size_px)} px of {self.mpp:g} microns are too many at {mpp:g} microns"
+                " per pixel; correct one of the two resolutions"
+            )
+        return max(1, int(self.width_px * scale + 1e-6)), max(1, int(self.height_px * scale + 1e-6))
 
     def read(self, x_um: float, y_um: float, *, size_px: int, mpp: float) -> np.ndarray:
         """Square region with its top-left corner at (x_um, y_um), as (size_px, size_px, 3) uint8 RGB at `mpp`.
@@ -160,6 +183,10 @@ class Slide:
         self.close()
 
 
+def _size(size_px: tuple[int, int]) -> str:
+    return f"{size_px[0]} x {size_px[1]}"
+
+
 def _worker() -> tuple[int, int]:
     return os.getpid(), threading.get_ident()
 
@@ -168,5 +195,5 @@ def _open_handle(path: Path) -> Backend:
     try:
         return open_backend(path)
     except _DAMAGE as error:
-        reason = "damaged header" if isinstance(error, (LookupError, struct.error)) else error
+        reason = "damaged header" if isinstance(error, _HEADER_DAMAGE) else error
         raise DamagedSlide(f"{path}: unreadable image ({reason}); replace the file") from None

@@ -1,6 +1,7 @@
 """File formats of slides: plain images (Pillow), whole-slide images (OpenSlide), OME-TIFF and pyramids (tifffile)."""
 
 import functools
+import logging
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -20,10 +21,15 @@ _MOST_MPP = 20.0
 """No microscope is coarser: a resolution of 72 or 300 dots per inch is a program's default, not a measurement."""
 _MOST_PILLOW_PX = 50_000_000
 """TIFF files of one level with more pixels are read in parts."""
+_MOST_TILE_PX = 2**26
+_MOST_TILE_BYTES, _MOST_RATIO = 2**28, 50
+"""A larger tile must not take more than so many times the bytes it has in the file: a header can claim anything."""
 _UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _WHITE = (255, 255, 255)
 
 Box = tuple[int, int, int, int]
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it remarks on each damaged tag; we say what it comes to
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,11 @@ class OpenSlideImage:
         self._slide.set_cache(_openslide_cache(os.getpid()))
         self._factors = self._slide.level_downsamples  # OpenSlide's own, by which it finds a level's pixels
         properties = self._slide.properties
+        for level in range(self._slide.level_count):
+            tile = [int(properties.get(f"openslide.level[{level}].tile-{side}", "1")) for side in ("width", "height")]
+            if tile[0] * tile[1] > _MOST_TILE_PX:  # OpenSlide would end the process where it finds no memory
+                self._slide.close()
+                raise ValueError(f"tiles of {tile[0]} x {tile[1]} pixels")
         mpp = [float(properties.get(f"openslide.mpp-{axis}", "nan")) for axis in "xy"]
         bounds = [properties.get(f"openslide.bounds-{name}") for name in ("x", "y", "width", "height")]
         self.header = Header(
@@ -197,8 +208,14 @@ class TiffPyramid:
         if key in self._tiles:
             self._tiles.move_to_end(key)
             return self._tiles[key]
-        self._tiff.filehandle.seek(page.dataoffsets[index])
-        data = self._tiff.filehandle.read(page.databytecounts[index]) or None
+        start, count = page.dataoffsets[index], page.databytecounts[index]
+        size = page.tilewidth * page.tilelength if page.is_tiled else page.imagewidth * page.rowsperstrip
+        if size * page.samplesperpixel > max(_MOST_TILE_BYTES, _MOST_RATIO * count):
+            raise ValueError(f"tile {index} of level {level} claims {size} pixels; save the image in smaller tiles")
+        if start + count > self._tiff.filehandle.size:
+            raise ValueError(f"tile {index} of level {level} lies behind the end of the file")
+        self._tiff.filehandle.seek(start)
+        data = self._tiff.filehandle.read(count) or None
         try:
             decoded, _, shape = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
         except Exception as error:  # every codec has its own

@@ -73,7 +73,7 @@ def find_style_patches(
 
 def _tissue_corners(slide: Slide, patch_px: int, mpp: float, min_tissue: float) -> list[tuple[float, float]]:
     """Upper left corners (x_um, y_um) of the slide's patches that hold enough tissue, judged on an overview."""
-    size_px = [int(px * slide.mpp / mpp + 1e-6) for px in (slide.width_px, slide.height_px)]
+    size_px = slide.size_px(mpp)
     if min(size_px) < patch_px:
         raise UserError(
             f"{slide.path}: {size_px[0]} x {size_px[1]} px at {mpp:g} microns per pixel, smaller than a patch of"

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from stedm.data.patches import LabelMaps, PatchImages
+from stedm.data.tables import read_parquet
 from stedm.errors import UserError
 
 
@@ -18,9 +19,10 @@ class SyntheticSet:
         path = Path(folder) / "manifest.parquet"
         if not path.is_file():
             raise UserError(f"{path}: not found; run `stedm generate` first")
-        self.manifest = pd.read_parquet(path)
+        self.manifest = read_parquet(path, needs=("image", mask))
         """One row per synthetic pair, with its provenance."""
         self._images = PatchImages(folder, self.manifest["image"].tolist(), cache_bytes=cache_bytes)
+        _refuse_outside(path, self.manifest)
         self._label_maps = LabelMaps(folder, self.manifest[mask].tolist(), cache_bytes=cache_bytes)
 
     def __len__(self) -> int:
@@ -45,3 +47,11 @@ class SyntheticSet:
     def weights(self) -> np.ndarray:
         """How often each row (n,) is to be drawn in training, relative to the others. As `kept`, after the filter."""
         return self.manifest["weight"].to_numpy(float)
+
+
+def _refuse_outside(path: Path, manifest: pd.DataFrame) -> None:
+    """What is written is named after these columns: they must name files in the folder."""
+    for column in ("id", "image", "mask", "layout"):
+        for name in map(str, manifest.get(column, ())):
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise UserError(f"{path}: {column} {name[:60]!r} leads out of the folder; run `stedm generate` again")

@@ -16,7 +16,7 @@ from stedm.diffusion.grain import add_grain, measure_grain
 from stedm.diffusion.sampling import SOLVERS, Branch, Sampling, guidance_weights, guided, noise_from_seeds
 from stedm.diffusion.tones import keep_tones, measure_tones
 from stedm.errors import UserError
-from stedm.files import atomic_folder, read_json, write_json
+from stedm.files import atomic_folder, read_json, reason_of, write_json
 from stedm.models.autoencoder import FirstStage
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
@@ -46,14 +46,16 @@ def read_index(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not found; name the `diffusion` folder of a run")
     try:
         index = read_json(path)
-        return {
-            "classes": [str(name) for name in index["classes"]],
-            "sampling": Sampling(**index.get("sampling", {})),
-            "patch_px": index.get("patch_px"),
-            "mpp": index.get("mpp"),
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); copy the model folder again") from None
+        names, patch_px, mpp = index["classes"], index.get("patch_px"), index.get("mpp")
+        if not isinstance(names, list) or not all(isinstance(name, str) and name.isprintable() for name in names):
+            raise ValueError("the classes are no list of names")
+        if not (patch_px is None or (isinstance(patch_px, int) and 1 <= patch_px <= 2**14)):
+            raise ValueError(f"patch_px {patch_px}")
+        if not (mpp is None or 1e-4 <= mpp <= 1e4):
+            raise ValueError(f"mpp {mpp}")
+        return {"classes": names, "sampling": Sampling(**index.get("sampling", {})), "patch_px": patch_px, "mpp": mpp}
+    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({reason_of(error)}); copy the model folder again") from None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stedm.diffusion.flow import Velocity
 
+MOST_NFE = 1000
 GUIDANCES = ("nested", "composed")
 Solver = Callable[[Velocity, Tensor, int], Tensor]
 
@@ -35,8 +36,11 @@ class Sampling:
             raise ValueError(f"solver {self.solver!r}: use {', '.join(SOLVERS)}")
         if self.guidance not in GUIDANCES:
             raise ValueError(f"guidance {self.guidance!r}: use {' or '.join(GUIDANCES)}")
-        if self.nfe < 1:
-            raise ValueError(f"nfe {self.nfe}: use 1 or more")
+        if not 1 <= self.nfe <= MOST_NFE:
+            raise ValueError(f"nfe {self.nfe}: use 1 to {MOST_NFE}")
+        for name in ("layout_guidance", "style_guidance", "grain"):
+            if not abs(getattr(self, name)) <= MOST_NFE:
+                raise ValueError(f"{name} {getattr(self, name)}: use a number near 1")
 
 
 Branch = tuple[bool, bool]

@@ -1,5 +1,6 @@
 """The segmentation network: a segmentation-models-pytorch U-Net that carries its class names and resolution."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch.nn import functional as F
 from stedm.device import autocast
 from stedm.errors import UserError
 from stedm.models.model_folder import FolderModel
+from stedm.models.style import NAME
 
+_COLOUR = re.compile("#[0-9a-fA-F]{6}")
 FLIPS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
 
 
@@ -39,8 +42,7 @@ class Segmenter(FolderModel):
         colours: list[str] | None = None,
     ) -> None:
         super().__init__()
-        if encoder.startswith("mit_b"):
-            raise UserError(f"segmentation.encoder: {encoder} has a non-commercial licence; use resnet18 or tu-NAME")
+        _check(encoder, classes, colours)
         decoder = decoder_channels or [64, 48, 32, 16]
         self.config: dict[str, Any] = {
             "classes": list(classes),
@@ -113,3 +115,14 @@ class Segmenter(FolderModel):
     def predict(self, images: NDArray[np.uint8], *, batch_size: int = 64) -> NDArray[np.uint8]:
         """Images (n, H, W, 3) uint8 -> label maps (n, H, W) uint8."""
         return self.probabilities(images, batch_size=batch_size).argmax(1).astype(np.uint8)
+
+
+def _check(encoder: str, classes: list[str], colours: list[str] | None) -> None:
+    if encoder.startswith("mit_b"):
+        raise UserError(f"segmentation.encoder: {encoder} has a non-commercial licence; use resnet18 or tu-NAME")
+    if not NAME.fullmatch(encoder):  # timm would fetch what `tu-hf-hub:` and the like stand before
+        raise UserError(f"segmentation.encoder: {encoder!r} is no encoder's name; use resnet18 or tu-NAME")
+    if not classes or not all(isinstance(name, str) and name.isprintable() for name in classes):
+        raise ValueError(f"classes {classes!r}: name them in printable characters")
+    if colours is not None and (len(colours) != len(classes) or not all(map(_COLOUR.fullmatch, colours))):
+        raise ValueError(f"colours {colours!r}: give one like #2f7f86 for each class")

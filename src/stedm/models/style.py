@@ -4,6 +4,7 @@ K = 1: one vector an image. K = N + 1: one for each layout class, and a last one
 """
 
 import math
+import re
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +16,9 @@ from torch.nn import functional as F
 from stedm.errors import UserError
 from stedm.models.model_folder import FolderModel
 
+NAME = re.compile(r"[A-Za-z0-9_.-]+")
+"""A network's name; what has a scheme or a path in it could be fetched from somewhere."""
+_MOST_INPUT_PX = 4096
 CELL_PX = 8
 """Side of the cells whose moments the convolutional encoder looks at, pixels."""
 
@@ -120,6 +124,8 @@ class TimmStyleEncoder(nn.Module):
         # Weights in a folder may be of another architecture than the name given beside them.
         self.name: str = getattr(self.backbone, "pretrained_cfg", {}).get("architecture") or name
         self.input_px: int = self.preprocessing["input_px"]
+        if not 1 <= self.input_px <= _MOST_INPUT_PX:
+            raise ValueError(f"input_px {self.input_px}: use 1 to {_MOST_INPUT_PX}")
         self.register_buffer("mean", torch.tensor(self.preprocessing["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocessing["std"]).view(1, 3, 1, 1), persistent=False)
         num_features: int = self.backbone.num_features  # type: ignore[assignment]
@@ -157,6 +163,8 @@ def timm_backbone(name: str, weights: str | None, *, key: str = "diffusion.style
     source = name
     if weights is not None:
         source = f"local-dir:{weights}" if Path(weights).is_dir() else f"hf-hub:{weights}"
+    elif not NAME.fullmatch(name):  # timm would fetch what `hf-hub:` and the like stand before
+        raise UserError(f"{key}: {name!r} is no name of timm.list_models(); folders and hub ids are weights, not names")
     try:
         return timm.create_model(source, pretrained=weights is not None, num_classes=0)
     except Exception as error:
@@ -206,6 +214,8 @@ class StyleExtractor(FolderModel):
     used when training starts; a saved StyleExtractor carries its weights itself and never looks there again.
     preprocessing, trainable: see TimmStyleEncoder.
     """
+
+    not_in_folder = ("weights",)
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ def evaluate(run: RunFolder, config: RunConfig) -> None:
     write_json(run.evaluation / "overlays" / "arms.json", shown)
     for label, patient in zip(("best", "worst"), best_and_worst(per_patient, shown[-1]), strict=True):
         rows = np.flatnonzero(test["patient"] == patient)[:4]
-        name = "".join(c if c.isalnum() else "_" for c in patient)
+        name = "".join(c if c.isalnum() else "_" for c in patient)[:48]
         maps = {arm: predictions[arm][rows] for arm in shown}
         save_overlays(run.evaluation / "overlays" / f"{label}_{name}.png", images[rows], label_maps[rows], maps)
 

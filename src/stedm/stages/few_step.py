@@ -17,7 +17,7 @@ from stedm.config import RunConfig
 from stedm.device import best_device
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.sampling import Sampling
-from stedm.files import atomic_path
+from stedm.files import atomic_path, whole
 from stedm.progress import Bar
 from stedm.ranks import everyones, is_first, share
 from stedm.stages.generate import PlanLayouts, composition_of, make_plan, styles_of
@@ -75,7 +75,10 @@ def _pairs(run: RunFolder, config: RunConfig, teacher: StyleDiffusion) -> dict[s
                     torch.save(_draw_pairs(run, teacher, layouts, patches, rows, sampling), temporary)
             bar.update(start + len(rows), unit="pairs")
     everyones(None)  # all are written
-    parts = [torch.load(path, weights_only=True) for path in paths]
+    parts = []
+    for path in paths:
+        with whole(path):
+            parts.append(torch.load(path, weights_only=True))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -16,11 +16,12 @@ import torch
 from stedm.data.layout_files import LayoutFiles
 from stedm.data.slide import Slide
 from stedm.data.style_pool import StylePatch, deal_style_sets, find_style_patches, read_style_set
+from stedm.data.tables import read_parquet
 from stedm.device import best_device
 from stedm.diffusion.pipeline import INDEX, StyleDiffusion, Styles
 from stedm.diffusion.sampling import Sampling
 from stedm.errors import SharedError, UserError
-from stedm.files import atomic_path, locked, remove_temporaries, write_json, writing
+from stedm.files import atomic_path, locked, refuse_links, remove_temporaries, write_json, writing
 from stedm.png import write_png
 from stedm.progress import Bar
 from stedm.ranks import everyones, is_first, place, share
@@ -184,6 +185,7 @@ def generate_for_style(
     sampling: fields of `Sampling` instead of the model's own. Raises UserError when `out` holds another set.
     """
     out = Path(out)
+    refuse_links(out)
     options = _sampling(model, sampling or {})
     identity: dict[str, Any] = {"seed": seed, "model_digest": _digest(model)}
     plan = plan_for_style(layouts, style_sets, options, num_images=num_images, **identity)
@@ -278,7 +280,7 @@ def _refuse_another_set(out: Path, plan: pd.DataFrame) -> None:
     path = out / "plan.parquet"
     if not path.exists():
         return
-    there = pd.read_parquet(path)
+    there = read_parquet(path)
     same = min(len(there), len(plan))
     if list(there) != list(plan) or not there.head(same).equals(plan.head(same)):
         raise SharedError(f"{path}: another set is there (other model, style, layouts or options); give another --out")

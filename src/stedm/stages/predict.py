@@ -55,8 +55,7 @@ class Prediction:
         to what the network can halve.
         """
         mpp = model.mpp or slide.mpp
-        # Rounded down, so that no pixel hangs over the border.
-        width_px, height_px = (max(1, int(px * slide.mpp / mpp + 1e-6)) for px in (slide.width_px, slide.height_px))
+        width_px, height_px = slide.size_px(mpp)
         multiple = model.multiple_px
         overlap_px = _rounded_up(overlap_px, multiple)
         needed_px = max(width_px, height_px) + overlap_px

@@ -16,8 +16,9 @@ from stedm.data.composition import CompositionTable
 from stedm.data.laboratories import Laboratory, joined, read_laboratories, resolve_label_maps, sections_of
 from stedm.data.phantom import PHANTOM_LABELS, write_cohort
 from stedm.data.splits import split_patients, usable_patients
+from stedm.data.tables import read_parquet
 from stedm.errors import UserError
-from stedm.files import atomic_path, link, read_json, write_json
+from stedm.files import atomic_path, link, read_json, whole, write_json
 from stedm.stages.alignment import alignment_notices
 from stedm.stages.prepare_slides import FOLDERS, FORMAT, cut_slides, file_stamps, records_of, slide_tasks
 
@@ -56,7 +57,7 @@ def prepare(out: Path, config: RunConfig, *, jobs: int = 1) -> None:
         cohort = cohort[~cohort["image"].isin(skipped["image"])].reset_index(drop=True)
         splits = _splits_of_the_rest(cohort, config, skipped)
     classes = read_json(out / "classes.json")["classes"]
-    patches = _with_roles(pd.read_parquet(out / EXTRACTED), classes, splits)
+    patches = _with_roles(read_parquet(out / EXTRACTED), classes, splits)
     for name, table in (("cohort", cohort), ("patches", patches)):
         with atomic_path(out / f"{name}.parquet") as temporary:
             table.to_parquet(temporary)
@@ -66,7 +67,8 @@ def prepare(out: Path, config: RunConfig, *, jobs: int = 1) -> None:
 def skipped_slides(out: Path) -> pd.DataFrame:
     """The damaged slides that data folder `out` does without: slide, patient, image, reason; possibly none."""
     path = out / SKIPPED
-    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame(columns=["image"])
+    with whole(path):
+        return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame(columns=["image"])
 
 
 def _splits(cohort: pd.DataFrame, config: RunConfig) -> dict[str, list[str]]:
@@ -144,7 +146,10 @@ def share_patches(out: Path, others: Iterable[Path], config: RunConfig) -> None:
 
 def _extracted_from(out: Path) -> Any:
     """The extraction key of the patches in `out`; None without any."""
-    return read_json(out / "extraction.json") if (out / "extraction.json").exists() else None
+    try:
+        return read_json(out / "extraction.json") if (out / "extraction.json").exists() else None
+    except UserError:  # damaged: they are cut again
+        return None
 
 
 def input_digest(config: RunConfig) -> str:

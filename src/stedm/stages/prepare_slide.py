@@ -103,8 +103,7 @@ class SlideCutter:
     def _occupied(self, slide: Slide, tissue: SlideTissue, mpp: float) -> list[Corner]:
         """Corners of the patches in the scanned area that are not all glass in an overview."""
         patch_px = self._config.patch_px
-        # Rounded down, so that no patch hangs over the border by a fraction of a pixel.
-        size_px = [max(1, int(px * slide.mpp / mpp + 1e-6)) for px in (slide.width_px, slide.height_px)]
+        size_px = slide.size_px(mpp)
         left, top, width, height = (px * slide.mpp / mpp for px in slide.bounds_px)
         return [
             (x, y)

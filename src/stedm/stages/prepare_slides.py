@@ -147,7 +147,10 @@ def _unfinished(out: Path, tasks: Sequence[SlideTask]) -> list[SlideTask]:
 
 def _is_done(out: Path, task: SlideTask) -> bool:
     path = _finished(out, task)
-    return path.exists() and bool(read_json(path)["key"] == task.key)
+    try:
+        return path.exists() and bool(read_json(path).get("key") == task.key)
+    except (UserError, AttributeError):  # damaged: the slide is cut again
+        return False
 
 
 def _cut_one(out: Path, task: SlideTask, cutter: SlideCutter, tick: Callable[[float, int], None]) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from stedm import files
 from stedm.config import ARMS
+from stedm.errors import UserError
 from stedm.stages import report_figures as figures
 from stedm.stages import report_generation as generator
 from stedm.stages import report_pictures as pictures
@@ -34,13 +35,19 @@ def report(run: Path) -> None:
             place.
 
     Raises:
-        UserError: if the folder is not a run folder.
+        UserError: if the folder is not a run folder, or a file of it is damaged.
     """
-    evidence = read_evidence(Path(run))
-    cautions = _cautions(evidence)
-    context = _context(evidence) | {"warnings": cautions}
-    page = _templates(autoescape=True).get_template("report.html.j2").render(context)
-    card = model_card(_templates(autoescape=False).get_template("model_card.md.j2"), evidence, cautions)
+    try:
+        evidence = read_evidence(Path(run))
+        cautions = _cautions(evidence)
+        context = _context(evidence) | {"warnings": cautions}
+        page = _templates(autoescape=True).get_template("report.html.j2").render(context)
+        card = model_card(_templates(autoescape=False).get_template("model_card.md.j2"), evidence, cautions)
+    except UserError:
+        raise
+    except Exception as error:  # all files of a run are read, and any of them may be damaged or gone
+        reason = f"{type(error).__name__}: {files.reason_of(error)}"
+        raise UserError(f"{run}: a file of the run is damaged or missing ({reason}); run the stage again") from error
     folder = evidence.root / "report"
     files.write_text(folder / "index.html", page)
     files.write_text(folder / "model_card.md", card)

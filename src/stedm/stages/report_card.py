@@ -9,7 +9,7 @@ from stedm.config import FULL_ARM, ingredients
 from stedm.stages.report_evidence import Evidence
 from stedm.stages.report_generation import style_counts, style_table
 from stedm.stages.report_run import cohort, data_source, settings
-from stedm.stages.report_tables import markdown_table
+from stedm.stages.report_tables import in_markdown, markdown_table
 from stedm.stages.report_text import UNKNOWN
 
 
@@ -26,10 +26,10 @@ def model_card(template: jinja2.Template, evidence: Evidence, cautions: Sequence
     part = "." if evidence.run == evidence.root else evidence.run.name
     seeds = summary["seeds"] if summary else []
     return template.render(
-        name=evidence.name,
+        name=in_markdown(evidence.name),
         prefix="" if part == "." else f"{part}/",
-        classes=evidence.classes,
-        source=data_source(evidence.config),
+        classes=list(map(in_markdown, evidence.classes)),
+        source={key: in_markdown(text) for key, text in data_source(evidence.config).items()},
         roles=_roles(evidence),
         settings=settings(evidence),
         generation=evidence.generation,
@@ -41,7 +41,7 @@ def model_card(template: jinja2.Template, evidence: Evidence, cautions: Sequence
         summary=summary,
         trained_on=trained_on(arm) if arm else "",
         group_rows=_group_table(summary, arm),
-        cautions=cautions,
+        cautions=list(map(in_markdown, cautions)),
         environment=evidence.environment,
     )
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from stedm import files
+from stedm.data.tables import read_parquet
 from stedm.errors import UserError
+from stedm.stages.run_folder import RunFolder
+from stedm.yaml_text import parse_yaml
 
 _PART = re.compile(r"budget(\d+|all)(?:-fold(\d+))?")
 
@@ -71,8 +73,8 @@ def read_evidence(root: Path) -> Evidence:
         root=root,
         run=run,
         parts=parts,
-        config_text=(root / "config.yaml").read_text(encoding="utf-8"),
-        config=yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {},
+        config_text=(root / "config.yaml").read_text(encoding="utf-8", errors="replace"),
+        config=_config_of(run),
         environment=json_of(root / "environment.json"),
         summary=summary,
         per_patient=per_patient,
@@ -80,8 +82,17 @@ def read_evidence(root: Path) -> Evidence:
         validation=json_of(run / "diffusion" / "validation.json"),
         patches=table_of(run / "data" / "patches.parquet"),
         manifest=table_of(run / "synthetic" / "manifest.parquet"),
-        classes=tuple((json_of(run / "data" / "classes.json") or {"classes": []})["classes"]),
+        classes=tuple(RunFolder(run).classes() if (run / "data" / "classes.json").is_file() else ()),
     )
+
+
+def _config_of(run: Path) -> Mapping[str, Any]:
+    path = run / "config.yaml"
+    with files.whole(path, fix="copy the run folder again, or run it with its config"):
+        config = parse_yaml(path.read_text(encoding="utf-8")) or {}
+        if not isinstance(config, Mapping):
+            raise ValueError("no keys and values")
+    return config
 
 
 def json_of(path: Path) -> Any:
@@ -93,9 +104,10 @@ def table_of(path: Path) -> pd.DataFrame | None:
     """A CSV or Parquet table; None without it. Patients and groups are text: one named 0012 stays 0012."""
     if not path.is_file():
         return None
-    return (
-        pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype={"patient": str, "group": str})
-    )
+    if path.suffix == ".parquet":
+        return read_parquet(path)
+    with files.whole(path):
+        return pd.read_csv(path, dtype={"patient": str, "group": str})
 
 
 def _parts(root: Path) -> tuple[Path, ...]:

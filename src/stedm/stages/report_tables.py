@@ -1,5 +1,6 @@
 """The figures as tables: CSV files for a spreadsheet, and `summary.md` for a terminal."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,12 @@ def write_tables(folder: Path, evidence: Evidence) -> None:
     """Write every table there is as `<name>.csv` into `folder`, which holds nothing else afterwards."""
     with atomic_folder(folder) as temporary:
         for name, table in tables(evidence).items():
-            table.to_csv(temporary / f"{name}.csv", index=False)
+            table.map(_for_spreadsheet).to_csv(temporary / f"{name}.csv", index=False)
+
+
+def _for_spreadsheet(cell: Any) -> Any:
+    """A name that a spreadsheet would take for a formula, with the apostrophe that makes it text."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def tables(evidence: Evidence) -> dict[str, pd.DataFrame]:
@@ -84,8 +90,13 @@ def _patients(per_patient: pd.DataFrame, arms: Sequence[str] | None) -> pd.DataF
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
+    lines = [list(map(in_markdown, header)), ["---"] * len(header), *(list(map(in_markdown, row)) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def in_markdown(text: str) -> str:
+    """The text with what would be HTML, or the border of a cell, written out."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("|", "\\|")
 
 
 def arms_markdown(summary: Mapping[str, Any]) -> str:
@@ -122,9 +133,9 @@ def summary_markdown(evidence: Evidence, cautions: Sequence[str]) -> str:
     """Write the short summary: answer, warnings, arms, comparisons; of each label budget where there are several."""
     summary, budgets = evidence.summary, evidence.budgets
     sentences = [answer(summary), second_sentence(summary), budgets_sentence(budgets)]
-    parts = [f"# {evidence.name}", " ".join(filter(None, sentences))]
+    parts = [f"# {in_markdown(evidence.name)}", " ".join(filter(None, sentences))]
     if cautions:
-        parts.append("\n".join(f"- Warning: {caution}" for caution in cautions))
+        parts.append("\n".join(f"- Warning: {in_markdown(caution)}" for caution in cautions))
     if summary is not None:
         for budget, of_budget in (budgets or {None: summary}).items():
             parts += [] if budget is None else ["## " + count(budget, "annotated patient")]

@@ -8,8 +8,9 @@ import pandas as pd
 from stedm.arms import FULL_ARM, SYNTHETIC_SETS
 from stedm.config import RunConfig
 from stedm.data.patches import LabelMaps, PatchImages
+from stedm.data.tables import read_parquet
 from stedm.errors import UserError
-from stedm.files import read_json
+from stedm.files import read_json, whole
 
 TEACHER_ARM = "real+stain"
 """The real-trained segmenter behind pseudo-layouts and filter: this arm, at the run's own seed."""
@@ -54,11 +55,15 @@ class RunFolder:
         path = self.data / "patches.parquet"
         if not path.is_file():
             raise UserError(f"{path}: not found; run `stedm prepare` first")
-        return pd.read_parquet(path)
+        return read_parquet(path, needs=("patient", "split", "annotated", "image"))
 
     def classes(self) -> list[str]:
         """Class names in label order."""
-        classes: list[str] = read_json(self.data / "classes.json")["classes"]
+        path = self.data / "classes.json"
+        with whole(path, fix="run `stedm prepare` again"):
+            classes: list[str] = read_json(path)["classes"]
+            if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+                raise ValueError("classes are no list of names")
         return classes
 
     def images(self, patches: pd.DataFrame) -> np.ndarray:
@@ -89,4 +94,5 @@ def train_patches(patches: pd.DataFrame, *, annotated: bool | None = None) -> pd
 
 def validation_iou(segmenter: Path) -> float:
     """IoU over validation patients of the weights that were kept, the best of their training; NaN if never scored."""
-    return float(pd.read_csv(segmenter / "metrics.csv")["val_iou"].max())
+    with whole(segmenter / "metrics.csv", fix="train this segmenter again"):
+        return float(pd.read_csv(segmenter / "metrics.csv")["val_iou"].max())

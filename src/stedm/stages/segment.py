@@ -268,6 +268,8 @@ def _doubts(path: Path, options: SegmentOptions, slide_mpp: float, mpp: float) -
 @contextmanager
 def _locked(work: Path) -> Iterator[None]:
     """Hold a slide's working folder, which is removed at the end unless there is an error."""
+    if work.is_symlink():
+        raise UserError(f"{work}: is a link, and stedm would write where it leads; remove it")
     busy = "another stedm process is working on this slide; wait for it"
     with locked(work / "lock", folder=work.parent, fix="choose another folder with --out", busy=busy):
         yield

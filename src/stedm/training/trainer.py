@@ -17,12 +17,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from stedm.device import best_device, lightning_precision
-from stedm.errors import SharedError, UserError
 from stedm.files import atomic_path
 from stedm.interruption import unswallowed
 from stedm.progress import Bar
 from stedm.ranks import everyones, is_first, place
-from stedm.training.divergence import Diverged, FiniteWeights, check_validation
+from stedm.training.divergence import FiniteWeights, check_validation
+from stedm.training.faults import explained
 from stedm.training.log import Observation, TrainingLog, UnwrittenLog
 from stedm.training.tasks import Batch, Task
 
@@ -77,6 +77,7 @@ class _Progress(L.Callback):
 
     def __init__(self, description: str, log: TrainingLog, every: int) -> None:
         self.description, self.training_log, self.every = description, log, every
+        self.started = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.training_log.rows}
@@ -89,6 +90,7 @@ class _Progress(L.Callback):
         self.training_log.open(completed)
         self.bar = Bar(self.description, total=total, completed=completed, folder=self.training_log.folder)
         self.bar.__enter__()
+        self.started = True
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
         step, loss = trainer.global_step, float(pl_module.latest_loss)
@@ -103,8 +105,9 @@ class _Progress(L.Callback):
         self._end()
 
     def _end(self) -> None:
-        self.bar.__exit__()
-        self.training_log.close()
+        if self.started:
+            self.bar.__exit__()
+            self.training_log.close()
 
 
 class _Watching(L.Callback):
@@ -223,7 +226,8 @@ def fit(
     stretch = max(1, -(-task.steps // stretches))
     last = folder / "training" / "last.ckpt"
     log = TrainingLog(folder) if is_first() or not task.shared else UnwrittenLog(folder)
-    callbacks: list[L.Callback] = [FiniteWeights(), _Progress(description, log, max(1, task.steps // 100))]
+    progress = _Progress(description, log, max(1, task.steps // 100))
+    callbacks: list[L.Callback] = [FiniteWeights(), progress]
     if ema_decay is not None:
         callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(ema_decay)))
     if best is not None:
@@ -237,22 +241,9 @@ def fit(
     resumes = last.exists()
     if task.shared:  # a network file system may show it to one machine before another
         resumes = everyones(resumes)[0]
-    with unswallowed(), _explained(description, task, checkpoint):
+    with unswallowed(), explained(description, task, last, lambda: checkpoint.last_step if progress.started else None):
         trainer.fit(task, datamodule=loader, ckpt_path=last if resumes else None, weights_only=True)
     return task.cpu().eval()  # type: ignore[return-value]
-
-
-@contextmanager
-def _explained(description: str, task: Task, checkpoint: _Checkpoint) -> Iterator[None]:
-    """Say of a divergence in the block what diverged and where, what is kept, and what to try."""
-    try:
-        yield
-    except Diverged as error:
-        last, step = checkpoint.path, checkpoint.last_step
-        kept = f"the state of step {step} stays in {last}" if last.exists() else "no state was saved yet"
-        fix = f"lower {task.section}.learning_rate (now {task.learning_rate:g}) and run again"
-        kind = SharedError if task.shared else UserError
-        raise kind(f"{description}: {error}; {kept}; {fix}") from None
 
 
 def _devices(task: Task) -> dict[str, Any]:

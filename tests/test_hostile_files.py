@@ -1,0 +1,238 @@
+"""Files that somebody spoiled, by accident or on purpose: read or refused in one line, in little time and memory."""
+
+import gzip
+import json
+import os
+import struct
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hostile_formats import FORMATS, pixels
+from mutations import Failure, Format, limits, mutants, outcome, with_checksums
+from PIL import Image
+
+from stedm.cli import main
+from stedm.config_file import load_config
+from stedm.data.annotation import read_annotation
+from stedm.data.labels import read_mask
+from stedm.data.slide import MOST_PX, Slide
+from stedm.errors import UserError
+from stedm.files import locked, refuse_links
+from stedm.run import run_all
+from stedm.stages.report import report
+
+CASES = {"training/last.ckpt": 3}
+"""Cases of a format in a test; benchmarks/mutations.py tries thousands."""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+def test_spoiled_files_are_read_or_refused(form: Format, tmp_path: Path) -> None:
+    folder = tmp_path / "work" / "folder"
+    cases = CASES.get(form.name, 25)
+    found = [outcome(form, path, inside=folder) for _, path in mutants(form, folder, cases=cases)]
+    assert "refused" in found or form.name.startswith("run: data/fingerprint")
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+def test_the_good_files_are_good(form: Format, tmp_path: Path) -> None:
+    """Otherwise nothing but their first mistake would be tried."""
+    folder = tmp_path / "work" / "folder"
+    folder.mkdir(parents=True)
+    assert outcome(form, form.write(folder), inside=folder) == "read"
+
+
+def test_the_harness_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(path: Path) -> None:
+        end = time.process_time() + 5
+        while time.process_time() < end:
+            pass
+
+    def swallowing(path: Path) -> None:
+        try:
+            wait(path)
+        except Exception:
+            return
+
+    def refuse(path: Path) -> None:
+        raise UserError("two\nlines")
+
+    monkeypatch.setattr("mutations.LIMIT_S", 0.2)
+    folder = tmp_path / "work" / "folder"
+    folder.mkdir(parents=True)
+    cases: dict[str, Any] = {
+        "ZeroDivisionError": lambda path: 1 / 0,
+        "MemoryError": lambda path: np.ones(2**33, np.uint8),
+        "more than": wait,
+        "more than ": swallowing,
+        "not one line": refuse,
+        "written outside": lambda path: (path.parents[1] / "x").write_text("x"),
+    }
+    for message, read in cases.items():
+        with pytest.raises(Failure, match=message.strip()):
+            outcome(Format("x", lambda folder: folder / "f", read), folder / "f", inside=folder)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A whole PNG of grey pixels, but only its first few rows are there: a hundred bytes."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(data)) + kind + data + bytes(4) for kind, data in chunks]
+    return with_checksums(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+@pytest.mark.parametrize("size_px", [(200_000, 200_000), (2**31 - 1, 1), (1, 2**31 - 1), (0, 5), (14_000, 14_000)])
+def test_a_header_that_claims_much_is_refused(tmp_path: Path, size_px: tuple[int, int]) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_header(*size_px))
+    with limits(), pytest.raises(UserError, match=r"bomb\.png"), Slide.open(path, mpp=1.0) as slide:
+        slide.read(0, 0, size_px=64, mpp=1.0)
+    with limits(), pytest.raises(UserError, match=r"bomb\.png"):
+        read_mask(path)
+
+
+def test_a_tiff_that_claims_much_is_refused(tmp_path: Path) -> None:
+    """Sparse tiles of a slide 17 million pixels wide; one strip whose bytes are not there; a tile of 4 GiB."""
+    image = pixels(256, 192)
+    for name, tag, value in (
+        ("wide", "ImageWidth", 2**24),
+        ("tile", "TileWidth", 2**16),
+        ("tall", "ImageLength", 2**31),
+    ):
+        path = tmp_path / f"{name}.tif"
+        with tifffile.TiffWriter(path) as tiff:
+            for level in range(2):
+                tiff.write(image[:: 2**level, :: 2**level], tile=(64, 64), photometric="rgb", subfiletype=level)
+        with tifffile.TiffFile(path, mode="r+") as tiff:
+            tiff.pages.first.tags[tag].overwrite(value, dtype="I")
+            if name == "tile":
+                tiff.pages.first.tags["TileLength"].overwrite(2**16, dtype="I")
+        with limits(), pytest.raises(UserError, match=name), Slide.open(path, mpp=1.0) as slide:
+            slide.read(0, 0, size_px=64, mpp=1.0)
+
+
+@pytest.mark.parametrize(("mpp", "target"), [(1e4, 1e-4), (1e300, 0.5), (1.0, 1e-9)])
+def test_resolutions_that_make_astronomical_sizes_are_refused(tmp_path: Path, mpp: float, target: float) -> None:
+    Image.fromarray(pixels()).save(tmp_path / "a.png")
+    with Slide.open(tmp_path / "a.png", mpp=mpp) as slide:
+        assert slide.size_px(mpp) == (96, 80) and slide.size_px(mpp * 2) == (48, 40)
+        with pytest.raises(UserError, match="resolutions"):
+            slide.size_px(target)
+    assert MOST_PX >= 2**20
+
+
+def test_gzip_bombs_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.geojson.gz"
+    path.write_bytes(gzip.compress(b" " * 2**29, compresslevel=1))
+    assert path.stat().st_size < 2**23
+    with limits(), pytest.raises(UserError, match="unpacks to more than"):
+        read_annotation(path)
+
+
+def test_yaml_bombs_are_refused(tmp_path: Path) -> None:
+    """Each name stands for ten of the one before: a thousand million words."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]" for k in range(1, 9)]
+    for text in (
+        "\n".join(lines),
+        "cohort:\n  labels:\n" + "\n".join(f"    {line}" for line in lines),
+        "a: &a [*a]",
+        "[" * 10**6,
+    ):
+        (tmp_path / "bomb.yaml").write_text(text)
+        with limits(), pytest.raises(UserError, match=r"bomb\.yaml"):
+            load_config(tmp_path / "bomb.yaml")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "prepare.mpp=-1",
+        "prepare.mpp=1e-300",
+        "prepare.mpp=.nan",
+        "prepare.mpp=.inf",
+        "prepare.patch_px=1000000000",
+        "cohort.phantom.slide_px=1000000000",
+        "seed=-1",
+        "seed=99999999999999999999",
+        "segmentation.seeds=[-1]",
+        "generate.style_guidance=1e308",
+        "diffusion.learning_rate=.inf",
+        "cohort.labels={a: [[0]], b: [1]}",
+        "seed=" + "9" * 5000,
+        "seed=[" + "[" * 5000,
+        'cohort.table="\\0"',
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(option: str, tmp_path: Path) -> None:
+    with limits(), pytest.raises(UserError) as refused:
+        config = load_config(None, ["size=smoke", option])
+        run_all(config, tmp_path / "run", until="prepare")
+    assert option.partition("=")[0] in str(refused.value) or "table" in str(refused.value)
+
+
+# Links
+
+
+def test_links_out_of_a_run_folder_are_refused_and_what_they_lead_to_is_left(tmp_path: Path) -> None:
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    outside.mkdir()
+    (outside / "precious.png").write_bytes(b"precious")
+    config = load_config(None, ["size=smoke"])
+    for name in ("data", "data/images", "diffusion", "report", ".lock", "config.yaml"):
+        target = outside / "precious.png" if "." in name else outside
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).symlink_to(target)
+        with pytest.raises(UserError, match="link"):
+            run_all(config, run, until="prepare")
+        (run / name).unlink()
+    assert [path.name for path in outside.iterdir()] == ["precious.png"]
+    assert (outside / "precious.png").read_bytes() == b"precious"
+
+
+def test_links_that_stay_inside_or_lead_to_the_folder_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    (tmp_path / "run" / "again").symlink_to("data")
+    (tmp_path / "link").symlink_to("run")
+    refuse_links(tmp_path / "link")
+    with locked(tmp_path / "link" / ".lock", folder=tmp_path, fix="", busy=""):
+        assert (tmp_path / "run" / ".lock").exists()
+    (tmp_path / "run" / "loop").symlink_to("loop")
+    refuse_links(tmp_path / "run")
+    (tmp_path / "run" / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="dangling"):
+        refuse_links(tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["loop", "dangling", "folder", "pipe", "long"])
+def test_an_image_that_is_no_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    name = "x" * 5000 if kind == "long" else "odd.png"
+    match kind:
+        case "loop":
+            (tmp_path / name).symlink_to(name)
+        case "dangling":
+            (tmp_path / name).symlink_to("nowhere.png")
+        case "folder":
+            (tmp_path / name).mkdir()
+        case "pipe":
+            os.mkfifo(tmp_path / name)
+    (tmp_path / "cohort.csv").write_text(f"image,patient,mpp\n{name},p0,1\nb.png,p1,1\n")
+    table = ["--cohort.table", str(tmp_path / "cohort.csv"), "--size", "smoke"]
+    assert main(["prepare", "--out", str(tmp_path / "run"), *table]) == 2
+    error = capsys.readouterr().err
+    assert "row 2" in error and len(error.splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def test_a_report_of_a_damaged_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "config.yaml").write_text("size: tiny\n")
+    for text in ("[", "[1, 2]", json.dumps({"arms": None}), "{}"):
+        (tmp_path / "evaluation" / "summary.json").write_text(text)
+        with pytest.raises(UserError) as refused:
+            report(tmp_path)
+        assert "\n" not in str(refused.value)

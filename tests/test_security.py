@@ -1,0 +1,180 @@
+"""Files from strangers are data: no pickle is opened, no class named, nothing fetched, and the source stays so."""
+
+import ast
+import json
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hostile_formats import Killed, train
+from mutations import UP
+from safetensors.torch import load_file, save_file
+
+from stedm import Segmenter, StyleDiffusion
+from stedm.config_file import load_config
+from stedm.errors import UserError
+from stedm.files import read_json, write_json
+from stedm.models.style import StyleExtractor
+from stedm.selftest import untrained
+
+SOURCES = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))
+BUILTINS = {"eval", "exec", "compile", "__import__"}
+MODULES = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
+CALLS = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "os.system", "pandas.read_pickle", "pd.read_pickle"}
+
+
+def findings(source: str) -> list[str]:
+    """What could execute something, in a module's source."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+        found += [name for name in names if name.split(".")[0] in MODULES]
+        if isinstance(node, ast.Call):
+            called, options = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+            found += [called] if called in CALLS | BUILTINS else []
+            found += [called] if called == "torch.load" and options.get("weights_only") != "True" else []
+            found += [called] if options.get("allow_pickle") not in (None, "False") else []
+            found += ["shell"] if options.get("shell") not in (None, "False") else []
+            found += ["trust_remote_code"] if "trust_remote_code" in options else []
+    return found
+
+
+def test_nothing_in_the_source_executes_data() -> None:
+    assert {path.name: found for path in SOURCES if (found := findings(path.read_text(encoding="utf-8")))} == {}
+
+
+DANGEROUS = """import pickle
+from pickle import load
+import dill
+eval(x)
+exec(x)
+yaml.load(x)
+torch.load(x)
+torch.load(x, weights_only=False)
+np.load(x, allow_pickle=True)
+subprocess.run(x, shell=True)"""
+HARMLESS = "torch.load(x, weights_only=True); np.load(x); model.eval(); yaml.safe_load(x)"
+
+
+@pytest.mark.parametrize("code", DANGEROUS.splitlines())
+def test_the_search_finds_what_it_looks_for(code: str) -> None:
+    assert findings(code) and not findings(
+        "torch.load(x, weights_only=True); np.load(x); model.eval(); yaml.safe_load(x)"
+    )
+
+
+class Bomb:
+    """What a pickle can do: unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_bomb_goes_off_where_pickles_are_opened(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "hit")))
+    assert (tmp_path / "hit").exists()
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "diffusion"
+    untrained().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model.safetensors.index.json"])
+def test_a_pickle_in_a_model_folder_is_not_opened(generator: Path, tmp_path: Path, name: str) -> None:
+    """Neither in the place of a file, nor beside it under any name that some library would look for."""
+    folder, hit = tmp_path / "diffusion", tmp_path / "hit"
+    shutil.copytree(generator, folder)
+    torch.save({"weight": Bomb(hit)}, tmp_path / "bomb")
+    beside = ("pytorch_model.bin", "diffusion_pytorch_model.bin", "model.pt", "last.ckpt", "optimizer.pkl", "x.npy")
+    for part in (folder, *folder.iterdir()):
+        for other in beside if part.is_dir() else ():
+            shutil.copy(tmp_path / "bomb", part / other)
+    assert StyleDiffusion.from_pretrained(folder).classes == untrained().classes and not hit.exists()
+    for content in ((tmp_path / "bomb").read_bytes(), pickle.dumps(Bomb(hit))):
+        shutil.rmtree(folder / "unet")
+        shutil.copytree(generator / "unet", folder / "unet")
+        (folder / "unet" / name).write_bytes(content)
+        if name == "model.safetensors.index.json":
+            StyleDiffusion.from_pretrained(folder)
+        else:
+            with pytest.raises(UserError, match=re.escape(str(folder / "unet"))):
+                StyleDiffusion.from_pretrained(folder)
+        assert not hit.exists()
+
+
+def test_a_pickle_as_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path / "run", killed_at=3)
+    last, hit = tmp_path / "run" / "training" / "last.ckpt", tmp_path / "hit"
+    state = torch.load(last, weights_only=True)
+    torch.save(state | {"bomb": Bomb(hit)}, last)
+    with pytest.raises(UserError, match=re.escape(f"remove {last.parent}")):
+        train(tmp_path / "run")
+    last.write_bytes(pickle.dumps(Bomb(hit)))
+    with pytest.raises(UserError, match=r"last\.ckpt"):
+        train(tmp_path / "run")
+    assert not hit.exists()
+    shutil.rmtree(last.parent)
+    train(tmp_path / "run")
+
+
+@pytest.mark.parametrize("key", ["_target_", "class_path", "__class__", "weights", "pretrained", "_class_name"])
+def test_a_config_names_no_classes_and_no_weights(
+    generator: Path, tmp_path: Path, key: str, no_sockets: list[Any]
+) -> None:
+    folder = Path(shutil.copytree(generator / "style_encoder", tmp_path / "model"))
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {key: "os.system"})
+    with pytest.raises(UserError, match=r"model"):
+        StyleExtractor.from_pretrained(folder)
+    write_json(folder / "config.json", config | {"class": "os.system"})
+    with pytest.raises(UserError, match="holds a os"):
+        StyleExtractor.from_pretrained(folder)
+    assert no_sockets == []
+
+
+@pytest.mark.parametrize("name", ["hf-hub:evil/model", "hf_hub:evil/model", "local-dir:/x", "timm/evil", f"{UP}x"])
+def test_names_of_networks_fetch_nothing(generator: Path, tmp_path: Path, name: str, no_sockets: list[Any]) -> None:
+    folder = Path(shutil.copytree(generator / "style_encoder", tmp_path / "model"))
+    write_json(folder / "config.json", read_json(folder / "config.json") | {"encoder": name})
+    with pytest.raises(UserError, match="no name of timm"):
+        StyleExtractor.from_pretrained(folder)
+    for encoder in (name, f"tu-{name}"):
+        with pytest.raises(UserError, match="no encoder's name"):
+            Segmenter(classes=["a", "b"], encoder=encoder)
+    assert no_sockets == []
+
+
+def test_weights_of_another_size_are_refused_before_they_take_memory(generator: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(generator / "unet", tmp_path / "unet"))
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | {"channels": 2**15})  # a hundred gigabytes, if it were made
+    with pytest.raises(UserError, match="in the network"):
+        type(untrained().unet).from_pretrained(folder)
+    write_json(folder / "config.json", config | {"multipliers": [1] * 100_000})
+    with pytest.raises(UserError, match="too large"):
+        type(untrained().unet).from_pretrained(folder)
+    shutil.copy(generator / "unet" / "config.json", folder)
+    save_file(load_file(folder / "model.safetensors") | {"more": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match="more"):
+        type(untrained().unet).from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["!!python/object/apply:os.system ['x']", "a: !!python/name:os.system", "cohort: !include passwords"]
+)
+def test_yaml_tags_make_no_objects(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"c\.yaml: not valid YAML"):
+        load_config(tmp_path / "c.yaml")
