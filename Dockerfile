@@ -1,0 +1,22 @@
+# stedm on the CPU or, with the NVIDIA container toolkit (`docker run --gpus all`), on a GPU.
+#   docker build -t stedm .
+#   docker run --rm -v "$PWD:/work" stedm demo --size smoke --out /work/runs/demo
+# Written by the rules of the format; not built on the machine it was written on.
+FROM python:3.12-slim
+
+# The one system library that the wheels do not bring: OpenMP's runtime.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libgomp1 \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /opt/stedm
+COPY pyproject.toml README.md LICENSE ./
+COPY src ./src
+RUN pip install --no-cache-dir .
+
+RUN useradd --create-home stedm
+USER stedm
+WORKDIR /work
+ENTRYPOINT ["stedm"]
+CMD ["--help"]
