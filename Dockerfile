@@ -1,6 +1,6 @@
 # stedm on the CPU or, with the NVIDIA container toolkit (`docker run --gpus all`), on a GPU.
 #   docker build -t stedm .
-#   docker run --rm -v "$PWD:/work" stedm demo --size smoke --out /work/runs/demo
+#   docker run --rm -v "$PWD:/here" stedm demo --size smoke --out runs/demo
 # Written by the rules of the format; not built on the machine it was written on.
 FROM python:3.12-slim
 
@@ -17,6 +17,6 @@ RUN pip install --no-cache-dir .
 
 RUN useradd --create-home stedm
 USER stedm
-WORKDIR /work
+WORKDIR /here
 ENTRYPOINT ["stedm"]
 CMD ["--help"]

@@ -1,7 +1,9 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,3 +30,11 @@ def no_sockets(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(socket.socket, "connect_ex", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse_name)
     return attempts
+
+
+@pytest.fixture
+def ctrl_c_works() -> Iterator[None]:
+    """SIGINT interrupts, as in a terminal, also where whatever started the tests ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

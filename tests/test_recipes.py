@@ -21,7 +21,7 @@ from stedm.files import read_json
 from stedm.stages.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted((ROOT / "examples").glob("convert_*.py"))
 RNG = np.random.default_rng(0)
 Convert = Callable[..., str]
 Prepared = tuple[pd.DataFrame, dict[str, list[str]], list[str]]

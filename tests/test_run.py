@@ -259,14 +259,12 @@ def test_killed_when_all_was_done_leaves_no_mark_of_a_beginning(run: Recorder) -
     assert run() == set() and not begun.exists()
 
 
-def test_a_stage_folder_that_is_a_link_keeps_nothing_of_another_config(run: Recorder, tmp_path: Path) -> None:
+def test_a_stage_folder_that_is_a_link_is_refused_before_anything_is_lost(run: Recorder, tmp_path: Path) -> None:
     run()
     (run.folder / "diffusion").rename(tmp_path / "large")
     (run.folder / "diffusion").symlink_to(tmp_path / "large")
-    assert run() == set()
-    (tmp_path / "large" / "old.png").write_text("old")
-    run("diffusion.steps=9")
-    assert (run.folder / "diffusion").is_symlink() and not (tmp_path / "large" / "old.png").exists()
+    with pytest.raises(UserError, match="diffusion: is a link out of the folder"):
+        run("diffusion.steps=9")
     assert (tmp_path / "large" / "fingerprint.json").exists()
 
 

@@ -390,6 +390,7 @@ def test_a_validation_that_is_not_finite_stops_the_training(tmp_path: Path, valu
     fit(diffusion_task(), diffusion_batches(), watch=lambda task, step: unmeasured, **options)
 
 
+@pytest.mark.usefixtures("ctrl_c_works")
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 def test_an_interruption_ends_a_training_and_it_continues(
     tmp_path: Path, number: int, kind: type[BaseException]

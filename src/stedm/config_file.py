@@ -41,16 +41,23 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         for name in sections:
             section = (section or {}).get(name)
         if path and section and isinstance(section.get(key), str):
-            section[key] = str((Path(path).resolve().parent / section[key]).resolve())
+            section[key] = _absolute(Path(path).resolve().parent / section[key], str(path))
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
             raise UserError(f"--{override}: expected section.key=value")
         value = _yaml(text, f"--{key}")
         if (*key.lstrip("-").split("."),) in _PATHS and isinstance(value, str):
-            value = str(Path(value).resolve())  # the config is saved in the run folder, and read again from there
+            value = _absolute(Path(value), f"--{key}")  # the config is saved in the run folder, and read from there
         _set(values, key.lstrip("-"), value)
     return resolve(_build(RunConfig, values, "command line", ""))
+
+
+def _absolute(path: Path, origin: str) -> str:
+    try:
+        return str(path.resolve())
+    except (ValueError, OSError, RuntimeError) as error:  # a NUL, a loop of links
+        raise UserError(f"{origin}: {str(path)[:200]!r} cannot be a path ({error})") from None
 
 
 def extended(key: str, words: str, saved: Path) -> str:

@@ -81,11 +81,8 @@ def _probe(folder: Path) -> int | None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder if it is there; of a link to a folder, what is in it."""
-    if path.is_symlink():
-        for inner in path.iterdir():
-            shutil.rmtree(inner) if inner.is_dir() and not inner.is_symlink() else inner.unlink()
-    elif path.exists():
+    """Remove a folder if it is there."""
+    if path.exists():
         shutil.rmtree(path)
 
 
