@@ -57,7 +57,7 @@ def add_generate(bench: Workbench) -> None:
 
 def _add_layout_buttons(bench: Workbench, canvas: gr.HTML) -> None:
     with gr.Row():
-        seed = gr.Number(0, label="Layout seed", precision=0, minimum=0, min_width=100)
+        seed = gr.Number(0, label="Layout seed", precision=0, minimum=0, min_width=100, elem_id="layout-seed")
         annotated = gr.Button("Annotated, warped", min_width=130, interactive=bench.has_annotated)
         prior = gr.Button("Prior sample", min_width=130, interactive=bench.has_annotated)
     label_map = gr.UploadButton("Open a label map", file_types=[".png", ".tif", ".tiff", ".bmp"])
@@ -137,7 +137,11 @@ class _Generate:
     def _finished(
         self, drawing: Drawing, title: str, *, beside: list[tuple[np.ndarray, str]] | None = None
     ) -> tuple[str, Any]:
-        pictures = [(drawing.layout, "layout"), *zip(drawing.images, (f"drawn: {name}" for name in drawing.names), strict=True), *(beside or [])]
+        pictures = [
+            (drawing.layout, "layout"),
+            *zip(drawing.images, (f"drawn: {name}" for name in drawing.names), strict=True),
+            *(beside or []),
+        ]
         path = str(self._bench.saved(drawing))
         return figures(pictures, title=title), gr.update(value=path, interactive=True)
 

@@ -165,4 +165,4 @@ def in_page_words(message: str) -> str:
     """A message for the command line, as the page says it: fields instead of flags, names instead of paths."""
     for flag, words in _FLAGS.items():
         message = message.replace(flag, words)
-    return re.sub(r"(?<![\w.])/(?:[^/\s:]+/)+([^/\s:]+)(?=[:\s])", r"\1", message)
+    return re.sub(r"(?<![\w.])/(?:[^/:]+/)+([^/:]+)(?=:)", r"\1", message)
