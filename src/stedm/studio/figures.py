@@ -67,8 +67,9 @@ def table(rows: pd.DataFrame, *, caption: str) -> str:
         first, *others = map(_cell, values)
         lines.append(f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in others) + "</tr>")
     return (
+        f'<p class="note"><strong>{html.escape(caption)}</strong></p>'
         f'<div class="scrolled" tabindex="0" role="region" aria-label="{html.escape(caption)}">'
-        f'<table class="figures-table"><caption>{html.escape(caption)}</caption>'
+        f'<table class="figures-table" aria-label="{html.escape(caption)}">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import socket
 import tempfile
 import webbrowser
@@ -53,6 +54,7 @@ def serve(folder: str | Path, *, port: int = 7860, open_browser: bool = True) ->
     """Serve the studio of a run until it is interrupted. Raises UserError before anything is served."""
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the studio needs gradio; install it: python -m pip install 'stedm[studio]'")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are removed however it ends
     with tempfile.TemporaryDirectory(prefix="stedm-studio-") as scratch:
         page, url = start(Workbench(folder, scratch=Path(scratch)), port=port)
         print(f"studio: {url}  (this machine only; Ctrl-C ends it)", flush=True)
