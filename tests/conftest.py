@@ -1,9 +1,13 @@
 """Fixtures that several test files share."""
 
+import fcntl
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,3 +42,42 @@ def ctrl_c_works() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+_SMALLEST_RUN = {
+    "size": "smoke",
+    "cohort.phantom.train_patients": 4,
+    "cohort.phantom.val_patients": 1,
+    "cohort.phantom.test_patients": 2,
+    "cohort.phantom.unseen_patients": 1,
+    "cohort.phantom.slide_px": 64,
+    "cohort.phantom.slides_per_patient": 3,
+    "split.label_budget": 2,
+    "autoencoder.steps": 3,
+    "diffusion.steps": 3,
+    "diffusion.annotated_only_control": "false",
+    "segmentation.steps": 3,
+    "segmentation.seeds": "[0]",
+    "segmentation.arms": "[real, real+stain+synthetic]",
+    "generate.images": 8,
+    "generate.batch_size": 8,
+    "generate.nfe": 2,
+    "evaluate.bootstrap": 50,
+    "evaluate.style_patients": 1,
+    "evaluate.images_per_style": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def smallest_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, next to untrained: made once for all worker processes, to be read only."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smallest-run"
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "report" / "index.html").exists():
+            flags = [word for key, value in _SMALLEST_RUN.items() for word in (f"--{key}", str(value))]
+            command = [sys.executable, "-m", "stedm.cli", "run", "--jobs", "1", "--out", str(folder), *flags]
+            result = subprocess.run(command, capture_output=True, text=True)
+            assert result.returncode == 0, result.stderr
+    return folder

@@ -3,6 +3,9 @@
 import json
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +18,19 @@ from stedm.ranks import is_first
 WORKER = "STEDM_WORKER"
 """Environment variable: set in worker processes, which must not draw on the terminal."""
 PUBLISHED = "training/progress.json"
+Listener = Callable[[float, float, str], None]
+"""Called with what is done, what there is, and what is being done."""
+_LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listened(listener: Listener) -> Iterator[None]:
+    """Also tell `listener` what the bars of this thread show."""
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
 
 
 class Bar:
@@ -25,6 +41,7 @@ class Bar:
 
     def __init__(self, description: str, *, total: float, folder: Path, completed: float = 0) -> None:
         self.folder, self.total, self.first, self.started = folder, total, completed, time.monotonic()
+        self.description = description
         self.published = float("-inf")
         self.in_worker = WORKER in os.environ
         self.progress = _bars(disable=self.in_worker or not is_first())
@@ -43,6 +60,8 @@ class Bar:
         rate = (completed - self.first) / max(now - self.started, 1e-9)
         note = f"{note}  {rate:.1f} {unit}/s".strip()
         self.progress.update(self.task, completed=completed, note=note)
+        if listener := _LISTENER.get():
+            listener(completed, self.total, self.description)
         if self.in_worker and now - self.published > 1:
             self.published = now
             write_text(self.folder / PUBLISHED, json.dumps([completed, self.total, note]))
