@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -374,18 +373,18 @@ def test_it_is_readable_at_any_width(served: Served, chromium: Any, width: int, 
     assert visitor.errors == [] and visitor.strangers == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_serves_until_it_is_ended_and_leaves_nothing(
-    smallest_run: Path, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_the_command_serves_until_it_is_ended_and_leaves_nothing(smallest_run: Path, tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "stedm.cli", "studio", str(smallest_run), "--no-browser", "--port", str(port)]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert f"http://{HOST}:{port}" in process.stdout.readline()
-        assert ask(f"http://{HOST}:{port}/")[0] == 200
-        assert any(tmp_path.glob("stedm-studio-*"))
-        process.send_signal(number)
-        assert process.wait(60) == 0
+        try:
+            assert process.stdout is not None
+            assert f"http://{HOST}:{port}" in process.stdout.readline()
+            assert ask(f"http://{HOST}:{port}/")[0] == 200
+            assert any(tmp_path.glob("stedm-studio-*"))
+            process.terminate()
+            assert process.wait(240) == 0  # a second, but for a machine with much else to do
+        finally:
+            process.kill()
     assert not any(tmp_path.glob("stedm-studio-*"))
