@@ -133,7 +133,9 @@ def test_parquet_is_read_by_datasets_as_images(run: Path, tmp_path: Path, size: 
     kinds = {name: type(feature).__name__ for name, feature in rows.features.items()}
     assert kinds == {"image": "Image", "mask": "Image", "key": "Value"} | dict.fromkeys(FACTS, "Value")
     assert {name: rows.features[name].dtype for name in FACTS} == FACTS
-    assert_same({row["key"]: (row["image"], row["mask"]) for row in rows}, expected(run, everything=True, with_real=True))
+    assert_same(
+        {row["key"]: (row["image"], row["mask"]) for row in rows}, expected(run, everything=True, with_real=True)
+    )
     for row in rows:
         assert_facts(row, row["key"])
     direct = read_datasets("parquet", data_files=str(out / "data" / "*"), cache=tmp_path / "other")
@@ -158,8 +160,6 @@ def test_webdataset_shards_are_read_by_webdataset(run: Path, tmp_path: Path, siz
         assert_facts(json.loads(sample["json"]), sample["__key__"])
     decoded = next(iter(webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8")))
     assert np.array_equal(decoded["image.png"], wanted["s000000"][0]) and decoded["json"]["key"] == "s000000"
-    rows = read_datasets("webdataset", data_files=shards, cache=tmp_path / "cache")
-    assert_same({row["__key__"]: (row["image.png"], row["mask.png"]) for row in rows}, wanted)
     assert no_sockets == []
 
 

@@ -18,7 +18,8 @@ nnunet      nnU-Net v2 raw format: imagesTr/, labelsTr/, dataset.json; --out is 
 parquet     data/*.parquet, which `datasets.load_dataset` reads
 webdataset  shard-*.tar of KEY.image.png, KEY.mask.png, KEY.json
 
-Each has a README.md (dataset card): classes, counts, generator, licence. A killed command continues where it stopped."""
+Each has a README.md (dataset card): classes, counts, generator, licence.
+A killed command continues where it stopped."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,5 +59,7 @@ def export(words: Sequence[str]) -> int:
 
     source = find_set(options.set, everything=options.all, with_real=options.with_real)
     write(source, options.out, format_name=options.format, shard_size=options.shard_size or _SHARD_SIZE)
-    print(f"done: {len(source.pairs)} pairs in {options.out}; next: open {options.out}/{CARD}, which says how to read it")
+    print(
+        f"done: {len(source.pairs)} pairs in {options.out}; next: open {options.out}/{CARD}, which says how to read it"
+    )
     return 0

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub (extra `hub`): what goes there, and what is taken from there. Nothing else connects."""
+"""Models on the Hugging Face hub (extra `hub`): what goes there, and what is taken from there."""
 
 import errno
 import re
@@ -59,7 +59,9 @@ def push(model: Saveable, repo_id: str, *, card: str | Path | None, private: boo
             api = hub.HfApi(token=token)
             api.create_repo(repo_id, repo_type="model", private=private, exist_ok=True)
             said = f"{type(model).__name__} of stedm"
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=FILES, commit_message=said))
+            return str(
+                api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=FILES, commit_message=said)
+            )
 
 
 def card_text(class_name: str, repo_id: str, card: str | Path | None) -> str:

@@ -34,7 +34,11 @@ def card(source: ExportSet, out: Path, *, format_name: str, shard_size: int) -> 
     words = {"out": name, "last": f"{shards - 1:06d}", "number": name[len("Dataset") :].split("_")[0].lstrip("0")}
     folder = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=folder, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=folder,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     return environment.get_template("export_card.md.j2").render(
         front_matter=_front_matter(source, format_name),

@@ -197,18 +197,19 @@ FORMATS = {
         _anything,
         "`images/KEY.png` is RGB, `masks/KEY.png` has class values in one channel, `metadata.jsonl` a line a pair.\n"
         "Hugging Face reads it too:\n\n"
-        '```python\nfrom datasets import load_dataset\n\n'
+        "```python\nfrom datasets import load_dataset\n\n"
         'pairs = load_dataset("imagefolder", data_dir="{out}", split="train")  # columns image, mask, key, ...\n```',
     ),
     "nnunet": Format(
         _write_nnunet,
         _finish_nnunet,
         _check_nnunet,
-        "nnU-Net v2 raw format, 2D: an RGB PNG an image, labels as `dataset.json` says; `metadata.jsonl` is not nnU-Net's.\n"
-        "In the folder that $nnUNet_raw names:\n\n"
-        "```bash\nnnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity\nnnUNetv2_train {number} 2d all\n```\n\n"
-        "nnU-Net's own folds are cases drawn at random: synthetic ones, and patches of patients it trains on, judge it\n"
-        "there, and `all` has no validation. Test it on real patients that are not in here.",
+        "nnU-Net v2 raw format, 2D: an RGB PNG an image, labels as `dataset.json` says; `metadata.jsonl` is\n"
+        "not its own. In the folder that $nnUNet_raw names:\n\n"
+        "```bash\nnnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity\n"
+        "nnUNetv2_train {number} 2d all\n```\n\n"
+        "nnU-Net's own folds are cases drawn at random: synthetic ones, and patches of patients it trains on, judge\n"
+        "it there, and `all` has no validation. Test it on real patients that are not in here.",
     ),
     "parquet": Format(
         _write_parquet,

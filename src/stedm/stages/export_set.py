@@ -1,4 +1,4 @@
-"""What `stedm export` exports: the pairs of a synthetic set, with what is known about each, and where they come from."""
+"""What `stedm export` exports: the pairs of a synthetic set, what is known about each, and where they come from."""
 
 import hashlib
 import re
@@ -175,7 +175,9 @@ def _classes(folder: Path, run: Path | None) -> list[str]:
         return RunFolder(run).classes()
     path = folder / CLASSES
     if not path.is_file():
-        raise UserError(f"{path}: not found; the same `stedm generate --model` command again writes it, and draws nothing")
+        raise UserError(
+            f"{path}: not found; the same `stedm generate --model` command again writes it, and draws nothing"
+        )
     with whole(path, fix="run the same `stedm generate --model` command again"):
         classes: list[str] = read_json(path)["classes"]
         if not isinstance(classes, list) or not all(isinstance(name, str) and name.isprintable() for name in classes):
@@ -198,7 +200,11 @@ def _origin(manifest: pd.DataFrame, run: Path | None) -> list[str]:
         generator = (evidence.config.get("generate") or {}).get("generator", "full")
         version = (evidence.environment or {}).get("stedm", "of unknown version")
         said = [f"Drawn by stedm {version}, the {generator} generator of the run {evidence.name}."]
-    for column, words in {"layout_guidance": "layout guidance", "style_guidance": "style guidance", "nfe": "NFE"}.items():
+    for column, words in {
+        "layout_guidance": "layout guidance",
+        "style_guidance": "style guidance",
+        "nfe": "NFE",
+    }.items():
         if column in manifest:
             said.append(f"{words[0].upper()}{words[1:]} {', '.join(f'{x:g}' for x in sorted(set(manifest[column])))}.")
     if "layout_kind" in manifest:
