@@ -15,6 +15,7 @@ import pytest
 # Tests run beside others on few cores, and sums must not depend on how many threads share the work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # what `datasets` tells its makers
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import stedm
-from stedm import cli_generate, cli_segment, cli_studio, doctor, ranks
+from stedm import cli_export, cli_generate, cli_segment, cli_studio, doctor, ranks
 from stedm.config_file import dump_config, extended, keys_with_help, load_config
 from stedm.errors import UserError
 from stedm.interruption import Terminated, terminable
@@ -99,6 +99,8 @@ def _main(words: list[str]) -> int:
         return 0
     if words[0] == "segment":
         return cli_segment.segment(words[1:])
+    if words[0] == "export":
+        return cli_export.export(words[1:])
     if words[0] == "doctor":
         return doctor.main(words[1:])
     if words[0] == "studio":
@@ -190,7 +192,12 @@ def _keys() -> str:
 
 def _overview() -> str:
     rows = "\n".join(f"  stedm {name:<20} {command.help}" for name, command in COMMANDS.items())
-    others = {"segment": cli_segment.HELP, "studio": cli_studio.HELP, "doctor": doctor.HELP}
+    others = {
+        "export": cli_export.HELP,
+        "segment": cli_segment.HELP,
+        "studio": cli_studio.HELP,
+        "doctor": doctor.HELP,
+    }
     rows += "".join(f"\n  stedm {name:<20} {text}" for name, text in others.items())
     return (
         "stedm: few-label histopathology segmentation with style-extracting diffusion\n\n"

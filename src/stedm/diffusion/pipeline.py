@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stedm import hub
 from stedm.device import autocast
 from stedm.diffusion.grain import add_grain, measure_grain
 from stedm.diffusion.sampling import SOLVERS, Branch, Sampling, guidance_weights, guided, noise_from_seeds
@@ -112,9 +113,12 @@ class StyleDiffusion(nn.Module):
         self.patch_px, self.mpp = patch_px, mpp
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Load a `diffusion/` folder written by `save_pretrained`: local files only, nothing executed."""
-        folder = Path(folder)
+    def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> Self:
+        """Load a `diffusion/` folder written by `save_pretrained`, or the copy of a hub id: nothing is executed.
+
+        Text of the form `user/name` is a hub id where no such folder is (`hub.local_folder`); a Path never is.
+        """
+        folder = hub.local_folder(folder, revision=revision)
         index = read_index(folder)
         model = cls(
             FirstStage.from_pretrained(folder / "autoencoder"),
@@ -134,6 +138,12 @@ class StyleDiffusion(nn.Module):
         index: dict[str, Any] = {"class": "StyleDiffusion", "classes": self.classes, "parts": list(parts)}
         index |= {"patch_px": self.patch_px, "mpp": self.mpp}
         write_json(folder / INDEX, index | {"sampling": dataclasses.asdict(self.sampling)})
+
+    def push_to_hub(
+        self, repo_id: str, *, card: str | Path | None = None, private: bool = True, token: str | None = None
+    ) -> str:
+        """Put the model into a repository of the Hugging Face hub; see `hub.push`."""
+        return hub.push(self, repo_id, card=card, private=private, token=token)
 
     @property
     def device(self) -> torch.device:

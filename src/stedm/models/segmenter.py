@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import segmentation_models_pytorch as smp
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from stedm import hub
 from stedm.device import autocast
 from stedm.errors import UserError
 from stedm.models.model_folder import FolderModel
@@ -68,6 +69,17 @@ class Segmenter(FolderModel):
             raise UserError(
                 f"segmentation.encoder: smp cannot make {encoder!r} ({str(error).splitlines()[0]})"
             ) from error
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> Self:
+        """Load from a local folder, or the copy of a hub id `user/name` (`hub.local_folder`), in eval mode."""
+        return super().from_pretrained(hub.local_folder(folder, revision=revision))
+
+    def push_to_hub(
+        self, repo_id: str, *, card: str | Path | None = None, private: bool = True, token: str | None = None
+    ) -> str:
+        """Put the model into a repository of the Hugging Face hub; see `hub.push`."""
+        return hub.push(self, repo_id, card=card, private=private, token=token)
 
     def load_encoder(self, weights: str | Path) -> None:
         """Start the encoder from a local folder (model.safetensors) or, when it is no folder, a timm hub id."""

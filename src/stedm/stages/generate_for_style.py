@@ -204,6 +204,7 @@ def generate_for_style(
         if is_first():
             with atomic_path(out / "manifest.parquet") as temporary:
                 manifest.to_parquet(temporary)
+            write_json(out / "classes.json", {"classes": model.classes})
             save_contact_sheet(out, manifest, np.concatenate(sets))
         return manifest
 

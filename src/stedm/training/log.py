@@ -1,6 +1,8 @@
-"""What a training shows while it runs: metrics.csv and sample pictures always, TensorBoard where it is installed."""
+"""What a training shows while it runs: metrics.csv and pictures, TensorBoard where it is installed, W&B if asked."""
 
+import hashlib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stedm.files import atomic_path, write_text
+from stedm.errors import UserError
+from stedm.files import atomic_path, reason_of, write_text
 
+WANDB = "STEDM_WANDB"
+"""Environment variable: the project of W&B that trainings send their values to. Without it nothing is sent."""
 Rows = dict[int, dict[str, float]]
 
 
@@ -23,15 +28,24 @@ class Observation:
 
 
 class TrainingLog:
-    """Values by step. `folder` gets metrics.csv, samples/step_<step>.png, and tensorboard/ where it is installed."""
+    """Values by step. `folder` gets metrics.csv, samples/step_<step>.png, and tensorboard/ where it is installed.
+
+    Where STEDM_WANDB names a project, W&B gets the values too, and never a picture: they show patients.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows: Rows = {}
         self._tensorboard: Any = None
+        self._wandb: Any = None
 
     def open(self, step: int) -> None:
-        """Start TensorBoard's file; what an interrupted attempt wrote there after `step` is hidden."""
+        """Start TensorBoard's file, and the run of W&B if asked for.
+
+        What an interrupted attempt wrote to TensorBoard after `step` is hidden; W&B shows it beside what comes again.
+        """
+        if project := os.environ.get(WANDB):
+            self._wandb = _wandb_run(project, self.folder)
         writer = _summary_writer()
         if writer is not None:
             self._tensorboard = writer(str(self.folder / "tensorboard"), purge_step=step + 1)
@@ -40,6 +54,9 @@ class TrainingLog:
         """Take in an observation; pictures are written at once, values by `write`."""
         self.rows.setdefault(step, {}).update(observation.values)
         self._show(step, observation)
+        if self._wandb is not None:
+            finite = {name: value for name, value in observation.values.items() if math.isfinite(value)}
+            self._wandb.log({"step": step, **finite})
 
     def _show(self, step: int, observation: Observation) -> None:
         if observation.picture is not None:
@@ -64,7 +81,10 @@ class TrainingLog:
             self._tensorboard.flush()
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
+        """Close TensorBoard's file and W&B's run."""
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
@@ -90,3 +110,33 @@ def _summary_writer() -> Any:
     except Exception:
         return None
     return SummaryWriter
+
+
+def _wandb_run(project: str, folder: Path) -> Any:
+    """The run of W&B that stands for `folder`, continued if it was begun; its steps may come in any order.
+
+    It is told nothing of code, command, machine and terminal. Raises UserError when W&B is missing or does not start.
+    """
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            f"{WANDB} is set, and W&B is not installed: pip install 'stedm[tracking]', or unset it"
+        ) from None
+    where = folder.resolve()
+    private = {"disable_git": True, "disable_code": True, "console": "off", "x_disable_meta": True}
+    try:
+        run = wandb.init(
+            project=project,
+            name="/".join(folder.parts[-4:]),
+            id=hashlib.sha256(str(where).encode()).hexdigest()[:16],
+            resume="allow",
+            dir=str(where),
+            settings=wandb.Settings(**private, x_disable_stats=True),
+        )
+    except Exception as error:
+        raise UserError(
+            f"{WANDB}: W&B did not start ({reason_of(error)}); `wandb login`, or WANDB_MODE=offline, or unset it"
+        ) from None
+    run.define_metric("*", step_metric="step")
+    return run
