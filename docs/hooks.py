@@ -71,7 +71,10 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 
 def _formula(latex: str, display: str) -> str:
-    _formulas.append(convert(latex, display=display))
+    # The converter knows `aligned` by another name. A formula wider than the page scrolls.
+    mathml = convert(latex.replace("{aligned}", "{align*}"), display=display)
+    wide = display == "block"
+    _formulas.append(f'<span style="display: block; overflow-x: auto">{mathml}</span>' if wide else mathml)
     return f"zformula{len(_formulas) - 1}z"
 
 
@@ -136,7 +139,9 @@ def commands() -> str:
     """The commands, from their parsers."""
     parts = ["# Commands\n\nGenerated from the parsers; `stedm COMMAND --help` says the same."]
     for name, command in cli.COMMANDS.items():
-        parts.append(f"## stedm {name}\n\n{command.help[0].upper()}{command.help[1:]}.\n\n```text\n{command.example}\n```")
+        parts.append(
+            f"## stedm {name}\n\n{command.help[0].upper()}{command.help[1:]}.\n\n```text\n{command.example}\n```"
+        )
     shared = cli.parser("COMMAND", cli.COMMANDS["run"]).format_help()
     usage, options = shared.partition("\n\n")[0], shared[shared.index("options:") : shared.index("example:")]
     parts.append(f"## Options of all commands above\n\n```text\n{usage}\n\n{options.rstrip()}\n```")

@@ -66,7 +66,9 @@ def test_every_page_is_in_the_site_and_loads_from_nowhere_else(site: Path) -> No
         loaded = Loaded()
         loaded.feed(page.read_text(encoding="utf-8"))
         remote += [f"{page.relative_to(site)}: {url}" for url in loaded.found if re.match(r"(\w+:)?//", url)]
-    styles = [path for path in site.rglob("*.css") if re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", path.read_text())]
+    styles = [
+        path for path in site.rglob("*.css") if re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", path.read_text())
+    ]
     assert (remote, styles) == ([], [])
 
 
@@ -94,6 +96,7 @@ def test_links_to_lines_and_formulas_are_shown(site: Path) -> None:
         listing = (site / folder / "index.html").read_text(encoding="utf-8")
         assert [line for other, line in links if other == folder and f'id="{line}"' not in listing] == []
     seen = text_of(site / "method/index.html")
+    assert "<mi>&</mi>" not in method and method.count("<mtable") > 3  # columns of equations
     assert method.count("<math") > 90 and "zformula" not in method and "\\frac" not in seen and "$" not in seen
 
 

@@ -1,8 +1,10 @@
 """The first five minutes: what to do next is said with no argument, in every help, and at the end of every command."""
 
+import io
 import re
 import shlex
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -54,7 +56,7 @@ def test_every_help_has_an_example_with_options_that_exist(name: str, capsys: py
     text = said(capsys, *name.split(), "--help")
     examples = re.findall(rf"^(?:example:)?\s+(stedm {name.split()[0]}\b.*)$", text, flags=re.MULTILINE)
     assert examples
-    helps = text + said(capsys, *"generate --model DIR --help".split())
+    helps = text + said(capsys, "generate", "--model", "DIR", "--help")
     options = [word for example in examples for word in shlex.split(example) if word.startswith("--")]
     assert [option for option in options if option not in helps and f"\n  {option[2:]}: " not in helps] == []
 
@@ -69,11 +71,9 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
         words = ["prepare", "--out", "runs/my run", *FLAGS]
         while len(texts) < len(COMMANDS):
             name = " ".join(words[:2]) if words[0] == "train" else words[0]
-            with pytest.MonkeyPatch.context() as inner:
-                lines: list[str] = []
-                inner.setattr("builtins.print", lambda *texts, **options: lines.append(" ".join(map(str, texts))))
+            with redirect_stdout(io.StringIO()) as printed:
                 assert main([*words, "--jobs", "1"]) == 0, name
-            texts[name] = "\n".join(lines)
+            texts[name] = printed.getvalue()
             if name == "report":
                 break
             words = next_of(texts[name])
