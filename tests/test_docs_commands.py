@@ -20,6 +20,7 @@ from PIL import Image
 from stedm.cli import COMMANDS, main
 from stedm.cli_generate import asks_for
 
+pytestmark = pytest.mark.timeout(900)  # 20 s of processor time for the run beside which the commands are tried
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(?:bash|sh|shell|console)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)

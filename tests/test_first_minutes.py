@@ -12,6 +12,7 @@ import pytest
 from stedm.cli import COMMANDS, main
 from stedm.config_file import load_config
 
+pytestmark = pytest.mark.timeout(900)
 EVERY = [*COMMANDS, "generate --model DIR", "segment", "doctor"]
 SMALL = {
     "size": "smoke",
