@@ -5,6 +5,7 @@
 #   make test     the tests; ARGS="-m slow" for the long ones
 #   make lint     style, types, layers
 #   make format   mend the style
+#   make docs     the documentation as a site, in site/
 #
 #   PYTHON=/path/to/python3.12 with any of them: the interpreter for .venv
 
@@ -13,7 +14,7 @@ INSTALLED := .venv/.installed
 PYTHON ?=
 CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 
-.PHONY: help demo test lint format
+.PHONY: help demo test lint format docs
 .DELETE_ON_ERROR:
 
 help:
@@ -34,6 +35,10 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict
+	@echo "open site/index.html; served, with its search: $(BIN)/mkdocs serve"
 
 # Each candidate is run, not just looked up: version managers put launchers on the path that start nothing.
 $(INSTALLED): pyproject.toml

@@ -49,7 +49,7 @@ def test_a_missing_extra_is_a_note_with_its_command(
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
     assert "not installed: stedm-nowhere" in printed and "pip install 'stedm[studio]'" in printed
-    assert "stedm-absent" not in printed and printed.rstrip().endswith("everything works")
+    assert "stedm-absent" not in printed and printed.rstrip().endswith("everything works; next: stedm demo")
 
 
 def test_an_installed_extra_is_named_with_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """Command line: a table of commands, no logic."""
 
 import argparse
+import difflib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,41 +18,70 @@ from stedm.interruption import Terminated, terminable
 
 @dataclass(frozen=True)
 class Command:
-    """One command: its help, an example, and up to which stage it runs."""
+    """One command: its help, an example, up to which stage it runs, and what is worth a look afterwards."""
 
     help: str
     example: str
     until: str | None
     out: str = "runs/run"
+    results: tuple[str, ...] = ("report/index.html",)
+    """Patterns in the run folder; the first that is there is named when the command is done."""
 
 
 COMMANDS = {
     "demo": Command("everything below on a procedural cohort, then the report", "stedm demo", None, "runs/demo"),
-    "run": Command("all stages, resuming", "stedm run --config configs/ebhi.yaml --out runs/ebhi", None),
-    "prepare": Command("cohort table -> patches and splits", "stedm prepare --config my.yaml --out runs/my", "prepare"),
-    "train autoencoder": Command(
-        "the first stage", "stedm train autoencoder --config my.yaml --out runs/my", "autoencoder"
+    "run": Command("all stages, resuming", "stedm run --config my.yaml --out runs/my", None),
+    "prepare": Command(
+        "cohort table -> patches and splits",
+        "stedm prepare --config my.yaml --out runs/my",
+        "prepare",
+        results=("data/alignment/", "data/overlays/", "data/patches.parquet"),
     ),
-    "train diffusion": Command("the generator", "stedm train diffusion --config my.yaml --out runs/my", "diffusion"),
+    "train autoencoder": Command(
+        "the first stage",
+        "stedm train autoencoder --config my.yaml --out runs/my",
+        "autoencoder",
+        results=("autoencoder/samples/reconstructions.png", "autoencoder/metrics.csv", "autoencoder/config.json"),
+    ),
+    "train diffusion": Command(
+        "the generator",
+        "stedm train diffusion --config my.yaml --out runs/my",
+        "diffusion",
+        results=("diffusion/samples/style_by_layout.png", "diffusion/metrics.csv"),
+    ),
     "train few-step": Command(
         "the few-step generator",
         "stedm train few-step --config my.yaml --generate.generator few-step --out runs/my",
         "few-step",
-    ),
-    "train segmentation": Command(
-        "the arms", "stedm train segmentation --config my.yaml --out runs/my", "segmentation"
+        results=("few_step/samples/style_by_layout.png", "few_step/metrics.csv"),
     ),
     "generate": Command(
         "plan and draw synthetic images; `--model DIR --help`: in the style of any slide",
         f"stedm generate --config my.yaml --out runs/my\n  {cli_generate.EXAMPLE}",
         "generate",
+        results=("synthetic/manifest.parquet",),
     ),
-    "filter": Command("judge synthetic images", "stedm filter --config my.yaml --out runs/my", "filter"),
+    "filter": Command(
+        "judge synthetic images",
+        "stedm filter --config my.yaml --out runs/my",
+        "filter",
+        results=("synthetic/manifest.parquet",),
+    ),
+    "train segmentation": Command(
+        "the arms",
+        "stedm train segmentation --config my.yaml --out runs/my",
+        "segmentation",
+        results=("segmentation/*/*/metrics.csv",),
+    ),
     "evaluate": Command(
-        "score the arms patient by patient", "stedm evaluate --config my.yaml --out runs/my", "evaluate"
+        "score the arms patient by patient",
+        "stedm evaluate --config my.yaml --out runs/my",
+        "evaluate",
+        results=("evaluation/per_patient.csv",),
     ),
     "report": Command("one self-contained HTML file", "stedm report runs/my", "report"),
 }
+"""In the order of the stages."""
 LISTS = {"arms": "segmentation.arms", "seeds": "segmentation.seeds", "budgets": "experiment.budgets"}
 """Short flags that add to what the run folder has, and their keys."""
 
@@ -107,7 +138,11 @@ def _main(words: list[str]) -> int:
         return cli_studio.run(words[1:])
     name = " ".join(words[:2]) if words[0] == "train" else words[0]
     if name not in COMMANDS:
-        raise UserError(f"unknown command `{name}`; `stedm --help` lists them")
+        known = [*COMMANDS, "segment", "doctor"]
+        verbs = difflib.get_close_matches(words[0], {each.split()[0] for each in known})
+        near = [f"`stedm {each}`" for each in known if each.split()[0] in verbs]
+        meant = f" did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"unknown command `{name}`;{meant} `stedm --help` lists them")
     if name == "generate" and cli_generate.asks_for(words[1:]):
         return cli_generate.run(words[1:])
     return _run_command(name, COMMANDS[name], words[len(name.split()) :])
@@ -116,7 +151,7 @@ def _main(words: list[str]) -> int:
 def _run_command(name: str, command: Command, words: list[str]) -> int:
     if words and Path(words[0]).is_dir():
         words = ["--out", *words]
-    options, overrides = _parser(name, command).parse_known_args(words)
+    options, overrides = parser(name, command).parse_known_args(words)
     config_path = options.config
     saved = Path(options.out) / "config.yaml"
     added = {key: getattr(options, flag) for flag, key in LISTS.items() if getattr(options, flag) is not None}
@@ -133,7 +168,7 @@ def _run_command(name: str, command: Command, words: list[str]) -> int:
     jobs = options.jobs or _default_jobs()
     slide_jobs = options.jobs or len(os.sched_getaffinity(0))
     folder = run_all(config, options.out, until=command.until, jobs=jobs, slide_jobs=slide_jobs)
-    print(_next_step(folder, command))
+    print(_next_step(folder, name))
     return 0
 
 
@@ -152,7 +187,8 @@ def _flags(words: list[str], size: str | None) -> list[str]:
     return overrides
 
 
-def _parser(name: str, command: Command) -> argparse.ArgumentParser:
+def parser(name: str, command: Command) -> argparse.ArgumentParser:
+    """The options of a command that runs stages; the keys of the config are its epilog."""
     parser = argparse.ArgumentParser(
         prog=f"stedm {name}",
         description=f"stedm {name}: {command.help}. Whatever is done and unchanged is skipped.",
@@ -201,14 +237,31 @@ def _overview() -> str:
     rows += "".join(f"\n  stedm {name:<20} {text}" for name, text in others.items())
     return (
         "stedm: few-label histopathology segmentation with style-extracting diffusion\n\n"
-        f"{rows}\n\nStart with `stedm demo`; `stedm COMMAND --help` shows options and an example."
+        f"{rows}\n\nWhat to do next:\n"
+        "  stedm demo                                 on the CPU, minutes; then open runs/demo/report/index.html\n"
+        "  stedm run --config my.yaml --out runs/my   your own images: my.yaml names a table of them\n"
+        "  stedm COMMAND --help                       options and an example"
     )
 
 
-def _next_step(folder: Path, command: Command) -> str:
-    if command.until in (None, "report"):
-        return f"done: open {folder / 'report' / 'index.html'}"
-    return f"done: {folder}; next: stedm run --config {folder / 'config.yaml'} --out {folder}"
+def _next_step(folder: Path, name: str) -> str:
+    """What is worth a look, and the command after this one."""
+    found = (path for pattern in COMMANDS[name].results for path in _in_run(folder, pattern))
+    done = f"done: open {next(found, folder)}"
+    if COMMANDS[name].until not in (None, "report"):
+        names = [other for other in COMMANDS if other != "train few-step" or name == other]
+        return f"{done}\nnext: stedm {names[names.index(name) + 1]} {shlex.quote(str(folder))}"
+    model = next(iter(_in_run(folder, "diffusion/")), folder / "diffusion")
+    return (
+        f"{done}\nnext: stedm generate --model {shlex.quote(str(model))} --style-images FOLDER --out new_images"
+        "  # tissue in the style of your images\n"
+        f"      stedm segment SLIDE --model {shlex.quote(str(model.parent))} --out segmented  # outlines for QuPath"
+    )
+
+
+def _in_run(folder: Path, pattern: str) -> list[Path]:
+    """What fits the pattern in the run folder, or in those of its label budgets and folds."""
+    return sorted(folder.glob(pattern)) or sorted(folder.glob(f"*/{pattern}"))
 
 
 if __name__ == "__main__":

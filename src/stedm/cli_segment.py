@@ -21,7 +21,7 @@ is skipped; the exit code is then 1."""
 
 def segment(words: Sequence[str]) -> int:
     """Run the command; exit code 0, or 1 when slides were skipped. Raises UserError for wrong arguments."""
-    options, unknown = _parser().parse_known_args(words)
+    options, unknown = parser().parse_known_args(words)
     _check(options, unknown)
     from stedm.data.slide_files import find_slides
     from stedm.segment import AREAS, segment_slides
@@ -80,7 +80,8 @@ def _default_jobs() -> int:
     return max(torch.cuda.device_count(), 1) if torch.cuda.is_available() else min(4, len(os.sched_getaffinity(0)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of `stedm segment`."""
     parser = argparse.ArgumentParser(
         prog="stedm segment",
         description=f"stedm segment: {HELP}.",

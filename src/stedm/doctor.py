@@ -32,8 +32,8 @@ MODULES = {
     "scikit-image": "skimage",
 }
 """Modules of packages that are not called like their package."""
-FOR_DEVELOPERS = "dev"
-"""The extra whose absence is nobody's problem."""
+FOR_DEVELOPERS = ("dev", "docs")
+"""The extras whose absence is nobody's problem."""
 LEAST_DISK_GIB, LEAST_MEMORY_GIB = 5.0, 4.0
 """What a small run needs."""
 _REINSTALL = "pip install --force-reinstall --no-deps"
@@ -52,9 +52,7 @@ class Finding:
 
 def main(words: Sequence[str]) -> int:
     """`stedm doctor [--json]`: print the findings; exit code 0, or 1 when something is broken."""
-    parser = argparse.ArgumentParser(prog="stedm doctor", description=f"stedm doctor: {HELP}.", allow_abbrev=False)
-    parser.add_argument("--json", action="store_true", help="the same as one JSON list")
-    options, unknown = parser.parse_known_args(words)
+    options, unknown = parser().parse_known_args(words)
     if unknown:
         raise UserError(f"unexpected argument {unknown[0]!r}; `stedm doctor --help` lists the options")
     findings = []
@@ -66,8 +64,17 @@ def main(words: Sequence[str]) -> int:
     if options.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
-        print(f"{len(broken)} problem(s): the fixes are above" if broken else "everything works")
+        again = f"{len(broken)} problem(s): the fixes are above; next: stedm doctor, again"
+        print(again if broken else "everything works; next: stedm demo")
     return 1 if broken else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `stedm doctor`."""
+    words = {"description": f"stedm doctor: {HELP}.", "epilog": "example: stedm doctor --json > doctor.json"}
+    parser = argparse.ArgumentParser(prog="stedm doctor", allow_abbrev=False, **words)  # type: ignore[arg-type]
+    parser.add_argument("--json", action="store_true", help="the same as one JSON list")
+    return parser
 
 
 def _line(finding: Finding) -> str:
@@ -165,7 +172,7 @@ def extras() -> Iterator[Finding]:
     """One line for each extra; a missing one is no problem, and says what to install."""
     of_extra: dict[str, list[tuple[str, str]]] = {}
     for package, least, extra in _requirements():
-        if extra and extra != FOR_DEVELOPERS:
+        if extra and extra not in FOR_DEVELOPERS:
             of_extra.setdefault(extra, []).append((package, least))
     for extra, members in sorted(of_extra.items()):
         states = {package: _state_of(package, least) for package, least in members}
