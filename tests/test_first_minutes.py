@@ -13,7 +13,7 @@ from stedm.cli import COMMANDS, main
 from stedm.config_file import load_config
 
 pytestmark = pytest.mark.timeout(900)
-EVERY = [*COMMANDS, "generate --model DIR", "segment", "doctor"]
+EVERY = [*COMMANDS, "generate --model DIR", "export", "segment", "studio", "doctor"]
 SMALL = {
     "size": "smoke",
     "cohort.phantom.train_patients": 4,
@@ -45,7 +45,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_without_an_argument_the_next_steps_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys)
-    assert all(f"  stedm {name} " in text for name in (*COMMANDS, "segment", "doctor"))
+    assert all(f"  stedm {name} " in text for name in (*COMMANDS, "export", "segment", "studio", "doctor"))
     _, _, after = text.partition("What to do next:")
     steps = [line.split() for line in after.strip().splitlines()]
     assert [words[:2] for words in steps] == [["stedm", "demo"], ["stedm", "run"], ["stedm", "COMMAND"]]

@@ -5,7 +5,7 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +82,13 @@ COMMANDS = {
     "report": Command("one self-contained HTML file", "stedm report runs/my", "report"),
 }
 """In the order of the stages."""
+OTHERS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "export": (cli_export.export, cli_export.HELP),
+    "segment": (cli_segment.segment, cli_segment.HELP),
+    "studio": (cli_studio.run, cli_studio.HELP),
+    "doctor": (doctor.main, doctor.HELP),
+}
+"""Commands that are no stages of a run: what they call with the words after them, and their help."""
 LISTS = {"arms": "segmentation.arms", "seeds": "segmentation.seeds", "budgets": "experiment.budgets"}
 """Short flags that add to what the run folder has, and their keys."""
 
@@ -128,17 +135,11 @@ def _main(words: list[str]) -> int:
     if words[0] in ("-V", "--version"):
         print(stedm.__version__)
         return 0
-    if words[0] == "segment":
-        return cli_segment.segment(words[1:])
-    if words[0] == "export":
-        return cli_export.export(words[1:])
-    if words[0] == "doctor":
-        return doctor.main(words[1:])
-    if words[0] == "studio":
-        return cli_studio.run(words[1:])
+    if words[0] in OTHERS:
+        return OTHERS[words[0]][0](words[1:])
     name = " ".join(words[:2]) if words[0] == "train" else words[0]
     if name not in COMMANDS:
-        known = [*COMMANDS, "segment", "doctor"]
+        known = [*COMMANDS, *OTHERS]
         verbs = difflib.get_close_matches(words[0], {each.split()[0] for each in known})
         near = [f"`stedm {each}`" for each in known if each.split()[0] in verbs]
         meant = f" did you mean {' or '.join(near)}?" if near else ""
@@ -228,13 +229,7 @@ def _keys() -> str:
 
 def _overview() -> str:
     rows = "\n".join(f"  stedm {name:<20} {command.help}" for name, command in COMMANDS.items())
-    others = {
-        "export": cli_export.HELP,
-        "segment": cli_segment.HELP,
-        "studio": cli_studio.HELP,
-        "doctor": doctor.HELP,
-    }
-    rows += "".join(f"\n  stedm {name:<20} {text}" for name, text in others.items())
+    rows += "".join(f"\n  stedm {name:<20} {text}" for name, (_, text) in OTHERS.items())
     return (
         "stedm: few-label histopathology segmentation with style-extracting diffusion\n\n"
         f"{rows}\n\nWhat to do next:\n"
