@@ -115,7 +115,8 @@ def _summary_writer() -> Any:
 def _wandb_run(project: str, folder: Path) -> Any:
     """The run of W&B that stands for `folder`, continued if it was begun; its steps may come in any order.
 
-    It is told nothing of code, command, machine and terminal. Raises UserError when W&B is missing or does not start.
+    It is told nothing of code, command and terminal; host name and packages it adds itself.
+    Raises UserError when W&B is missing or does not start.
     """
     try:
         import wandb
