@@ -66,9 +66,11 @@ def test_every_link_to_a_line_meets_the_name_it_mentions() -> None:
 
 
 def test_every_relative_link_exists() -> None:
+    """But those to pages that `make docs` generates: tests/test_docs.py builds the site, where a dead link is an error."""
+    generated = re.compile(r"(?:\.\./)?reference/\w+\.md")
     for document in sorted((ROOT / "docs").rglob("*.md")):
-        found = links(document.read_text(encoding="utf-8"))
-        assert [path for _, path, _ in found if not (document.parent / path).exists()] == [], document.name
+        paths = [path for _, path, _ in links(document.read_text(encoding="utf-8")) if not generated.fullmatch(path)]
+        assert [path for path in paths if not (document.parent / path).exists()] == [], document.name
 
 
 def test_no_figure_is_left_to_fill_in() -> None:
