@@ -66,7 +66,7 @@ def test_every_link_to_a_line_meets_the_name_it_mentions() -> None:
 
 
 def test_every_relative_link_exists() -> None:
-    """But those to pages that `make docs` generates: tests/test_docs.py builds the site, where a dead link is an error."""
+    """But those to pages that `make docs` generates; there a dead link is an error."""
     generated = re.compile(r"(?:\.\./)?reference/\w+\.md")
     for document in sorted((ROOT / "docs").rglob("*.md")):
         paths = [path for _, path, _ in links(document.read_text(encoding="utf-8")) if not generated.fullmatch(path)]
