@@ -93,7 +93,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     for name in ("examples", "configs"):
         shutil.copytree(ROOT / name, folder / name)
-    shutil.copy(ROOT / "Makefile", folder)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
     (folder / "my_cohort.yaml").write_text(yaml.safe_dump(SMALL), encoding="utf-8")
     assert main(["demo", "--out", str(folder / "runs/demo"), "--jobs", "1", *flags(SMALL)]) == 0
     for name in ("my", "run", "try", "look"):  # finished, too: their commands find every stage unchanged
