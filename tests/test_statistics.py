@@ -198,6 +198,11 @@ def per_patient() -> pd.DataFrame:
     return pd.DataFrame(rows).sample(frac=1, random_state=0)
 
 
+def test_summary_does_not_depend_on_the_order_of_the_patients():
+    scores = np.random.default_rng(0).random(30)
+    assert summarise(scores) == summarise(scores[::-1])
+
+
 def test_pivot_is_sorted_and_keeps_gaps(per_patient):
     frame = seeds_by_patients(per_patient.drop(per_patient.index[0]), "real")
     assert frame.shape == (2, 12) and frame.index.tolist() == [0, 1] and frame.columns.is_monotonic_increasing

@@ -82,7 +82,7 @@ def summarise(values: np.ndarray, *, resamples: int = 5000, seed: int = 0) -> Su
     """
     values = np.atleast_2d(np.asarray(values, dtype=float))
     scores = values.mean(axis=0)
-    scores = scores[np.isfinite(scores)]
+    scores = np.sort(scores[np.isfinite(scores)])  # the interval does not depend on the order of the patients
     if scores.size == 0:
         raise ValueError("no patient has a score")
     weights = _weights(np.random.default_rng(seed), scores.size, resamples)
