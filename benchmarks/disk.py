@@ -10,14 +10,13 @@ same command continues, and every file is compared with those of the first time,
 
 import argparse
 import ctypes
-import json
 import os
 import random
 import sys
 from pathlib import Path
 from typing import Any
 
-from subjects import OTHERS, STAGES, Subject, differences, import_everything, results, run, subjects
+from subjects import OTHERS, STAGES, Subject, differences, results, run, torment_all
 
 SIZE = 256 * 2**20
 _NEW_MOUNTS, _NEW_USER = 0x00020000, 0x10000000
@@ -121,19 +120,12 @@ def main() -> int:
     except OSError as error:
         print(f"a disk of its own is not allowed here: {error}")
         return 3
-    import_everything()
-    print("| stage | KiB written | disk full | disk read-only | wrong | message |")
-    print("|---|---|---|---|---|---|", flush=True)
-    rows = []
-    for subject in subjects(out, arguments.stages):
-        rng = random.Random(f"{arguments.seed} {subject.name}")
-        rows.append(torment(subject, out, disk, times=arguments.times, rng=rng))
-        row = rows[-1] | {"wrong": len(rows[-1]["wrong"])}
-        print("| " + " | ".join(map(str, row.values())) + " |", flush=True)
-        for problem in rows[-1]["wrong"]:
-            print(f"  WRONG {problem}", flush=True)
-        (out / "disk.json").write_text(json.dumps(rows, indent=2))
-    return int(any(row["wrong"] for row in rows))
+    columns = ("stage", "KiB written", "disk full", "disk read-only", "wrong", "message")
+
+    def tormented(subject: Subject, rng: random.Random) -> dict[str, Any]:
+        return torment(subject, out, disk, times=arguments.times, rng=rng)
+
+    return torment_all(tormented, out / "disk.json", arguments.stages, seed=arguments.seed, columns=columns)
 
 
 if __name__ == "__main__":

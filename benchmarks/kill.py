@@ -10,7 +10,6 @@ then every file is compared, timings aside. Prints a table; exit code 1 if anyth
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -19,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from subjects import OTHERS, STAGES, Moment, Subject, differences, import_everything, results, run, subjects
+from subjects import OTHERS, STAGES, Moment, Subject, differences, results, run, torment_all
 
 IN_A_ROW = 5
 """Kills before a stage may end, at most."""
@@ -75,17 +74,12 @@ def main() -> int:
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    import_everything()
-    print("| stage | kills | runs to the end | seconds of processor time | changes of files | differences |")
-    print("|---|---|---|---|---|---|", flush=True)
-    rows = []
-    for subject in subjects(out, arguments.stages):
-        rng = random.Random(f"{arguments.seed} {subject.name}")
-        rows.append(torment(subject, out, kills=arguments.kills, rng=rng))
-        row = rows[-1] | {"wrong": len(rows[-1]["wrong"])}
-        print("| " + " | ".join(map(str, row.values())) + " |", flush=True)
-        (out / "kill.json").write_text(json.dumps(rows, indent=2))
-    return int(any(row["wrong"] for row in rows))
+    columns = ("stage", "kills", "runs to the end", "seconds of processor time", "changes of files", "differences")
+
+    def tormented(subject: Subject, rng: random.Random) -> dict[str, Any]:
+        return torment(subject, out, kills=arguments.kills, rng=rng)
+
+    return torment_all(tormented, out / "kill.json", arguments.stages, seed=arguments.seed, columns=columns)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import pkgutil
+import random
 import re
 import shutil
 import signal
@@ -260,7 +261,30 @@ def _slide(path: Path) -> Path:
 
 
 def import_everything() -> None:
-    """What a command would import when it needs it."""
+    """What a command would import when it needs it; not the studio, which no stage does."""
     package = importlib.import_module("stedm")
     for module in pkgutil.walk_packages(package.__path__, "stedm."):
-        importlib.import_module(module.name)
+        if not module.name.startswith("stedm.studio."):
+            importlib.import_module(module.name)
+
+
+def torment_all(
+    torment: Callable[[Subject, random.Random], dict[str, Any]],
+    record: Path,
+    wanted: Sequence[str],
+    *,
+    seed: int,
+    columns: Sequence[str],
+) -> int:
+    """Torment every subject in the folder of `record`, print a row of each and write them; 1 if anything is `wrong`."""
+    import_everything()
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|", flush=True)
+    rows: list[dict[str, Any]] = []
+    for subject in subjects(record.parent, wanted):
+        rows.append(torment(subject, random.Random(f"{seed} {subject.name}")))
+        row = rows[-1] | {"wrong": len(rows[-1]["wrong"])}
+        print("| " + " | ".join(map(str, row.values())) + " |", flush=True)
+        for problem in rows[-1]["wrong"]:
+            print(f"  WRONG {problem}", flush=True)
+        record.write_text(json.dumps(rows, indent=2))
+    return int(any(row["wrong"] for row in rows))

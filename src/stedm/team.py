@@ -4,7 +4,6 @@ A segmenter is small, and a run has many: each is trained by one rank, bit for b
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from stedm.config import RunConfig
@@ -37,11 +36,9 @@ class Job(Protocol):
     @property
     def needs(self) -> tuple[str, ...]: ...
     @property
-    def stage(self) -> Any: ...
+    def stage(self) -> Named: ...
     @property
     def source(self) -> Any: ...
-    @property
-    def folder(self) -> Path: ...
 
 
 AnyJob = TypeVar("AnyJob", bound=Job)
