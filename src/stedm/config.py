@@ -108,6 +108,8 @@ class DiffusionConfig:
     """Probability that part of a layout is hidden (set to unknown) in training."""
     pseudo_confidence: Optional[float] = 0.8
     """Mean confidence from which an unannotated image gets a real-trained segmenter's reading as layout; null: no."""
+    pseudo_use: Literal["layout", "style"] = "layout"
+    """Those readings are layouts to draw by and teach the style encoder where classes are; `style`: only the latter."""
     annotated_only_control: Optional[bool] = None
     """Also train the generator on the annotated images alone, as many as ours sees; its grid is in the report."""
     channels: Optional[int] = None

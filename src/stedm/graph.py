@@ -167,7 +167,7 @@ def _control_stage(run: RunFolder, config: RunConfig) -> Stage:
         "control",
         _later("diffusion.train_control", run, config),
         run.control,
-        _generator_keys("annotated_only_control", "pseudo_confidence"),
+        _generator_keys("annotated_only_control", "pseudo_confidence", "pseudo_use"),
         ("prepare", "autoencoder"),
     )
 
