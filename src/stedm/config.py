@@ -161,7 +161,7 @@ class GenerateConfig:
     generator: Literal["full", "few-step"] = "full"
     """`few-step`: also train one that needs no guidance and few evaluations (section `few_step`), and draw with it."""
     solver: Optional[Literal["euler", "heun", "multistep"]] = None
-    """ODE solver; the generator's own when not given, as for the next five."""
+    """ODE solver; the generator's own when not given, as for the next six."""
     nfe: Optional[int] = None
     """Network function evaluations per image and guidance branch."""
     guidance: Optional[Literal["nested", "composed"]] = None
@@ -172,6 +172,8 @@ class GenerateConfig:
     """Style guidance scale; 1 means none."""
     grain: Optional[float] = None
     """How much of the scanner's noise that the style set shows is added; 0 adds none."""
+    bands: Optional[float] = None
+    """How far, 0 to 1, the colours of each octave are moved to those of the style set."""
     batch_size: int = 64
     """Images per sampling batch; changes the speed, never the images."""
 

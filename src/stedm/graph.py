@@ -16,7 +16,7 @@ from stedm.data.composition import composition_digest
 from stedm.stages.prepare import input_digest, prepare
 from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder
 
-FORMAT = 10
+FORMAT = 11
 """Raise when a stage's results change for the same config: old run folders are then redone."""
 
 
