@@ -2,15 +2,21 @@
 
 A generated pyramid (JPEG tiles, rendered tissue with glass around it) is cut in one process by `prepare`'s own code. By
 turns with it plain loops read the same regions with bare OpenSlide (`read_region`, then RGB): one only reads, one
-writes what it read with `prepare`'s PNG encoder, one with Pillow's `save`. Then 2 and 20 such slides are cut, in one
-process and in two, each time from a fresh process; its peak memory is taken, and that of the largest process below it.
+writes what it read with `prepare`'s PNG encoder, one with Pillow's `save`; and `prepare` writes nothing, to see what
+its reading costs. The loops use one core, `prepare` also others, where there are any: its threads write meanwhile. So
+both ratios are given, of processor time (what the work costs) and of wall time (when it is done), with the cores there
+were (`cores`) and those that each had, processor by wall time (`cores_used`): 1 for a loop that nothing disturbed.
+Then 2 and 20 such slides are cut, in one process and in two, each time from a fresh process; its peak memory is taken,
+and that of the largest process below it.
 
     python benchmarks/prepare.py --out runs/prepare
     python benchmarks/prepare.py --out runs/prepare-mine --slide MINE.svs    # the same of your slide, without memory
+    taskset -c 0 python benchmarks/prepare.py --out runs/prepare             # on one core
 """
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +26,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import openslide
@@ -32,7 +39,7 @@ from stedm.data.phantom import draw_layout, draw_style
 from stedm.data.phantom_render import render
 from stedm.files import write_json
 from stedm.png import write_png
-from stedm.stages import prepare_slides
+from stedm.stages import prepare_slide, prepare_slides
 from stedm.stages.prepare_slides import SlideTask, cut_slides, records_of
 
 PATCH_PX, MPP = 256, 0.5
@@ -75,10 +82,15 @@ def tasks_of(paths: list[Path], mpp: float = float("nan")) -> list[SlideTask]:
 
 def cut(out: Path, tasks: list[SlideTask], jobs: int) -> None:
     """What `stedm prepare` does once the table is read and checked."""
-    shutil.rmtree(out, ignore_errors=True)
     prepare_slides._BYTES_PER_PROCESS = 1  # as many processes as asked for, however small the slides
     labels = {"source": LabelMap.from_values([0, 1])}
     cut_slides(out, tasks, PrepareConfig(PATCH_PX), labels, jobs=jobs)
+
+
+def cut_without_writing(out: Path, task: SlideTask) -> None:
+    """The same, but its threads find nothing to do."""
+    with mock.patch.object(prepare_slide, "write_png", lambda path, pixels: None):
+        cut(out, [task], 1)
 
 
 def bare_reads(path: Path, corners: list[tuple[int, int]]) -> Iterator[Image.Image]:
@@ -96,7 +108,6 @@ def read_bare(path: Path, corners: list[tuple[int, int]]) -> None:
 def read_and_write_bare(
     folder: Path, path: Path, corners: list[tuple[int, int]], write: Callable[[Path, Image.Image], None]
 ) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for number, image in enumerate(bare_reads(path, corners)):
         write(folder / f"{number}.png", image)
@@ -123,31 +134,35 @@ def seconds(action: Callable[[], object]) -> tuple[float, float]:
 
 
 def throughput(out: Path, task: SlideTask, repeats: int) -> dict[str, object]:
-    """The least time of each of the four, by turns, and what follows."""
+    """The least time of each, by turns, and what follows."""
     path = Path(task.row.image)
-    cut(out / "cut", [task], 1)  # also warms the file cache up
-    records = records_of(out / "cut", [task], COLUMNS)
+    shutil.rmtree(out / "first", ignore_errors=True)
+    cut(out / "first", [task], 1)  # also warms the file cache up
+    records = records_of(out / "first", [task], COLUMNS)
     corners = [(round(row.x_um / row.mpp), round(row.y_um / row.mpp)) for row in records.itertuples()]
-    actions = {
-        "prepare": lambda: cut(out / "cut", [task], 1),
-        "bare_reads_and_writes": lambda: read_and_write_bare(out / "bare", path, corners, same_png),
-        "bare_reads": lambda: read_bare(path, corners),
-        "bare_reads_and_pillow": lambda: read_and_write_bare(out / "pillow", path, corners, pillow_png),
+    actions: dict[str, Callable[[Path], None]] = {
+        "prepare": lambda folder: cut(folder, [task], 1),
+        "prepare_without_writing": lambda folder: cut_without_writing(folder, task),
+        "bare_reads": lambda _: read_bare(path, corners),
+        "bare_reads_and_writes": lambda folder: read_and_write_bare(folder, path, corners, same_png),
+        "bare_reads_and_pillow": lambda folder: read_and_write_bare(folder, path, corners, pillow_png),
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
     for _ in range(repeats):
         for name, action in actions.items():
-            times[name].append(seconds(action))
-    found: dict[str, object] = {"patches": len(corners)}
-    found |= {"kb_per_patch": kilobytes(out / "cut" / "images"), "kb_per_patch_pillow": kilobytes(out / "pillow")}
+            shutil.rmtree(out / name, ignore_errors=True)
+            times[name].append(seconds(lambda action=action, folder=out / name: action(folder)))
+    found: dict[str, object] = {"patches": len(corners), "kb_per_patch": kilobytes(out / "prepare" / "images")}
+    found["kb_per_patch_pillow"] = kilobytes(out / "bare_reads_and_pillow")
+    found["cores"] = len(os.sched_getaffinity(0))
+    found["cores_used"] = {name: max(cpu / wall for cpu, wall in times[name]) for name in actions}
     for kind, name in enumerate(("processor", "wall")):
         least = {action: min(time[kind] for time in times[action]) for action in actions}
-        writes = least["bare_reads_and_writes"] - least["bare_reads"]
         found[name] = {f"{action}_patches_per_s": len(corners) / time for action, time in least.items()} | {
-            "prepare_over_bare_reads_and_writes": least["bare_reads_and_writes"] / least["prepare"],
-            "the_same_without_the_writing": least["bare_reads"] / (least["prepare"] - writes),
             "prepare_over_bare_reads": least["bare_reads"] / least["prepare"],
+            "prepare_over_bare_reads_and_writes": least["bare_reads_and_writes"] / least["prepare"],
             "prepare_over_bare_reads_and_pillow": least["bare_reads_and_pillow"] / least["prepare"],
+            "the_first_without_writing": least["bare_reads"] / least["prepare_without_writing"],
         }
     return found
 
@@ -170,6 +185,7 @@ def cut_and_watch(out: Path, paths: list[Path], jobs: int) -> dict[str, float]:
 
     thread = threading.Thread(target=watch)
     thread.start()
+    shutil.rmtree(out, ignore_errors=True)
     cut(out, tasks_of(paths), jobs)
     ended.set()
     thread.join()

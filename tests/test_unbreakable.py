@@ -1,6 +1,7 @@
 """Killed, out of disk, beside another process, interrupted: nothing is lost, and nothing half-made looks finished."""
 
 import errno
+import itertools
 import os
 import signal
 import subprocess
@@ -198,18 +199,21 @@ def test_a_library_that_hides_the_full_disk(tmp_path: Path, monkeypatch: pytest.
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_keeps_what_is_cut_and_a_mistake_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, saved = tmp_path / "run", []
+def test_a_full_disk_keeps_what_is_cut_and_a_mistake_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, number, lost = tmp_path / "run", itertools.count(), []
 
-    def full(path: Path, pixels: np.ndarray) -> None:
-        saved.append(path)
-        if len(saved) == 8:
+    def full(path: Path, pixels: np.ndarray) -> None:  # called by several threads
+        if next(number) == 7:
+            lost.append(path)
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
         write_png(path, pixels)
 
     monkeypatch.setattr(prepare_slide, "write_png", full)
     assert main(words("prepare", out)) == 2
+    assert f"stedm: {lost[0]}: No space left on device; make room" in capsys.readouterr().err
     assert len(list((out / "data" / "slides").iterdir())) > 0 and not (out / "data" / "patches.parquet").exists()
     assert main(words("prepare", out)) == 0
     assert main(words("prepare", tmp_path / "whole")) == 0

@@ -1,16 +1,18 @@
 """PNG files of patches and label maps: lossless, written as fast as they are small, and beside other work."""
 
 import os
-from collections import deque
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Self
 
 import imagecodecs
 import numpy as np
 
 from stedm.files import atomic_path, writing
+
+_File = tuple[Path, np.ndarray]
 
 _MOST_THREADS = 4
 """Of a writer: one encodes about as fast as a slide is read, four keep up with a fast GPU at 512 px."""
@@ -49,34 +51,55 @@ class Writer:
     def __init__(self, write: Callable[[Path, np.ndarray], None] = write_png_atomically) -> None:
         """write: called by the threads with the path and the pixels of each file."""
         self._write = write
-        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._most_threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        self._threads: list[threading.Thread] = []
+        # Not an executor: its futures cost as much as a small PNG.
+        self._todo: SimpleQueue[tuple[_File, ...] | None] = SimpleQueue()
+        self._done: SimpleQueue[tuple[int, Exception | None]] = SimpleQueue()
         self._bytes = 0
 
     def __enter__(self) -> Self:
-        self._pool = ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0))))
         return self
 
-    def put(self, *files: tuple[Path, np.ndarray]) -> None:
+    def put(self, *files: _File) -> None:
         """Have files written, one after the other, so that the last stands for all; their pixels must not change.
 
         Returns at once unless too many pixels wait. Raises Stopped, naming the file, when one of an earlier call could
         not be written.
         """
-        size = sum(pixels.nbytes for _, pixels in files)
-        self._waiting.append((self._pool.submit(self._write_all, files), size))
-        self._bytes += size
-        while self._waiting and (self._bytes > _MOST_BYTES or self._waiting[0][0].done()):
-            done, size = self._waiting.popleft()
-            self._bytes -= size
-            done.result()
+        self._bytes += _size(files)
+        self._todo.put(files)
+        if self._todo.qsize() and len(self._threads) < self._most_threads:  # the others are busy
+            self._threads.append(threading.Thread(target=self._work, daemon=True))
+            self._threads[-1].start()
+        while self._bytes > _MOST_BYTES or not self._done.empty():
+            self._take()
 
-    def _write_all(self, files: tuple[tuple[Path, np.ndarray], ...]) -> None:
-        for path, pixels in files:
-            with writing(path):
-                self._write(path, pixels)
+    def _work(self) -> None:
+        while (files := self._todo.get()) is not None:
+            try:
+                for path, pixels in files:
+                    with writing(path):
+                        self._write(path, pixels)
+                self._done.put((_size(files), None))
+            except Exception as error:
+                self._done.put((_size(files), error))
+
+    def _take(self) -> None:
+        """Wait for a call's files; raise what went wrong with them."""
+        size, error = self._done.get()
+        self._bytes -= size
+        if error is not None:
+            raise error
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown()
-        for done, _size in self._waiting:
-            if kind is None:
-                done.result()
+        for _thread in self._threads:
+            self._todo.put(None)
+        for thread in self._threads:
+            thread.join()
+        while kind is None and not self._done.empty():
+            self._take()
+
+
+def _size(files: tuple[_File, ...]) -> int:
+    return sum(pixels.nbytes for _, pixels in files)

@@ -159,6 +159,8 @@ def _cut_one(out: Path, task: SlideTask, cutter: SlideCutter, tick: Callable[[fl
         records = cutter.cut(task.position, task.row, tick)
     except DamagedSlide as error:
         return str(error)
+    except Stopped:  # it is not the row's fault
+        raise
     except UserError as error:
         raise type(error)(f"{task.where}: {error}") from None
     found = {"key": task.key, "slide": task.row.slide, "records": records}
