@@ -91,7 +91,10 @@ def test_a_segmenter_goes_to_the_hub_and_comes_back_the_same(fake: FakeHub) -> N
     assert ("create", "me/segmenter", False) in fake.calls
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     back = Segmenter.from_pretrained("me/segmenter")
-    assert np.array_equal(model.probabilities(images), back.probabilities(images))
+    state = back.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    # Other memory, and on some processors other kernels: the last bit may differ.
+    np.testing.assert_allclose(model.probabilities(images), back.probabilities(images), atol=1e-6)
 
 
 def test_only_configs_weights_and_the_card_are_fetched(fake: FakeHub) -> None:
