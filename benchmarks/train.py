@@ -46,7 +46,7 @@ def batches_of(model: StyleDiffusion, config: RunConfig, *, patients: int, patch
     table = pd.DataFrame({"patient": np.arange(count) // patches, "slide": np.arange(count) // patches})
     table = table.assign(source=table["slide"], x_um=np.arange(count) % patches * float(side_px), y_um=0.0)
     return DiffusionBatches(
-        _variants(model.first_stage, images, layouts, annotated),
+        _variants(model.first_stage, images, layouts, annotated, seed=0),
         StylePatches(images, encode(model.first_stage, images).half(), torch.from_numpy(layouts)),
         StyleSets(table, mode="patient", size=options.style_images or 1, nearby_um=500.0, patch_um=float(side_px)),
         batch_size=options.batch_size or 8,

@@ -1,7 +1,8 @@
 """`stedm export`: each format is read again by the library it is for, and says what it is of.
 
-nnU-Net is too large to install for this: `assert_nnunet_reads` has the rules of its `verify_dataset_integrity`, of its
-label manager and of its reader NaturalImage2DIO in our own words.
+nnU-Net is not among the development tools (it holds timm back): `assert_nnunet_reads` has the rules of its
+`verify_dataset_integrity`, of its label manager and of its reader NaturalImage2DIO in our own words, and where nnunetv2
+is installed a test asks nnU-Net itself.
 """
 
 import io
@@ -199,6 +200,22 @@ def test_nnunet_raw_format_keeps_nnunets_rules(run: Path) -> None:
             assert np.array_equal(found[key][1] == labels[name], label_map == value)
     facts = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     assert all((out / row["file_name"]).is_file() and (out / row["mask_file_name"]).is_file() for row in facts)
+
+
+def test_nnunet_itself_reads_its_raw_format(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library, where it is installed: its own check of a raw data set, and each case through its own reader."""
+    pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed: pip install nnunetv2")
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+    from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+
+    out = export(run, "nnunet", "--with-real")
+    verify_dataset_integrity(str(out), num_processes=1)
+    reader = NaturalImage2DIO()
+    for key, (image, _) in expected(run, with_real=True).items():
+        read, _ = reader.read_images([str(out / "imagesTr" / f"{key}_0000.png")])  # (3, 1, H, W)
+        assert np.array_equal(read[:, 0], image.transpose(2, 0, 1))
+        labels, _ = reader.read_seg(str(out / "labelsTr" / f"{key}.png"))
+        assert labels.shape == (1, 1, *image.shape[:2])
 
 
 def test_nnunets_background_stays_empty_where_no_class_is_called_that() -> None:

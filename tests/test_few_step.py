@@ -132,6 +132,7 @@ def test_the_stage_writes_a_generator_with_its_own_settings(tmp_path: Path) -> N
         "layout_guidance": 1.0,
         "style_guidance": 1.0,
         "grain": 1.0,
+        "bands": 0.6,
     }
     assert len(list((out / "synthetic" / "images").glob("*.png"))) == 6
     assert (out / "few_step" / "samples" / "style_by_layout.png").is_file()

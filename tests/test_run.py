@@ -95,6 +95,7 @@ def test_unchanged_stages_are_skipped(run: Recorder) -> None:
         ("diffusion.aggregation=mean", {"diffusion", "control", *AFTER_DIFFUSION}),
         ("diffusion.unlabelled_share=0.4", {"diffusion", "control", *AFTER_DIFFUSION}),
         ("diffusion.pseudo_confidence=0.7", {"diffusion", *AFTER_DIFFUSION}),
+        ("diffusion.pseudo_use=style", {"diffusion", *AFTER_DIFFUSION}),
         ("generate.nfe=5", AFTER_DIFFUSION),
         ("generate.images=12", AFTER_DIFFUSION),
         ("filter.tolerance=2", AFTER_GENERATION),

@@ -16,6 +16,7 @@ from stedm.data.phantom import draw_layout, draw_style
 from stedm.data.phantom_render import render
 from stedm.data.slide import Slide
 from stedm.data.slide_tissue import SlideTissue, clean_tissue
+from stedm.data.tissue import tissue_fraction
 from stedm.errors import UserError
 
 MPP = 8.0
@@ -122,10 +123,24 @@ def test_patches_do_not_count_what_the_overview_leaves_out(slide):
     tissue = SlideTissue(slide, patch_um=128.0)
     assert tissue.may_hold(400, 400, width_um=128) and not tissue.may_hold(400, 64, width_um=128)
     patch = slide.read(400, 64, size_px=32, mpp=4.0)
-    found, roi = tissue.of_patch(patch, 400, 64, mpp=4.0)
-    assert roi is None and found.sum() == 0
-    found, _ = tissue.of_patch(slide.read(336, 336, size_px=32, mpp=4.0), 336, 336, mpp=4.0)
-    assert found[18:, 18:].all() and not found[:14].any()
+    assert tissue.of_patch(patch, 400, 64, mpp=4.0) == (0, None)
+    corner, _ = tissue.of_patch(slide.read(336, 336, size_px=32, mpp=4.0), 336, 336, mpp=4.0)
+    assert (14 / 32) ** 2 <= corner <= (18 / 32) ** 2  # the edge is blurred
+    marked = slide.read(272, 48, size_px=256, mpp=2.0)  # the lower part of the stroke of ink, and tissue below it
+    assert tissue.of_patch(marked, 272, 48, mpp=2.0)[0] < tissue_fraction(marked, white=tissue.white)
+
+
+@pytest.mark.parametrize("size_px", [64, 200, 256, 300])
+def test_a_coarser_mask_has_the_share_of_the_pixels_it_stands_for(slide, tmp_path, size_px):
+    """Patches of 128 and more pixels are judged by every second, third, ... pixel, which need not fit in."""
+    Image.fromarray(np.ones((300, 400), np.uint8)).save(tmp_path / "all.png")
+    whole = AreaImage(tmp_path / "all.png", slide)
+    plain, restricted = SlideTissue(slide, patch_um=128.0), SlideTissue(slide, patch_um=128.0, roi=whole)
+    for x, y in ((300, 300), (350, 420), (1100, 700), (60, 60)):
+        image = slide.read(x, y, size_px=size_px, mpp=1.0)
+        share, roi = restricted.of_patch(image, x, y, mpp=1.0)
+        assert roi.shape == (size_px, size_px) and 0 <= share <= 1
+        assert plain.of_patch(image, x, y, mpp=1.0)[0] == share
 
 
 def test_small_images_are_taken_as_they_are(slide, tmp_path):

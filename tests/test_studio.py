@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from stedm.cli import main
 from stedm.config import IGNORE
-from stedm.diffusion.pipeline import Styles
 from stedm.errors import UserError
 from stedm.files import read_json
-from stedm.studio.drawing import MOST_STEPS, Settings, StyleGenerator, between
+from stedm.studio.drawing import MOST_STEPS, Settings, StyleGenerator
 from stedm.studio.figures import data_uri, figure, table, tiles
 from stedm.studio.layouts import packed, unpacked
 from stedm.studio.styles import MOST_PIXELS, Style, refuse_oversized
@@ -222,15 +220,6 @@ def test_interpolation_begins_and_ends_with_the_two_styles(bench: Workbench, set
     assert way.names[0].startswith("100%")
     with pytest.raises(UserError, match="2 or more"):
         bench.generator.interpolate(painted(bench), *ends, settings, count=1)
-
-
-def test_between_is_a_straight_line() -> None:
-    ends = Styles(torch.rand(2, 3, 5), torch.rand(2, 3, 4), torch.rand(2, 2, 3))
-    mixed = between(ends, [0.0, 0.25, 1.0])
-    for name in ("vectors", "grain", "tones"):
-        first, last = getattr(ends, name)
-        expected = torch.stack([first, 0.75 * first + 0.25 * last, last])
-        torch.testing.assert_close(getattr(mixed, name), expected)
 
 
 @pytest.mark.parametrize("keeps", [False, True])

@@ -558,10 +558,14 @@ def test_annotation_of_unannotated_images_never_enters() -> None:
         assert batch["layout_given"][:4].all()
 
 
+@pytest.mark.parametrize("use", ["layout", "style"])
 def test_unannotated_images_get_the_reading_of_a_teacher_that_is_sure_of_the_whole_image(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, use: str
 ) -> None:
-    """Single sure pixels do not count, and unsure ones of a sure image do: else the easy parts stand for a class."""
+    """Single sure pixels do not count, and unsure ones of a sure image do: else the easy parts stand for a class.
+
+    What is read always tells the style encoder where classes are; it is a layout to draw by only if asked.
+    """
     probabilities = np.full((2, 2, PX, PX), 0.5)
     probabilities[0, 0], probabilities[0, 1] = 0.9, 0.1
     probabilities[0, :, :2] = [[[0.4]], [[0.6]]]
@@ -571,10 +575,12 @@ def test_unannotated_images_get_the_reading_of_a_teacher_that_is_sure_of_the_who
     monkeypatch.setattr(diffusion.Segmenter, "from_pretrained", lambda folder: teacher)
     run = SimpleNamespace(label_maps=lambda rows: LAYOUTS[: len(rows)], segmenter=lambda arm, seed: None)
     patches = pd.DataFrame({"annotated": [True, False, False]})
-    config = load_config(overrides=["size=smoke", "diffusion.pseudo_confidence=0.8"])
-    found = diffusion._layouts(cast(RunFolder, run), config, patches, IMAGES[:3])
-    assert (found[0] == LAYOUTS[0]).all() and (found[1, :2] == 1).all() and (found[1, 2:] == 0).all()
-    assert (found[2] == 255).all()
+    config = load_config(overrides=["size=smoke", "diffusion.pseudo_confidence=0.8", f"diffusion.pseudo_use={use}"])
+    layouts, regions = diffusion._layouts(cast(RunFolder, run), config, patches, IMAGES[:3])
+    assert (regions[0] == LAYOUTS[0]).all() and (regions[1, :2] == 1).all() and (regions[1, 2:] == 0).all()
+    assert (regions[2] == 255).all()
+    assert (layouts[0] == LAYOUTS[0]).all()
+    assert (layouts[1:] == regions[1:]).all() if use == "layout" else (layouts[1:] == 255).all()
 
 
 def test_layout_and_style_are_dropped_independently_at_their_rates() -> None:

@@ -108,6 +108,8 @@ class DiffusionConfig:
     """Probability that part of a layout is hidden (set to unknown) in training."""
     pseudo_confidence: Optional[float] = 0.8
     """Mean confidence from which an unannotated image gets a real-trained segmenter's reading as layout; null: no."""
+    pseudo_use: Literal["layout", "style"] = "layout"
+    """Those readings are layouts to draw by and teach the style encoder where classes are; `style`: only the latter."""
     annotated_only_control: Optional[bool] = None
     """Also train the generator on the annotated images alone, as many as ours sees; its grid is in the report."""
     channels: Optional[int] = None
@@ -159,7 +161,7 @@ class GenerateConfig:
     generator: Literal["full", "few-step"] = "full"
     """`few-step`: also train one that needs no guidance and few evaluations (section `few_step`), and draw with it."""
     solver: Optional[Literal["euler", "heun", "multistep"]] = None
-    """ODE solver; the generator's own when not given, as for the next five."""
+    """ODE solver; the generator's own when not given, as for the next six."""
     nfe: Optional[int] = None
     """Network function evaluations per image and guidance branch."""
     guidance: Optional[Literal["nested", "composed"]] = None
@@ -170,6 +172,8 @@ class GenerateConfig:
     """Style guidance scale; 1 means none."""
     grain: Optional[float] = None
     """How much of the scanner's noise that the style set shows is added; 0 adds none."""
+    bands: Optional[float] = None
+    """How far, 0 to 1, the colours of each octave are moved to those of the style set."""
     batch_size: int = 64
     """Images per sampling batch; changes the speed, never the images."""
 

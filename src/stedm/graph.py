@@ -16,7 +16,7 @@ from stedm.data.composition import composition_digest
 from stedm.stages.prepare import input_digest, prepare
 from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder
 
-FORMAT = 10
+FORMAT = 11
 """Raise when a stage's results change for the same config: old run folders are then redone."""
 
 
@@ -167,7 +167,7 @@ def _control_stage(run: RunFolder, config: RunConfig) -> Stage:
         "control",
         _later("diffusion.train_control", run, config),
         run.control,
-        _generator_keys("annotated_only_control", "pseudo_confidence"),
+        _generator_keys("annotated_only_control", "pseudo_confidence", "pseudo_use"),
         ("prepare", "autoencoder"),
     )
 

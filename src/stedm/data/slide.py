@@ -138,27 +138,28 @@ class Slide:
         canvas = self._on_white(level, x0, y0, math.ceil(left + width), math.ceil(top + height))
         box = (left - x0, top - y0, left - x0 + width, top - y0 + height)
         if box == (0, 0, *size_px):
-            return np.asarray(canvas)
+            return canvas
+        image = Image.fromarray(canvas)
         if mpp < level_mpp:  # finer than the slide: nothing to average
-            return np.asarray(canvas.resize(size_px, Image.Resampling.BILINEAR, box=box))
-        return area_average(canvas, box, size_px)
+            return np.asarray(image.resize(size_px, Image.Resampling.BILINEAR, box=box))
+        return area_average(image, box, size_px)
 
-    def _on_white(self, level: int, x0: int, y0: int, x1: int, y1: int) -> Image.Image:
+    def _on_white(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         factor = self._header.downsamples[level]
         inner_x = [min(max(x, 0), math.ceil(self.width_px / factor)) for x in (x0, x1)]
         inner_y = [min(max(y, 0), math.ceil(self.height_px / factor)) for y in (y0, y1)]
         width, height = inner_x[1] - inner_x[0], inner_y[1] - inner_y[0]
         if width <= 0 or height <= 0:
-            return Image.new("RGB", (x1 - x0, y1 - y0), "white")
+            return np.full((y1 - y0, x1 - x0, 3), 255, np.uint8)
         handle = self._handle()
         try:
             region = handle.region(level, inner_x[0], inner_y[0], width, height)
         except _DAMAGE as error:
             raise DamagedSlide(f"{self.path}: pixels cannot be decoded ({error}); replace the file") from None
-        if region.size == (x1 - x0, y1 - y0):
+        if region.shape == (y1 - y0, x1 - x0, 3):
             return region
-        canvas = Image.new("RGB", (x1 - x0, y1 - y0), "white")
-        canvas.paste(region, (inner_x[0] - x0, inner_y[0] - y0))
+        canvas = np.full((y1 - y0, x1 - x0, 3), 255, np.uint8)
+        canvas[inner_y[0] - y0 :, inner_x[0] - x0 :][:height, :width] = region
         return canvas
 
     def _handle(self) -> Backend:

@@ -78,30 +78,30 @@ class SlideTissue:
         )
         return slice(starts[0], stops[0] + 1), slice(starts[1], stops[1] + 1)
 
-    def of_patch(
-        self, image: np.ndarray, x_um: float, y_um: float, *, mpp: float
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Tissue to cut and region of interest, None without one, in a patch (H, W, 3) uint8, square: (H, W) bool."""
+    def of_patch(self, image: np.ndarray, x_um: float, y_um: float, *, mpp: float) -> tuple[float, np.ndarray | None]:
+        """Share of tissue to cut, and region of interest (H, W) bool, None without one, in a patch (H, W, 3) uint8."""
         # A slide has many patches: of large ones fewer pixels say enough.
         step = max(1, len(image) // _SAMPLES) if self.is_slide else 1
         found = self._found(image, x_um, y_um, mpp=mpp, step=step)
-        if self._roi is None:
-            return found, None
-        roi = self._roi.read(x_um, y_um, size_px=len(image), mpp=mpp)
-        return found & roi, roi
+        roi = None if self._roi is None else self._roi.read(x_um, y_um, size_px=len(image), mpp=mpp)
+        if roi is not None:
+            found = _enlarged(found, roi.shape) & roi
+        return np.count_nonzero(found) / found.size, roi
 
     def glass(self, image: np.ndarray, x_um: float, y_um: float, *, mpp: float) -> np.ndarray:
         """Which pixels (H, W) bool of a patch (H, W, 3) uint8 are no tissue, in a region of interest or not."""
         return ~self._found(image, x_um, y_um, mpp=mpp, step=1)
 
     def _found(self, image: np.ndarray, x_um: float, y_um: float, *, mpp: float, step: int) -> np.ndarray:
+        """Tissue in a patch (H, W, 3); where every pixel of a coarser mask stands for as many, the coarser mask."""
         square = {"size_px": len(image), "mpp": mpp}
         if self._given is not None:
             return self._given.read(x_um, y_um, **square)
-        sampled = tissue_mask(image[::step, ::step], white=self.white, smooth_px=5 if step == 1 else 3)
-        found = sampled.repeat(step, axis=0).repeat(step, axis=1)[: len(image), : len(image)]
+        found = tissue_mask(image[::step, ::step], white=self.white, smooth_px=5 if step == 1 else 3)
+        if len(image) % step:
+            found = _enlarged(found, image.shape[:2])
         if self._left_out_edged[self._seen_in(x_um, y_um, width_um=len(image) * mpp)].any():
-            found &= ~self._near_left_out(x_um, y_um, **square)
+            found = _enlarged(found, image.shape[:2]) & ~self._near_left_out(x_um, y_um, **square)
         return found
 
     def _near_left_out(self, x_um: float, y_um: float, *, size_px: int, mpp: float) -> np.ndarray:
@@ -112,3 +112,9 @@ class SlideTissue:
             for at, size in zip((y_um, x_um), self.left_out.shape, strict=True)
         )
         return self._left_out_edged[np.ix_(rows, columns)]
+
+
+def _enlarged(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A mask of every n-th pixel of a patch (H, W) as one of all its pixels."""
+    step = -(-shape[0] // len(mask))
+    return mask.repeat(step, axis=0).repeat(step, axis=1)[: shape[0], : shape[1]]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stedm import hub
 from stedm.device import autocast
+from stedm.diffusion.bands import match_bands, measure_bands
 from stedm.diffusion.grain import add_grain, measure_grain
 from stedm.diffusion.sampling import SOLVERS, Branch, Sampling, guidance_weights, guided, noise_from_seeds
 from stedm.diffusion.tones import keep_tones, measure_tones
@@ -20,7 +21,7 @@ from stedm.errors import UserError
 from stedm.files import atomic_folder, read_json, reason_of, write_json
 from stedm.models.autoencoder import FirstStage
 from stedm.models.style import StyleExtractor
-from stedm.models.unet import UNet
+from stedm.models.unet import UNet, one_hot_layout
 
 INDEX = "model_index.json"
 Images = NDArray[np.uint8]
@@ -69,12 +70,14 @@ class Styles:
     """(B, LEVELS, 4): the scanner's noise by brightness, as `measure_grain` says, images in [-1, 1]."""
     tones: Tensor
     """(B, 2, 3): darkest and lightest value of each colour, in [-1, 1]."""
+    bands: Tensor
+    """(B, K, OCTAVES, 3, 3): covariance of the colours in each octave and region, as `measure_bands` says."""
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     def __getitem__(self, rows: Tensor | slice) -> "Styles":
-        return Styles(self.vectors[rows], self.grain[rows], self.tones[rows])
+        return Styles(*(values[rows] for values in vars(self).values()))
 
     def between(self, amounts: Sequence[float]) -> "Styles":
         """Mixtures of two styles (B = 2), one for each amount: 0 is the first, 1 the second."""
@@ -85,7 +88,7 @@ class Styles:
             share = torch.as_tensor(amounts, dtype=pair.dtype, device=pair.device).view(-1, *[1] * (pair.ndim - 1))
             return torch.lerp(pair[:1], pair[1:], share)
 
-        return Styles(mixed(self.vectors), mixed(self.grain), mixed(self.tones))
+        return Styles(*(mixed(values) for values in vars(self).values()))
 
 
 class StyleDiffusion(nn.Module):
@@ -154,16 +157,16 @@ class StyleDiffusion(nn.Module):
     def extract_styles(self, style_images: Images | Sequence[Images]) -> Styles:
         """Style sets -> B styles. One array (B, N, H, W, 3), or a sequence of B sets (N_b, H, W, 3)."""
         read = [self._read_style(to_network(images).to(self.device)) for images in style_images]
-        vectors, grain, tones = (torch.stack(parts) for parts in zip(*read, strict=True))
-        return Styles(vectors, grain, tones)
+        return Styles(*(torch.stack(parts) for parts in zip(*read, strict=True)))
 
-    def _read_style(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors (K, d + 2 C), grain and tones of one style set (N, 3, H, W)."""
+    def _read_style(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Vectors (K, d + 2 C), grain, tones and bands of one style set (N, 3, H, W)."""
         with autocast(self.device):
             latents = self.first_stage.encode(images)  # (N, C, h, w)
-            vectors = self.style_extractor(images[None], latents[None])[0].float()
+            vectors, found = self.style_extractor.describe(images[None], latents[None])
             reconstructed = self.first_stage.decode(latents).float()
-        return vectors, measure_grain(images, reconstructed), measure_tones(images)
+        grain, bands = measure_grain(images, reconstructed), measure_bands(images, found[0])
+        return vectors[0].float(), grain, measure_tones(images), bands
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
@@ -195,8 +198,18 @@ class StyleDiffusion(nn.Module):
         with autocast(self.device):
             x = self.first_stage.decode(z).float()  # (B, 3, H, W)
         if styles is not None:
+            # Tones first: a few black pixels would pass for strong octaves.
             x = keep_tones(add_grain(x, styles.grain, options.grain, seeds=seeds), styles.tones)
+            x = match_bands(x, styles.bands, self._regions(layouts, x), options.bands)
         return to_images(x)
+
+    def _regions(self, layouts: Images | None, x: Tensor) -> Tensor:
+        """Where the K regions of a style are in images (B, 3, H, W): the classes and the unknown, or everywhere."""
+        if self.style_extractor.config["regions"] == 1:
+            return torch.ones_like(x[:, :1])
+        layout = torch.full_like(x[:, 0], 255) if layouts is None else torch.from_numpy(np.array(layouts)).to(x.device)
+        given = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        return one_hot_layout(layout, given, len(self.classes))
 
     @torch.no_grad()
     def draw_latents(

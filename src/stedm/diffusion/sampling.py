@@ -30,6 +30,8 @@ class Sampling:
     """Style guidance scale; 1 means none."""
     grain: float = 1.0
     """How much of the scanner's noise that the style set shows is added (see diffusion/grain.py); 0 adds none."""
+    bands: float = 0.6
+    """How far, 0 to 1, the octaves' colours are moved to those of the style set (see diffusion/bands.py)."""
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
@@ -41,6 +43,8 @@ class Sampling:
         for name in ("layout_guidance", "style_guidance", "grain"):
             if not abs(getattr(self, name)) <= MOST_NFE:
                 raise ValueError(f"{name} {getattr(self, name)}: use a number near 1")
+        if not 0 <= self.bands <= 1:
+            raise ValueError(f"bands {self.bands}: use a number from 0 to 1")
 
 
 Branch = tuple[bool, bool]

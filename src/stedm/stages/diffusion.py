@@ -61,21 +61,7 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str, **
     first_stage = FirstStage.from_pretrained(run.autoencoder)
     sampling = Sampling(grain=best_grain(run, first_stage, patches, seed=config.seed))
     model = _untrained(first_stage, config, run.classes(), sampling, mpp=_common_mpp(patches))
-    layouts = _layouts(run, config, patches, images)
-    lent = StylePatches(images, encode(first_stage, images).half(), torch.from_numpy(layouts))
-    batches = DiffusionBatches(
-        _variants(first_stage, images, layouts, patches["annotated"].to_numpy(bool), seed=config.seed),
-        lent,
-        _style_sets(patches, config),
-        batch_size=options.batch_size,
-        set_size=options.style_images,
-        unlabelled_share=options.unlabelled_share,
-        layout_dropout=options.layout_dropout,
-        style_dropout=options.style_dropout,
-        unknown_share=options.unknown_share,
-        zoom_style=options.style_set == "self",
-        seed=config.seed,
-    )
+    batches = _batches(run, config, first_stage, patches, images)
     task = DiffusionTask(
         model.unet,
         model.style_extractor,
@@ -90,6 +76,26 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str, **
     watch.save(folder, name=description)
     model.eval().save_pretrained(folder)
     save_style_grid(run, config, model.to(best_device()), folder / "samples" / "style_by_layout.png")
+
+
+def _batches(
+    run: RunFolder, config: RunConfig, first_stage: FirstStage, patches: pd.DataFrame, images: np.ndarray
+) -> DiffusionBatches:
+    options = config.diffusion
+    layouts, regions = _layouts(run, config, patches, images)
+    return DiffusionBatches(
+        _variants(first_stage, images, layouts, patches["annotated"].to_numpy(bool), seed=config.seed),
+        StylePatches(images, encode(first_stage, images).half(), torch.from_numpy(regions)),
+        _style_sets(patches, config),
+        batch_size=options.batch_size,
+        set_size=options.style_images,
+        unlabelled_share=options.unlabelled_share,
+        layout_dropout=options.layout_dropout,
+        style_dropout=options.style_dropout,
+        unknown_share=options.unknown_share,
+        zoom_style=options.style_set == "self",
+        seed=config.seed,
+    )
 
 
 def _untrained(
@@ -138,21 +144,27 @@ def _style_sets(patches: pd.DataFrame, config: RunConfig) -> StyleSets:
     )
 
 
-def _layouts(run: RunFolder, config: RunConfig, patches: pd.DataFrame, images: np.ndarray) -> np.ndarray:
-    """Layouts (n, H, W) uint8: the annotation; else what the teacher reads in images it is sure of; unknown elsewhere.
+def _layouts(
+    run: RunFolder, config: RunConfig, patches: pd.DataFrame, images: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Layouts to draw by, and regions that teach the style encoder: (n, H, W) uint8 each.
 
-    Sure of an image as a whole: where single pixels have to be sure, the easy ones of a class stand for the class, and
-    background is learned to be as pale as its palest parts.
+    Both are the annotation where there is one, else what the teacher reads in images it is sure of, unknown elsewhere;
+    with `pseudo_use: style`, what is read is no layout. Sure of an image as a whole: where single pixels have to be
+    sure, the easy ones of a class stand for the class, and background is learned to be as pale as its palest parts.
     """
+    options = config.diffusion
     layouts = np.full(images.shape[:3], IGNORE, np.uint8)
     annotated = patches["annotated"].to_numpy(bool)
     layouts[annotated] = run.label_maps(patches[annotated])
-    if config.diffusion.pseudo_confidence is not None and not annotated.all():
-        teacher = Segmenter.from_pretrained(run.segmenter(TEACHER_ARM, config.seed)).to(best_device())
-        probabilities = teacher.probabilities(images[~annotated], views=4)  # (m, N, H, W)
-        sure = probabilities.max(1).mean((1, 2), keepdims=True) >= config.diffusion.pseudo_confidence  # (m, 1, 1)
-        layouts[~annotated] = np.where(sure, probabilities.argmax(1), IGNORE).astype(np.uint8)
-    return layouts
+    if options.pseudo_confidence is None or annotated.all():
+        return layouts, layouts
+    teacher = Segmenter.from_pretrained(run.segmenter(TEACHER_ARM, config.seed)).to(best_device())
+    probabilities = teacher.probabilities(images[~annotated], views=4)  # (m, N, H, W)
+    sure = probabilities.max(1).mean((1, 2), keepdims=True) >= options.pseudo_confidence  # (m, 1, 1)
+    regions = layouts.copy()
+    regions[~annotated] = np.where(sure, probabilities.argmax(1), IGNORE).astype(np.uint8)
+    return (regions if options.pseudo_use == "layout" else layouts), regions
 
 
 def _variants(

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from stedm.config import IGNORE
 from stedm.errors import UserError
 from stedm.files import atomic_path, write_json, write_text
-from stedm.png import png_bytes, write_png
+from stedm.png import png_bytes, write_png_atomically
 from stedm.stages.export_set import CLASSES, FACTS, ExportSet, Pair
 
 _NNUNET_FOLDER = re.compile(r"Dataset\d{3}_\w+")
@@ -53,8 +53,7 @@ def _write_pairs(source: ExportSet, out: Path, images: str, masks: str, values: 
         if not image_path.exists():  # written after its mask, so that it stands for both
             image, label_map = source.read(pair)
             for path, pixels in ((mask_path, values[label_map]), (image_path, image)):
-                with atomic_path(path) as temporary:
-                    write_png(temporary, pixels)
+                write_png_atomically(path, pixels)
         yield done
 
 

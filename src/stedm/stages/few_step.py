@@ -48,6 +48,7 @@ def train_few_step(run: RunFolder, config: RunConfig) -> None:
         layout_guidance=1.0,
         style_guidance=1.0,
         grain=teacher.sampling.grain,
+        bands=teacher.sampling.bands,
     )
     parts = (teacher.first_stage, teacher.style_extractor, unet)
     student = StyleDiffusion(*parts, teacher.classes, own, patch_px=teacher.patch_px, mpp=teacher.mpp).eval()

@@ -14,7 +14,7 @@ from stedm.evaluation.memorisation import nearest_thumbnails, thumbnails
 from stedm.evaluation.segmentation import confusion, iou, mean_over_classes
 from stedm.files import atomic_path
 from stedm.models.segmenter import Segmenter
-from stedm.png import write_png
+from stedm.png import write_png_atomically
 from stedm.ranks import everyones, is_first, share
 from stedm.stages.hard_sampling import layout_hardness, sampling_weight, style_hardness
 from stedm.stages.run_folder import TEACHER_ARM, RunFolder, train_patches
@@ -47,8 +47,7 @@ def filter_synthetic(run: RunFolder, config: RunConfig, *, name: str = "syntheti
         probabilities = teacher.probabilities(images, views=4)  # (n, N, H, W)
         masks = ignore_unlikely(layouts, probabilities, limits)
         for path, mask in zip(part["mask"], masks, strict=True):
-            with atomic_path(folder / path) as temporary:
-                write_png(temporary, mask)
+            write_png_atomically(folder / path, mask)
         agreements = [_agreement(p.argmax(0), y, len(losses)) for p, y in zip(probabilities, layouts, strict=True)]
         columns.append(_judged(part.index, agreements, layouts, masks, _nearest(images, real, training)))
         hardness.append(pd.Series(layout_hardness(layouts, losses), part.index))

@@ -19,7 +19,7 @@ from stedm.diffusion.pipeline import StyleDiffusion, Styles
 from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
 from stedm.files import atomic_path, write_json
-from stedm.png import write_png
+from stedm.png import Writer
 from stedm.progress import Bar
 from stedm.ranks import everyones, is_first, place, share
 from stedm.stages.grids import sampling_of, style_set_size
@@ -45,9 +45,9 @@ def generate(run: RunFolder, config: RunConfig, *, name: str = "synthetic") -> N
     todo = mine[[not (folder / "images" / f"{name}.png").exists() for name in mine["id"]]]
     started, size = time.perf_counter(), config.generate.batch_size
     already = len(mine) - len(todo)
-    with Bar("drawing images", total=len(mine), completed=already, folder=folder) as bar:
+    with Bar("drawing images", total=len(mine), completed=already, folder=folder) as bar, Writer() as writer:
         for start in range(0, len(todo), size):
-            _draw(run, folder, config, model, layouts, patches, todo.iloc[start : start + size])
+            _draw(run, folder, config, model, layouts, patches, todo.iloc[start : start + size], writer)
             bar.update(already + min(start + size, len(todo)), unit="images")
     drawn = sum(everyones(len(todo)))
     if not is_first():
@@ -175,8 +175,9 @@ def _draw(
     layouts: PlanLayouts,
     patches: pd.DataFrame,
     rows: pd.DataFrame,
+    writer: Writer,
 ) -> None:
-    """Draw one batch of plan rows and write image and mask of each, the image last."""
+    """Draw one batch of plan rows and have image and mask of each written, the image last."""
     maps = np.stack([layouts.of(row) for _, row in rows.iterrows()])
     styles = styles_of(run, model, patches, rows)
     # A last, smaller batch is filled up: on some processors a result depends on the batch size in its last bit.
@@ -188,6 +189,4 @@ def _draw(
         **dataclasses.asdict(sampling_of(model, config)),
     )
     for name, image, label_map in zip(rows["id"], images, maps, strict=False):
-        for kind, pixels in (("masks", label_map), ("images", image)):
-            with atomic_path(folder / kind / f"{name}.png") as temporary:
-                write_png(temporary, pixels)
+        writer.put((folder / "masks" / f"{name}.png", label_map), (folder / "images" / f"{name}.png", image))

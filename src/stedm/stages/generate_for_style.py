@@ -22,7 +22,7 @@ from stedm.diffusion.pipeline import INDEX, StyleDiffusion, Styles
 from stedm.diffusion.sampling import Sampling
 from stedm.errors import SharedError, UserError
 from stedm.files import atomic_path, locked, refuse_links, remove_temporaries, write_json, writing
-from stedm.png import write_png
+from stedm.png import Writer
 from stedm.progress import Bar
 from stedm.ranks import everyones, is_first, place, share
 from stedm.stages.contact_sheet import save_contact_sheet
@@ -236,7 +236,7 @@ def _draw_missing(
     mine = share(plan)
     todo = mine[[not (out / "images" / f"{name}.png").exists() for name in mine["id"]]]
     already, started = len(mine) - len(todo), time.perf_counter()
-    with Bar("drawing images", total=len(mine), completed=already, folder=out) as bar:
+    with Bar("drawing images", total=len(mine), completed=already, folder=out) as bar, Writer() as writer:
         for start in range(0, len(todo), batch_size):
             rows = todo.iloc[start : start + batch_size]
             maps = np.stack([layouts.of(row) for _, row in rows.iterrows()])
@@ -249,9 +249,7 @@ def _draw_missing(
                 **dataclasses.asdict(options),
             )
             for name, image, label_map in zip(rows["id"], images, maps, strict=False):
-                for kind, pixels in (("masks", label_map), ("images", image)):
-                    with atomic_path(out / kind / f"{name}.png") as temporary:
-                        write_png(temporary, pixels)
+                writer.put((out / "masks" / f"{name}.png", label_map), (out / "images" / f"{name}.png", image))
             bar.update(already + start + len(rows), unit="images")
     drawn = sum(everyones(len(todo)))
     if drawn and is_first():

@@ -14,7 +14,7 @@ from stedm.data.patches import tile_grid
 from stedm.data.polygon_classes import UNCOVERED, glass_label, uncovered_label
 from stedm.data.slide import Slide
 from stedm.data.slide_tissue import SlideTissue
-from stedm.png import write_png
+from stedm.png import Writer, write_png
 from stedm.stages.alignment import ALIGNMENT, write_alignment
 from stedm.stages.slide_overlay import overlay
 
@@ -39,7 +39,7 @@ def source_name(position: int) -> str:
 class SlideCutter:
     """Cuts the patches of one cohort row after the other into images/ and masks/.
 
-    Files are written in place: whoever calls must remove those of a slide that was not finished.
+    Files are written in place, beside the reading: whoever calls must remove those of a slide that was not finished.
     """
 
     def __init__(self, out: Path, config: PrepareConfig, labels: LabelMap) -> None:
@@ -54,30 +54,37 @@ class SlideCutter:
         Raises DamagedSlide, and UserError for what is wrong with its annotation or areas.
         """
         patch_px = self._config.patch_px
-        with open_slide(row) as slide:
+        with open_slide(row) as slide, Writer(write_png) as writer:
             mpp = self._config.mpp or slide.mpp
             origin = row.annotation_origin
             areas = {name: open_area(getattr(row, name), slide, origin=origin) for name in ("tissue", "roi")}
             tissue = SlideTissue(slide, patch_um=patch_px * mpp, **areas)
             corners = self._occupied(slide, tissue, mpp)
-            records = list(self._patches(position, row, slide, tissue, corners, mpp, tick))
+            records = list(self._patches(position, row, slide, tissue, corners, mpp, tick, writer))
         if tissue.is_slide or any(areas.values()):
             self._show(position, tissue, records, mpp)
         return sorted(records, key=lambda record: (record["y_um"], record["x_um"]))
 
     def _patches(
-        self, position: int, row: Any, slide: Slide, tissue: SlideTissue, corners: list[Corner], mpp: float, tick: Tick
+        self,
+        position: int,
+        row: Any,
+        slide: Slide,
+        tissue: SlideTissue,
+        corners: list[Corner],
+        mpp: float,
+        tick: Tick,
+        writer: Writer,
     ) -> Iterator[dict[str, Any]]:
         patch_px = self._config.patch_px
         source = self._label_source(position, row, slide)
         for x, y in _in_blocks(corners, patch_px):
             image = slide.read(x * mpp, y * mpp, size_px=patch_px, mpp=mpp)
-            found, roi = tissue.of_patch(image, x * mpp, y * mpp, mpp=mpp)
-            fraction = np.count_nonzero(found) / found.size
+            fraction, roi = tissue.of_patch(image, x * mpp, y * mpp, mpp=mpp)
             kept = fraction >= self._config.min_tissue and (roi is None or bool(roi.any()))
             if kept:
                 record = self._record(position, row, f"x{x:06d}-y{y:06d}")
-                write_png(self._out / record["image"], image)
+                files = [(self._out / record["image"], image)]
                 if source is not None:
                     label_map = source.read(x * mpp, y * mpp, size_px=patch_px, mpp=mpp)
                     if (uncovered := label_map == UNCOVERED).any():
@@ -86,6 +93,8 @@ class SlideCutter:
                     if roi is not None:
                         label_map[~roi] = IGNORE
                     record |= self._labelled(record["patch_id"], label_map)
+                    files.insert(0, (self._out / record["mask"], label_map))
+                writer.put(*files)
                 yield record | {"x_um": x * mpp, "y_um": y * mpp, "mpp": mpp, "tissue_fraction": fraction}
             tick(1 / len(corners), int(kept))
 
@@ -127,9 +136,8 @@ class SlideCutter:
         }
 
     def _labelled(self, patch_id: str, label_map: np.ndarray) -> dict[str, Any]:
-        """Write the label map of a patch; its path and the share of each class."""
+        """Path of a patch's label map, and the share of each class in it."""
         fields: dict[str, Any] = {"mask": f"masks/{patch_id}.png"}
-        write_png(self._out / fields["mask"], label_map)
         counts = np.bincount(label_map[label_map != IGNORE], minlength=len(self._labels.classes))
         if counts.sum():
             shares = (counts / counts.sum()).tolist()

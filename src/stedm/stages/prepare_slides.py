@@ -240,7 +240,7 @@ class _Bar:
     """Slides done, patches per second and time left; the bar itself counts bytes of slides."""
 
     def __init__(self, slides: int, done: int, size: int) -> None:
-        self.slides, self.done, self.patches = slides, done, 0
+        self.slides, self.done, self.patches, self.size = slides, done, 0, 0.0
         note = TextColumn("{task.fields[note]}")
         columns = (TextColumn("cutting patches"), BarColumn(), note, TimeElapsedColumn(), TimeRemainingColumn())
         # Drawn from here: a thread of its own would take turns with every patch.
@@ -258,14 +258,15 @@ class _Bar:
     def add(self, size: float, patches: int) -> None:
         """`size` more bytes of slides are done, and so many patches are written."""
         self.patches += patches
+        self.size += size
         now = time.monotonic()
-        self.progress.advance(self.task, size)
         if now - self.drawn < _REFRESH_S:
             return
         self.drawn = now
         elapsed = self.progress.tasks[0].elapsed or 0
         rate = f"  {self.patches / elapsed:.0f} patches/s" if elapsed > 1 else ""
-        self.progress.update(self.task, note=f"slide {self.done}/{self.slides}{rate}", refresh=True)
+        note = f"slide {self.done}/{self.slides}{rate}"
+        self.progress.update(self.task, completed=self.size, note=note, refresh=True)
 
     def finish(self, task: SlideTask) -> None:
         """A slide is done, or damaged."""

@@ -44,6 +44,7 @@ SETTINGS = {
     "layout guidance": "generate.layout_guidance",
     "style guidance": "generate.style_guidance",
     "grain": "generate.grain",
+    "bands": "generate.bands",
     "filter: least agreement": "filter.min_agreement",
     "segmenter encoder": "segmentation.encoder",
     "segmenter steps": "segmentation.steps",

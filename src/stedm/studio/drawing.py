@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from stedm.diffusion.pipeline import StyleDiffusion, Styles
@@ -112,7 +111,7 @@ class StyleGenerator:
         names = tuple(f"{1 - share:.0%} {first.name}, {share:.0%} {second.name}" for share in shares)
         with self._lock:
             ends = self._extract([first, second])
-            return self._draw(layout, between(ends, shares), names, settings, progress)
+            return self._draw(layout, ends.between(shares), names, settings, progress)
 
     def _extract(self, styles: Sequence[Style]) -> Styles:
         return self.model.extract_styles([style.images for style in styles])
@@ -136,16 +135,6 @@ class StyleGenerator:
                 )[0]
             )
         return Drawing(layout, np.stack(images), names, settings)
-
-
-def between(ends: Styles, shares: Sequence[float]) -> Styles:
-    """Styles on the straight line between two: share 0 is the first of `ends`, share 1 the second."""
-
-    def mixed(values: torch.Tensor) -> torch.Tensor:
-        share = torch.tensor(shares, dtype=values.dtype, device=values.device).view(-1, *[1] * (values.dim() - 1))
-        return values[:1] * (1 - share) + values[1:2] * share
-
-    return Styles(mixed(ends.vectors), mixed(ends.grain), mixed(ends.tones))
 
 
 def _png(pixels: np.ndarray) -> bytes:

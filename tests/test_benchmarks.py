@@ -1,0 +1,46 @@
+"""Every benchmark still runs, at its smallest, and says what it found: its figures are recorded, so it must not rot."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(name: str, *arguments: object) -> str:
+    """What a benchmark prints."""
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def rows(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text())
+
+
+def test_training_step(tmp_path: Path) -> None:
+    run("train", "--out", tmp_path, "--size", "smoke", "--steps", 4, "--turns", 1)
+    found = {row["what"]: row["/ bare, processor"] for row in rows(tmp_path, "train-smoke.json")["rows"]}
+    assert found["bare step"] == 1 and all(ratio > 0 for ratio in found.values())
+
+
+def test_sampling(tmp_path: Path) -> None:
+    printed = run(
+        "sample", "--out", tmp_path, "--size", "smoke", "--sides", 64, "--nfe", 1, "--batch", 2, "--repeats", 1
+    )
+    assert "style sets of 2 images read per second" in printed
+    assert all(row["images/s processor"] > 0 for row in rows(tmp_path, "sample-smoke.json")["rows"])
+
+
+def test_first_stage(tmp_path: Path) -> None:
+    run("first_stage", "--out", tmp_path, "--size", "smoke", "--sides", 64, "--batch", 2, "--repeats", 1)
+    assert {row["what"] for row in rows(tmp_path, "first-stage-smoke.json")["rows"]} == {"encode", "decode"}
+
+
+def test_annotations() -> None:
+    assert "nuclei.geojson, 500 polygons" in run("annotations", "--polygons", 500)
