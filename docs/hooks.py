@@ -23,7 +23,7 @@ from pygments.lexers import TextLexer, get_lexer_for_filename
 from pygments.util import ClassNotFound
 
 import stedm
-from stedm import cli, cli_generate, cli_segment, doctor
+from stedm import cli, cli_export, cli_generate, cli_segment, cli_studio, doctor
 from stedm.config import RunConfig
 from stedm.config_file import keys_with_help
 from stedm.presets import PRESETS
@@ -146,7 +146,8 @@ def commands() -> str:
     usage, options = shared.partition("\n\n")[0], shared[shared.index("options:") : shared.index("example:")]
     parts.append(f"## Options of all commands above\n\n```text\n{usage}\n\n{options.rstrip()}\n```")
     parts.append("Every key of the [config](config.md) is a flag, too: `--KEY VALUE`.")
-    others = {"generate --model": cli_generate, "segment": cli_segment, "doctor": doctor}
+    others = {"generate --model": cli_generate, "export": cli_export, "segment": cli_segment, "studio": cli_studio}
+    others["doctor"] = doctor
     for name, module in others.items():
         parts.append(f"## stedm {name}\n\n```text\n{module.parser().format_help().rstrip()}\n```")
     return "\n\n".join(parts) + "\n"

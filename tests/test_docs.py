@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stedm.cli import COMMANDS
+from stedm.cli import COMMANDS, OTHERS
 from stedm.config_file import keys_with_help
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +74,8 @@ def test_every_page_is_in_the_site_and_loads_from_nowhere_else(site: Path) -> No
 
 def test_commands_and_keys_are_all_there(site: Path) -> None:
     commands = text_of(site / "reference/commands/index.html")
-    helps = [*(command.help for command in COMMANDS.values()), "--style-images", "--min_area_um2", "--print_config"]
+    helps = [*(command.help for command in COMMANDS.values()), *(text for _, text in OTHERS.values())]
+    helps += ["--style-images", "--min_area_um2", "--print_config", "--shard-size", "--no-browser"]
     assert [text for text in helps if text[1:].replace("`", "") not in commands] == []
     config = text_of(site / "reference/config/index.html")
     missing = [key for key, _, text, _ in keys_with_help() if key not in config or " ".join(text.split()[:3]) == ""]

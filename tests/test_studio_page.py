@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import uuid
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -48,18 +49,27 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def served(smallest_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The page of the smallest run; connections from this process to anywhere but this machine fail, and are noted."""
+    """The page of the smallest run; what this process wants to reach beyond this machine fails, and is noted."""
     strangers: list[Any] = []
-    connect = socket.socket.connect
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
 
-    def watched(self: socket.socket, address: Any) -> None:
-        if isinstance(address, tuple) and address[0] not in (HOST, "localhost", "::1"):
-            strangers.append(address)
-            raise OSError(f"a test tried to connect to {address}")
+    def refuse_stranger(host: Any) -> None:
+        if host not in (HOST, "localhost", "::1", None):
+            strangers.append(host)
+            raise OSError(f"a test tried to reach {host}")
+
+    def watched_connect(self: socket.socket, address: Any) -> None:
+        if isinstance(address, tuple):
+            refuse_stranger(address[0])
         connect(self, address)
 
+    def watched_look_up(host: Any, *rest: Any, **options: Any) -> Any:
+        refuse_stranger(host)
+        return look_up(host, *rest, **options)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", watched)
+        patch.setattr(socket.socket, "connect", watched_connect)
+        patch.setattr(socket, "getaddrinfo", watched_look_up)
         patch.setattr(os, "environ", os.environ.copy())
         bench = Workbench(smallest_run, scratch=tmp_path_factory.mktemp("scratch"))
         page, url = start(bench, port=free_port())
@@ -186,6 +196,85 @@ def test_it_takes_no_larger_upload_than_it_says(served: Served) -> None:
 
     assert status(1000) == 200
     assert status(65 * 2**20) == 413
+
+
+def sent(url: str, body: bytes, kind: str) -> Any:
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": kind})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def uploaded(served: Served, name: str, content: bytes) -> dict[str, Any]:
+    """A file given to the server as the page gives it, as the page then speaks of it."""
+    head = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+    kind = "multipart/form-data; boundary=b"
+    (path,) = sent(f"{served.url}gradio_api/upload", head + content + b"\r\n--b--\r\n", kind)
+    return file_data(path)
+
+
+def file_data(path: object) -> dict[str, Any]:
+    return {"path": str(path), "url": str(path), "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
+
+
+def event(served: Served, kinds: list[str], data: list[Any]) -> tuple[bool, str]:
+    """Make happen on the server what has inputs of these kinds; whether it went well, and what was said."""
+    config, session = served.page.config, uuid.uuid4().hex
+    kind_of = {part["id"]: part["type"] for part in config["components"]}
+    found = next(e for e in config["dependencies"] if [kind_of[part] for part in e["inputs"]] == kinds)
+    joined = {"data": data, "fn_index": found["id"], "session_hash": session}
+    sent(f"{served.url}gradio_api/queue/join", json.dumps(joined).encode(), "application/json")
+    with urllib.request.urlopen(f"{served.url}gradio_api/queue/data?session_hash={session}", timeout=120) as answer:
+        for line in answer:
+            said = json.loads(line.removeprefix(b"data: ")) if line.startswith(b"data: ") else {}
+            if said.get("msg") == "process_completed":
+                return bool(said["success"]), json.dumps(said["output"])
+    raise AssertionError("the server did not answer")
+
+
+LABEL_MAP = ["uploadbutton"]
+SEGMENT = ["file", "textbox", "number", "checkbox"]
+STYLE = ["radio", "dropdown", "dropdown", "textbox", "file", "number", "slider", "number"]
+SEED = ["number"]
+
+
+def with_file(kinds: list[str], served: Served, given: dict[str, Any]) -> list[Any]:
+    """What an event is called with: the file where files go, or where none should be."""
+    patient = served.bench.patients()[0].name
+    return {
+        "uploadbutton": [given],
+        "file": [given, "", 0, False],
+        "radio": ["own images", patient, "all slides", "", [given], 0, 1, 0],
+        "number": [given],
+    }[kinds[0]]
+
+
+def test_what_was_uploaded_is_taken(served: Served) -> None:
+    layout = Image.fromarray(np.full((served.bench.patch_px,) * 2, 1, np.uint8))
+    buffer = io.BytesIO()
+    layout.save(buffer, format="PNG")
+    given = uploaded(served, "map.png", buffer.getvalue())
+    went_well, said = event(served, LABEL_MAP, [given])
+    assert went_well and "labels" in said
+    went_well, said = event(served, STYLE, with_file(STYLE, served, given))
+    assert went_well and "<figure>" in said
+
+
+@pytest.mark.parametrize("kinds", [LABEL_MAP, SEGMENT, STYLE, SEED], ids=lambda kinds: kinds[0])
+def test_what_was_not_uploaded_is_neither_fetched_nor_read(served: Served, tmp_path: Path, kinds: list[str]) -> None:
+    Image.new("L", (served.bench.patch_px,) * 2).save(tmp_path / "mine.png")
+    uploads = served.bench.scratch / "uploads"
+    climbing = f"http://elsewhere.example{'/..' * 30}{uploads}/x.png"  # a path into the folder, if it were a path
+    for path in ("http://192.0.2.1/x.png", "https://elsewhere.example/x.png", climbing, tmp_path / "mine.png"):
+        went_well, said = event(served, kinds, with_file(kinds, served, file_data(path)))
+        assert not went_well and "not uploaded" in said, path
+        assert served.strangers == [], path
+
+
+@pytest.mark.parametrize("where", ["file=", "file/", "proxy="])
+def test_no_address_makes_it_fetch_another(served: Served, where: str) -> None:
+    for url in ("https://elsewhere.example/x.png", "http://192.0.2.1/x.png", "https%3A%2F%2Felsewhere.example/x.png"):
+        assert ask(f"{served.url}gradio_api/{where}{url}")[0] == 403
+    assert served.strangers == []
 
 
 def test_nothing_of_it_is_an_api(served: Served) -> None:

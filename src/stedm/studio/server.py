@@ -33,7 +33,7 @@ App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], A
 
 
 class Policy:
-    """ASGI middleware that adds the policy to each answer."""
+    """ASGI middleware that adds the policy to each answer, and refuses paths with a URL in them: gradio fetches it."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -47,6 +47,10 @@ class Policy:
                 message["headers"] = [*message.get("headers", []), *headers]
             await send(message)
 
+        if "://" in scope.get("path", ""):
+            await with_policy({"type": "http.response.start", "status": 403, "headers": []})
+            await with_policy({"type": "http.response.body", "body": b"nothing is fetched from other machines"})
+            return
         await self._app(scope, receive, with_policy)
 
 
@@ -65,7 +69,7 @@ def serve(folder: str | Path, *, port: int = 7860, open_browser: bool = True) ->
 
 def start(bench: Workbench, *, port: int) -> tuple[Any, str]:
     """Start serving in the background: the page and its URL; `page.close()` ends it. Raises UserError: port taken."""
-    _quieten(bench.scratch)
+    _quieten(bench.uploads)
     _refuse_taken(port)
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -95,13 +99,13 @@ def start(bench: Workbench, *, port: int) -> tuple[Any, str]:
     return page, url
 
 
-def _quieten(scratch: Path) -> None:
-    """Settings that gradio takes from the environment: no telemetry, uploads in `scratch`, nothing else of it."""
+def _quieten(uploads: Path) -> None:
+    """Settings that gradio takes from the environment: no telemetry, uploads in this folder, nothing else of it."""
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         del os.environ[name]
     os.environ |= {
         "GRADIO_ANALYTICS_ENABLED": "False",
-        "GRADIO_TEMP_DIR": str(scratch / "uploads"),
+        "GRADIO_TEMP_DIR": str(uploads),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_OFFLINE": "1",
         "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), HOST])),

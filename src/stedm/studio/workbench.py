@@ -40,7 +40,7 @@ class Workbench:
     """A finished run and its models, each loaded when it is first used."""
 
     def __init__(self, folder: str | Path, *, scratch: Path) -> None:
-        """scratch: an existing folder for what is downloaded. Raises UserError for a folder that is no run."""
+        """scratch: an existing folder for uploads and downloads. Raises UserError for a folder that is no run."""
         self.run, self.scratch = RunFolder(folder), scratch
         saved = self.run.root / "config.yaml"
         if not saved.is_file():
@@ -61,6 +61,11 @@ class Workbench:
     def name(self) -> str:
         """Name of the run folder."""
         return self.run.root.resolve().name
+
+    @property
+    def uploads(self) -> Path:
+        """Folder of what is uploaded to the page."""
+        return self.scratch / "uploads"
 
     @functools.cached_property
     def generator(self) -> StyleGenerator:
