@@ -38,7 +38,7 @@ class Page(gr.Blocks):
             self._refuse_others(part)
 
     def _is_upload(self, path: str) -> bool:
-        # Absolute, so no URL: `http://x/../..` would lead into the folder if it were taken for a path.
+        # Absolute, so no URL: one that climbs would lead into the folder if it were taken for a path.
         return os.path.isabs(path) and Path(os.path.normpath(path)).is_relative_to(self._uploads)
 
 
