@@ -56,7 +56,7 @@ INSTEAD: dict[str, Changes] = {
     "no guidance": {"generate": {"style_guidance": 1.0}},
     "without unannotated images": {"diffusion": {"unlabelled_share": 0.0}},
     "without pseudo-layouts": {"diffusion": {"pseudo_confidence": None}},
-    "pseudo-layouts for the style reader alone": {"diffusion": {"pseudo_use": "style"}},
+    "pseudo-layouts for the style encoder alone": {"diffusion": {"pseudo_use": "style"}},
     "without unknown parts": {"diffusion": {"unknown_share": 0.0}},
 }
 """Each differs from ours in this alone."""

@@ -202,7 +202,7 @@ def test_nnunet_raw_format_keeps_nnunets_rules(run: Path) -> None:
     assert all((out / row["file_name"]).is_file() and (out / row["mask_file_name"]).is_file() for row in facts)
 
 
-def test_nnunet_itself_reads_its_raw_format(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nnunet_itself_reads_its_raw_format(run: Path) -> None:
     """The library, where it is installed: its own check of a raw data set, and each case through its own reader."""
     pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed: pip install nnunetv2")
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity

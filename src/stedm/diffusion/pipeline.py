@@ -207,8 +207,8 @@ class StyleDiffusion(nn.Module):
         """Where the K regions of a style are in images (B, 3, H, W): the classes and the unknown, or everywhere."""
         if self.style_extractor.config["regions"] == 1:
             return torch.ones_like(x[:, :1])
-        layout = torch.full_like(x[:, 0], 255) if layouts is None else torch.from_numpy(np.array(layouts)).to(x.device)
-        given = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        layout = torch.zeros_like(x[:, 0]) if layouts is None else torch.from_numpy(np.array(layouts)).to(x.device)
+        given = torch.full((len(x),), layouts is not None, device=x.device)
         return one_hot_layout(layout, given, len(self.classes))
 
     @torch.no_grad()
