@@ -5,6 +5,7 @@ name, becomes a page of its own under `repository/`, sources with their line num
 """
 
 import html
+import json
 import os
 import posixpath
 import re
@@ -102,8 +103,8 @@ def outside(texts: list[tuple[str, str]]) -> list[str]:
         for target in targets(path, text):
             if not target.startswith("docs/") and target not in found:
                 found.add(target)
-                if target.endswith(".md"):
-                    texts.append((target, (ROOT / target).read_text(encoding="utf-8")))
+                if target.endswith((".md", ".ipynb")):
+                    texts.append((target, listing(target)))
     return sorted(found)
 
 
@@ -123,16 +124,33 @@ def _in_site(path: str, link: str) -> str:
 
 
 def listing(path: str) -> str:
-    """A Markdown file as it is; anything else as a page with numbered lines, `#L7` the seventh."""
+    """A Markdown file as it is, a notebook as one; anything else with numbered lines, `#L7` the seventh."""
     text = (ROOT / path).read_text(encoding="utf-8")
     if path.endswith(".md"):
         return text
+    if path.endswith(".ipynb"):
+        return "\n\n".join(part for cell in json.loads(text)["cells"] for part in _cell(cell))
     try:
         lexer = get_lexer_for_filename(path)
     except ClassNotFound:
         lexer = TextLexer()
     shown = highlight(text, lexer, HtmlFormatter(lineanchors="L", linenos="inline", wrapcode=True))
     return f"# {path}\n\n" + re.sub(r'"L-(\d+)"', r'"L\1"', shown)
+
+
+def _cell(cell: dict[str, Any]) -> Iterator[str]:
+    """A notebook's cell as Markdown, with what came out of it: pictures, tables, text."""
+    source = "".join(cell["source"])
+    yield source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```"
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        if "image/png" in data:
+            picture = "".join(data["image/png"]).replace("\n", "")
+            yield f'<img alt="what the cell above shows" src="data:image/png;base64,{picture}">'
+        elif "text/html" in data:
+            yield "".join(data["text/html"])
+        else:
+            yield f"```text\n{''.join(output.get('text', data.get('text/plain', ''))).rstrip()}\n```"
 
 
 def commands() -> str:

@@ -1,6 +1,7 @@
 """The documentation builds strictly, needs no other host, and its generated pages say what the code says."""
 
 import html
+import json
 import os
 import re
 import subprocess
@@ -100,6 +101,14 @@ def test_links_to_lines_and_formulas_are_shown(site: Path) -> None:
     aligned = (ROOT / "docs/method.md").read_text(encoding="utf-8").count(r"\begin{aligned}")
     assert "<mi>&</mi>" not in method and method.count("<mtable") == aligned > 0
     assert method.count("<math") > 90 and "zformula" not in method and "\\frac" not in seen and "$" not in seen
+
+
+def test_the_notebook_is_a_page_with_its_pictures(site: Path) -> None:
+    page = site / "repository/examples/story.ipynb/index.html"
+    cells = json.loads((ROOT / "examples/story.ipynb").read_text(encoding="utf-8"))["cells"]
+    pictures = sum("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+    assert page.read_text(encoding="utf-8").count('src="data:image/png;base64,') == pictures > 0
+    assert "Where to go next" in text_of(page)  # its links are followed by the strict build
 
 
 def test_the_navigation_has_every_page() -> None:

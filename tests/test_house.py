@@ -20,7 +20,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 REPRODUCE = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-TEXT_SUFFIXES = {"", ".cff", ".css", ".html", ".j2", ".js", ".md", ".py", ".sh", ".toml", ".yaml", ".yml"}
+TEXT_SUFFIXES = {"", ".cff", ".css", ".html", ".ipynb", ".j2", ".js", ".md", ".py", ".sh", ".toml", ".yaml", ".yml"}
 
 ABSOLUTE_PATH = re.compile(r"""(?<=["'\s=(`])/[\w-][\w.-]*/[\w./-]+""")
 ALLOWED_ABSOLUTE = ("/dev/null", "/proc/", "/sys/fs/cgroup/", "/no/such/", "/path/to/", "/usr/bin/env")
@@ -71,7 +71,7 @@ def test_nothing_points_outside_the_repository() -> None:
         found += [f"{name}: {hit}" for hit in ABSOLUTE_PATH.findall(text) if not hit.startswith(ALLOWED_ABSOLUTE)]
         climbs = max((len(hit) // 3 for hit in PARENT_PATH.findall(text)), default=0)
         # Documents and configs may name a neighbour relative to themselves; in code such a path depends on the caller.
-        allowed = len(name.parts) - 1 if path.suffix in {".md", ".yaml", ".yml"} else 0
+        allowed = len(name.parts) - 1 if path.suffix in {".ipynb", ".md", ".yaml", ".yml"} else 0
         found += [f"{name}: climbs {climbs} folders up"] if climbs > allowed else []
     assert found == []
 

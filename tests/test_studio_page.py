@@ -126,6 +126,13 @@ class Visit:
         area = canvas.bounding_box()
         canvas.click(position={"x": x * area["width"], "y": y * area["height"]})
 
+    def give(self, chooser: Any, path: Path) -> None:
+        """Choose a file, and wait until the server has it and the page knows."""
+        with self.page.expect_response(lambda answer: "/upload?" in answer.url):
+            chooser.set_input_files(path)
+        self.page.wait_for_function(f"document.body.innerText.includes('{path.name}')")
+        self.page.wait_for_timeout(1000)
+
     def drawn(self, count: int) -> None:
         """Wait until a result shows this many pictures, and the download is ready."""
         self.page.wait_for_function(f"document.querySelectorAll('#drawn figure').length === {count}")
@@ -390,15 +397,11 @@ def test_own_images_lend_a_style_and_wrong_files_are_named(visit: Visit, served:
     Image.fromarray(pixels).save(tmp_path / "mine.png")
     (tmp_path / "notes.png").write_text("not an image")
     visit.page.get_by_label("own images").first.check()
-    chooser = visit.page.locator("input[type=file][multiple]").first
-    chooser.set_input_files(tmp_path / "mine.png")
-    visit.page.wait_for_function("document.body.innerText.includes('mine.png')")
-    visit.page.wait_for_timeout(1000)
+    visit.give(visit.page.locator("input[type=file][multiple]").first, tmp_path / "mine.png")
     visit.button("Draw").click()
     visit.page.wait_for_function("document.querySelector('#drawn h3')?.innerText.includes('mine.png')")
     visit.page.get_by_label("Remove this file").or_(visit.page.get_by_label("Clear", exact=True)).first.click()
-    chooser = visit.page.locator("input[type=file][multiple]").first
-    chooser.set_input_files(tmp_path / "notes.png")
+    visit.page.locator("input[type=file][multiple]").first.set_input_files(tmp_path / "notes.png")
     visit.page.wait_for_function("document.body.innerText.includes('notes.png: not a readable image')")
 
 
@@ -434,9 +437,7 @@ def test_an_image_is_segmented_and_its_outlines_downloaded(visit: Visit, served:
     visit.page.wait_for_function("document.body.innerText.includes('absent.svs: image not found')")
     visit.page.get_by_label("Or the path of a slide on this machine").fill("")
     visit.page.get_by_label("Glass too, not only tissue").check()
-    visit.page.locator("input[type=file]:not([multiple])").last.set_input_files(tissue)
-    visit.page.wait_for_function(f"document.body.innerText.includes('{tissue.name}')")
-    visit.page.wait_for_timeout(1000)
+    visit.give(visit.page.locator("input[type=file]:not([multiple])").last, tissue)
     visit.button("Segment").click()
     visit.page.wait_for_function("document.querySelectorAll('#segmented figure').length === 2")
     visit.page.wait_for_function("!document.querySelector('#download-geojson').disabled")
