@@ -34,7 +34,14 @@ PAPER: Changes = {
         "pseudo_confidence": None,
         "unknown_share": 0.0,
     },
-    "generate": {"solver": "euler", "nfe": 128, "layout_guidance": 1.0, "style_guidance": 1.5, "grain": 0.0},
+    "generate": {
+        "solver": "euler",
+        "nfe": 128,
+        "layout_guidance": 1.0,
+        "style_guidance": 1.5,
+        "grain": 0.0,
+        "bands": 0.0,
+    },
 }
 """Annotated images only, style a bias in the middle, guidance on style alone, 128 Euler steps (for DDIM's)."""
 STEPS: dict[str, Changes] = {
@@ -47,6 +54,7 @@ STEPS: dict[str, Changes] = {
     "a style for each class": {"diffusion": {"style_pooling": "class"}},
     "style prior": {"diffusion": {"style_prior": "learned"}},
     "scanner's grain": {"generate": {"grain": None}},
+    "colours of the octaves": {"generate": {"bands": None}},
     "4 evaluations": {"generate": {"nfe": 4}},
 }
 """Each row keeps what the rows above it changed; the last is ours."""
@@ -98,8 +106,14 @@ def slug(row: str) -> str:
 def origin_of(row: str, out: Path) -> Path:
     """The folder a row starts from: one whose generator it shares, where there is one; else the shared stages."""
     same_generator = {"8 evaluations, second order": "paper-like", "scanner's grain": "style prior"}
-    guided = ("4 evaluations", "nested guidance on layout too", "composed guidance", "no guidance")
-    same_generator |= {name: "scanner's grain" for name in guided}
+    drawn = (
+        "colours of the octaves",
+        "4 evaluations",
+        "nested guidance on layout too",
+        "composed guidance",
+        "no guidance",
+    )
+    same_generator |= {name: "scanner's grain" for name in drawn}
     folder = out / slug(same_generator.get(row, ""))
     return folder if row in same_generator and (folder.with_suffix(".json")).exists() else out / "shared"
 

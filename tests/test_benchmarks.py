@@ -1,11 +1,16 @@
 """Every benchmark still runs, at its smallest, and says what it found: its figures are recorded, so it must not rot."""
 
+import dataclasses
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from stedm.diffusion.sampling import Sampling
+from stedm.stages.sampling_settings import in_force
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,3 +49,21 @@ def test_first_stage(tmp_path: Path) -> None:
 
 def test_annotations() -> None:
     assert "nuclei.geojson, 500 polygons" in run("annotations", "--polygons", 500)
+
+
+def test_the_steps_of_the_ablation_end_at_what_is_shipped() -> None:
+    spec = importlib.util.spec_from_file_location("ablation", ROOT / "benchmarks/ablation.py")
+    assert spec is not None and spec.loader is not None
+    ablation = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ablation)
+    base = ablation.base_config(str(ROOT / "configs/demo.yaml"), [], [0])
+    shipped = ablation.resolve(base)
+    rows = {row: ablation.config_of(row, base) for row in ablation.ROWS}
+
+    def drawn(config: Any) -> dict[str, Any]:
+        return in_force(dataclasses.asdict(Sampling()), dataclasses.asdict(config.generate))
+
+    ours = rows[list(ablation.STEPS)[-1]]
+    assert ours.diffusion == shipped.diffusion and drawn(ours) == drawn(shipped)
+    settings = [json.dumps([dataclasses.asdict(row.diffusion), drawn(row)]) for row in rows.values()]
+    assert len(set(settings)) == len(settings)  # each row differs from every other
