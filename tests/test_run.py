@@ -338,7 +338,9 @@ def test_unannotated_styles_are_never_those_of_annotated_validation_or_test_pati
     assert set(table["style_patient"]) == {"p2", "p3", "p4", "p5"}
     lent = {name for names in table["style_patches"] for name in json.loads(names)}
     assert lent <= {f"x{k}" for k in range(4, 12)}
-    assert set(table["layout_source"]) <= {"x0", "x1", "x2", "prior"}
+    real = table["layout_kind"] == "real"
+    assert set(table.loc[real, "layout_source"]) <= {"x0", "x1", "x2"}
+    assert set(table.loc[table["layout_kind"] == "read", "layout_source"]) <= {f"x{k}" for k in range(3, 12)}
     assert table["style_patient"].value_counts().max() == table["style_patient"].value_counts().min() == 10
 
 
@@ -347,9 +349,32 @@ def test_plan_is_reproducible_and_its_rows_are_distinct() -> None:
     assert plan(images=12)["id"].is_unique and plan(images=12)["seed"].is_unique
 
 
-@pytest.mark.parametrize(("layouts", "kinds"), [("real", {"real"}), ("prior", {"prior"}), ("mixed", {"real", "prior"})])
-def test_plan_draws_the_layouts_asked_for(layouts: str, kinds: set[str]) -> None:
-    assert set(plan(images=8, layouts=layouts)["layout_kind"]) == kinds
+@pytest.mark.parametrize("layouts", ["real", "prior", "read", "real+prior", "prior+read", "real+prior+read"])
+def test_plan_draws_the_layouts_asked_for_in_turns(layouts: str) -> None:
+    kinds = layouts.split("+")
+    assert plan(images=6, layouts=layouts)["layout_kind"].tolist() == kinds * (6 // len(kinds))
+
+
+@pytest.mark.parametrize("layouts", ["mixed", "real+real", "", "real+"])
+def test_layouts_that_are_no_kind_are_refused(layouts: str) -> None:
+    with pytest.raises(UserError, match=r"generate\.layouts.*join some of real, prior, read"):
+        load_config(overrides=[f"generate.layouts={layouts!r}"])
+
+
+def test_where_every_patient_is_annotated_no_layout_is_read() -> None:
+    from stedm.stages.plan_layouts import LayoutSources
+
+    patches = pd.DataFrame({"patch_id": ["a", "b"], "split": "train", "annotated": True})
+    assert LayoutSources.of(patches, "real+read").kinds == ("real",)
+    with pytest.raises(UserError, match=r"generate\.layouts: read needs unannotated"):
+        LayoutSources.of(patches, "read")
+
+
+@pytest.mark.parametrize(("layouts", "drawn_again"), [("real+prior", set()), ("real+prior+read", {"generate"})])
+def test_only_layouts_that_are_read_need_the_segmenter(run: Recorder, layouts: str, drawn_again: set[str]) -> None:
+    options = ["diffusion.pseudo_confidence=null", f"generate.layouts={layouts}"]
+    run(*options)
+    assert run(*options, "segmentation.stain_strength=0.4") == {*STAIN, *AFTER_GENERATION, *drawn_again}
 
 
 def test_plan_without_styles_names_none() -> None:

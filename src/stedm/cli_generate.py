@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     style.add_argument("--style-slide", metavar="FILE", help="slide to take the style from; only its tissue is read")
     style.add_argument("--style-images", metavar="PATH", nargs="+", help="images of one style, or folders of them")
     add("--layouts", help="folder of label maps with the model's class values, 255 unknown; larger ones lend windows,"
-        " smaller ones are unknown around; or real, prior, mixed: drawn as in a run (default: mixed)")  # fmt: skip
+        " smaller ones are unknown around; or real, prior, real+prior (default), as in a run")  # fmt: skip
     add("--run", metavar="DIR", help="run that lends layouts (default: the one the model lies in)")
     add("--n", type=int, default=64, help="images (default: 64)")
     add("--out", metavar="DIR", required=True, help="folder for images, masks, plan, manifest and contact sheet")

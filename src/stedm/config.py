@@ -144,14 +144,18 @@ class FewStepConfig:
     """Peak learning rate."""
 
 
+LAYOUT_KINDS = ("real", "prior", "read")
+
+
 @dataclass
 class GenerateConfig:
     """The synthetic set."""
 
     images: Optional[int] = None
     """Synthetic images to draw."""
-    layouts: Literal["real", "prior", "mixed"] = "mixed"
-    """Warped annotated label maps, random fields matched to them, or half of each."""
+    layouts: str = "real+prior+read"
+    """Kinds joined by +, which take turns: `real`, warped annotated label maps; `prior`, random fields matched to them;
+    `read`, what a real-trained segmenter sees in images of unannotated patients, warped, if there are any."""
     composition: Optional[str] = None
     """CSV of the fractions of prior layouts: column `group` (`*`: any other), one per class; rows are alternatives."""
     styles: Literal["unannotated", "annotated", "none"] = "unannotated"

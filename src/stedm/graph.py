@@ -131,7 +131,7 @@ def _synthetic_stages(run: RunFolder, config: RunConfig, teacher: str, name: str
             _later("generate.generate", run, config, name=name),
             folder,
             ("seed", *_keys("generate", GenerateConfig, without=unread)),
-            (generator,),
+            (generator, *_reader(config)),
             extra=composition_digest(config.generate.composition),
         ),
         Stage(
@@ -144,6 +144,11 @@ def _synthetic_stages(run: RunFolder, config: RunConfig, teacher: str, name: str
             keeps_folder=True,
         ),
     ]
+
+
+def _reader(config: RunConfig) -> tuple[str, ...]:
+    """The segmenter that layouts are read by, if some are."""
+    return (_segmenter_name(TEACHER_ARM, config.seed),) if "read" in config.generate.layouts.split("+") else ()
 
 
 def _synthetic_name(verb: str, name: str) -> str:
@@ -222,7 +227,7 @@ def _few_step_stage(run: RunFolder, config: RunConfig) -> Stage:
         _later("few_step.train_few_step", run, config),
         run.few_step,
         ("seed", "few_step", "diffusion.ema_decay", *drawing),
-        ("diffusion",),
+        ("diffusion", *_reader(config)),
         extra=composition_digest(config.generate.composition),
     )
 

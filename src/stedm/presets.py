@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from stedm.arms import check_arm
-from stedm.config import RunConfig
+from stedm.config import LAYOUT_KINDS, RunConfig
 from stedm.errors import UserError
 
 _MOST_SIDE_PX = 2**14
@@ -96,8 +96,15 @@ def _check(config: RunConfig) -> None:
     _check_experiment(config)
     _check_patch_px(config)
     _check_target(config)
-    if config.generate.composition is not None and config.generate.layouts == "real":
-        raise UserError("generate.composition: real layouts keep their fractions; set generate.layouts: prior or mixed")
+    _check_layouts(config)
+
+
+def _check_layouts(config: RunConfig) -> None:
+    kinds = config.generate.layouts.split("+")
+    if not set(kinds) <= set(LAYOUT_KINDS) or len(set(kinds)) < len(kinds):
+        raise UserError(f"generate.layouts: {config.generate.layouts!r}; join some of {', '.join(LAYOUT_KINDS)} by +")
+    if config.generate.composition is not None and "prior" not in kinds:
+        raise UserError("generate.composition: only prior layouts take fractions; add prior to generate.layouts")
 
 
 def _check_lists(config: RunConfig) -> None:

@@ -21,7 +21,7 @@ _WORDS = {
     "agreement": "mean IoU of the filter's segmenter with the layout",
     "ignored_fraction": "share of pixels that the filter set to ignore",
     "nearest_real_distance": "distance to the nearest training image, thumbnail to thumbnail",
-    "layout_kind": "real (a warped annotation), prior (drawn at random) or file",
+    "layout_kind": "real (a warped annotation), prior (drawn at random), read (in an unannotated image) or file",
     "layout_source": "what the layout was made from",
     "seed": "of the image",
     "patch_id": "of real pairs",

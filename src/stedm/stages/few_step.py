@@ -20,8 +20,9 @@ from stedm.diffusion.sampling import Sampling
 from stedm.files import atomic_path, whole
 from stedm.progress import Bar
 from stedm.ranks import everyones, is_first, share
-from stedm.stages.generate import PlanLayouts, composition_of, make_plan, styles_of
+from stedm.stages.generate import composition_of, layouts_of, make_plan, styles_of
 from stedm.stages.grids import sampling_of, save_style_grid
+from stedm.stages.plan_layouts import PlanLayouts
 from stedm.stages.run_folder import RunFolder
 from stedm.training.batches import PairBatches
 from stedm.training.tasks import FewStepTask
@@ -65,7 +66,7 @@ def _pairs(run: RunFolder, config: RunConfig, teacher: StyleDiffusion) -> dict[s
     full = dataclasses.replace(config, generate=dataclasses.replace(config.generate, generator="full"))
     sampling = dataclasses.replace(sampling_of(teacher, full), nfe=config.few_step.teacher_nfe)
     plan = make_plan(patches, _plan_config(config), sampling, composition=composition_of(run, config))
-    layouts = PlanLayouts(run, patches)
+    layouts = layouts_of(run, config, patches)
     starts = range(0, len(plan), DRAWN_AT_ONCE)
     paths = [run.few_step / PAIRS / f"{start}.pt" for start in starts]
     with Bar("drawing pairs", total=len(plan), folder=run.few_step) as bar:

@@ -1,7 +1,6 @@
 """Stage `generate`: write the plan, a table of independent rows; then draw the rows that are not there yet."""
 
 import dataclasses
-import functools
 import json
 import time
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 
 from stedm.config import RunConfig
 from stedm.data.composition import CompositionTable
-from stedm.data.layouts import PriorLayouts, RealLayouts
 from stedm.device import best_device
 from stedm.diffusion.pipeline import StyleDiffusion, Styles
 from stedm.diffusion.sampling import Sampling
@@ -24,7 +22,8 @@ from stedm.progress import Bar
 from stedm.ranks import everyones, is_first, place, share
 from stedm.stages.grids import sampling_of, style_set_size
 from stedm.stages.layout_statistics import write_layout_statistics
-from stedm.stages.run_folder import RunFolder, train_patches
+from stedm.stages.plan_layouts import LayoutSources, PlanLayouts
+from stedm.stages.run_folder import TEACHER_ARM, RunFolder, train_patches
 
 
 def generate(run: RunFolder, config: RunConfig, *, name: str = "synthetic") -> None:
@@ -40,7 +39,7 @@ def generate(run: RunFolder, config: RunConfig, *, name: str = "synthetic") -> N
     if is_first():
         with atomic_path(folder / "plan.parquet") as temporary:
             plan.to_parquet(temporary)
-    layouts = PlanLayouts(run, patches)
+    layouts = layouts_of(run, config, patches)
     mine = share(plan)
     todo = mine[[not (folder / "images" / f"{name}.png").exists() for name in mine["id"]]]
     started, size = time.perf_counter(), config.generate.batch_size
@@ -78,6 +77,11 @@ def _of_set(config: RunConfig, name: str) -> RunConfig:
     return dataclasses.replace(config, generate=dataclasses.replace(config.generate, **changes[name]))
 
 
+def layouts_of(run: RunFolder, config: RunConfig, patches: pd.DataFrame) -> PlanLayouts:
+    """The layouts of a run's plans; `read` ones by the segmenter that the filter judges by too."""
+    return PlanLayouts(run, patches, teacher=run.segmenter(TEACHER_ARM, config.seed))
+
+
 def composition_of(run: RunFolder, config: RunConfig) -> CompositionTable | None:
     """The user's composition table, if the config names one."""
     name = config.generate.composition
@@ -102,20 +106,19 @@ def make_plan(
         lenders = lenders[~lenders["patient"].isin(annotated["patient"])]
     if len(lenders) == 0:
         raise UserError(f"generate.styles: no {options.styles} training patient to take a style from")
+    sources = LayoutSources.of(patches, options.layouts, composition=composition)
     by_patient = dict(list(lenders.groupby("patient")))
     rng = np.random.default_rng([config.seed, 5])
     turns = np.concatenate([rng.permutation(sorted(by_patient)) for _ in range(-(-options.images // len(by_patient)))])
     rows = []
     for k, patient in enumerate(turns[: options.images]):
-        kind = options.layouts if options.layouts != "mixed" else ("real", "prior")[k % 2]
         ids = by_patient[patient]["patch_id"].to_numpy()
         lent = [] if options.styles == "none" else rng.permutation(ids)[: style_set_size(config)]
         group = str(by_patient[patient]["group"].iloc[0]) if composition is not None else ""
         rows.append(
             {
                 "id": f"s{k:06d}",
-                "layout_kind": kind,
-                **layout_source(kind, annotated, rng, composition=composition, group=group),
+                **sources.choose(k, rng, group=group),
                 "layout_seed": int(rng.integers(2**31)),
                 "style_patient": "" if options.styles == "none" else str(patient),
                 "style_patches": json.dumps(list(map(str, lent))),
@@ -125,39 +128,6 @@ def make_plan(
             }
         )
     return pd.DataFrame(rows)
-
-
-def layout_source(
-    kind: str, annotated: pd.DataFrame, rng: np.random.Generator, *, composition: CompositionTable | None, group: str
-) -> dict[str, str]:
-    """Where a layout comes from: an annotated patch to warp, or fractions (JSON) asked for; "" for measured ones."""
-    if kind == "real":
-        return {"layout_source": rng.choice(annotated["patch_id"].to_numpy()), "composition": ""}
-    wanted = "" if composition is None else json.dumps(rng.choice(composition.rows_of(group)).tolist())
-    return {"layout_source": "prior", "composition": wanted}
-
-
-class PlanLayouts:
-    """The layout of a plan row, a pure function of the row."""
-
-    def __init__(self, run: RunFolder, patches: pd.DataFrame) -> None:
-        annotated = train_patches(patches, annotated=True)
-        self.maps, self.num_classes = run.label_maps(annotated), len(run.classes())
-        self.position = {name: k for k, name in enumerate(annotated["patch_id"])}
-        self.real = RealLayouts(self.maps)
-
-    @functools.cached_property
-    def prior(self) -> PriorLayouts:
-        """Fitted when a row first asks for it: it takes seconds."""
-        return PriorLayouts.fit(self.maps, self.num_classes)
-
-    def of(self, row: pd.Series) -> np.ndarray:
-        """Label map (H, W) uint8."""
-        rng = np.random.default_rng(int(row["layout_seed"]))
-        if row["layout_kind"] == "prior":
-            wanted = json.loads(row["composition"]) if row["composition"] else None
-            return self.prior.draw(rng, fractions=None if wanted is None else np.array(wanted))
-        return self.real.warp(self.position[row["layout_source"]], rng)
 
 
 def styles_of(run: RunFolder, model: StyleDiffusion, patches: pd.DataFrame, rows: pd.DataFrame) -> Styles | None:

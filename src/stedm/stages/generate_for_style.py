@@ -26,13 +26,13 @@ from stedm.png import Writer
 from stedm.progress import Bar
 from stedm.ranks import everyones, is_first, place, share
 from stedm.stages.contact_sheet import save_contact_sheet
-from stedm.stages.generate import PlanLayouts, layout_source
-from stedm.stages.run_folder import RunFolder, train_patches
+from stedm.stages.plan_layouts import LayoutSources, PlanLayouts
+from stedm.stages.run_folder import RunFolder
 
 STYLE_SETS = 16
 """Style sets dealt from a slide, at most; the images take turns in using them."""
-LAYOUT_KINDS = ("real", "prior", "mixed")
-"""Layouts that a run lends: warped annotated label maps, random fields matched to them, or both in turn."""
+LENT = ("real", "prior", "real+prior")
+"""Layouts that a run lends: warped annotated label maps, random fields matched to them, or both in turns."""
 
 
 class Layouts(Protocol):
@@ -51,22 +51,20 @@ class RunLayouts:
     """Layouts of a run's annotated patients, as stage `generate` draws them."""
 
     def __init__(self, run: RunFolder, kind: str, model: StyleDiffusion) -> None:
-        """kind: one of LAYOUT_KINDS. Raises UserError when the run has other classes or patches than the model."""
+        """kind: one of LENT. Raises UserError when the run has other classes or patches than the model."""
         patches = run.patches()
         if run.classes() != model.classes:
             raise UserError(
                 f"{run.root}: its classes {run.classes()} are not the model's {model.classes}; name its run"
             )
-        self.annotated, self.kind = train_patches(patches, annotated=True), kind
+        self.sources = LayoutSources.of(patches, kind)
         self.layouts = PlanLayouts(run, patches)
         if (side_px := self.layouts.maps.shape[1]) != model.patch_px:
             raise UserError(f"{run.root}: patches of {side_px} px, the model's are {model.patch_px} px; name its run")
 
     def choose(self, k: int, rng: np.random.Generator) -> dict[str, Any]:
         """See `Layouts`."""
-        kind = self.kind if self.kind != "mixed" else ("real", "prior")[k % 2]
-        source = layout_source(kind, self.annotated, rng, composition=None, group="")
-        return {"layout_kind": kind, **source, "layout_seed": int(rng.integers(2**31))}
+        return {**self.sources.choose(k, rng), "layout_seed": int(rng.integers(2**31))}
 
     def of(self, row: Any) -> np.ndarray:
         """See `Layouts`."""
@@ -106,15 +104,15 @@ def run_of(model_folder: str | Path) -> Path | None:
 
 
 def find_layouts(layouts: str | None, run: str | Path | None, model: StyleDiffusion) -> Layouts:
-    """Layouts of a folder, or one of LAYOUT_KINDS from a run; a folder of that name is named with a slash.
+    """Layouts of a folder, or one of LENT from a run; a folder of that name is named with a slash.
 
     Raises UserError when there is neither a folder nor a run.
     """
-    if layouts is not None and layouts not in LAYOUT_KINDS:
+    if layouts is not None and layouts not in LENT:
         return LayoutFiles(layouts, classes=model.classes, size_px=model.patch_px or 0)
     if run is None:
         raise UserError("no layouts; name a folder of label maps with --layouts, or a run that lends some with --run")
-    return RunLayouts(RunFolder(run), layouts or "mixed", model)
+    return RunLayouts(RunFolder(run), layouts or "real+prior", model)
 
 
 def find_style_sets(

@@ -11,8 +11,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from stedm.stages.report_figures import BETTER, FULL_IN, INK, STYLE, WORSE, _panels, _uri
 
-KINDS = {"annotated": INK, "real": WORSE, "prior": BETTER}
-NAMES = {"annotated": "annotated", "real": "real, warped", "prior": "prior"}
+KINDS = {"annotated": INK, "real": WORSE, "prior": BETTER, "read": "#7d4a9c"}
+NAMES = {"annotated": "annotated", "real": "real, warped", "prior": "prior", "read": "read, warped"}
 _MOST_PAIRS = 12
 
 
