@@ -157,7 +157,7 @@ def _as_recorded(files: dict[str, InputFile], data: Path) -> dict[str, InputFile
     ]
     if doubtful:
         once = list(dict.fromkeys(files[name] for name in doubtful))
-        Console(stderr=True).print(f"{len(once)} input files have another time or place: comparing their content")
+        Console(stderr=True).print(f"{len(once)} input file(s) have another time or place: comparing their content")
         with ThreadPoolExecutor(_THREADS) as pool:
             found = dict(zip(once, pool.map(sha256_of, once), strict=True))
         agree = {name for name in doubtful if found[files[name]] == known[name].sha256}
