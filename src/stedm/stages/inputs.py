@@ -123,7 +123,9 @@ def share_records(folders: Sequence[Path]) -> None:
     """Let each data folder know what another of the same cohort knows, so that files stand for the same in all."""
     known = [_known(data) for data in folders]
     for data, own in zip(folders, known, strict=True):
-        joined = functools.reduce(lambda found, more: found | more, [*reversed(known), own], {})
+        joined = dict[str, Record]()
+        for records in (*reversed(known), own):
+            joined |= records
         if joined != own:
             _save(data, joined)
 

@@ -103,7 +103,7 @@ def _extract(
         for name in (EXTRACTED, SKIPPED):
             (out / name).unlink(missing_ok=True)
         write_json(out / "extraction.json", key)
-    settings = [dataclasses.asdict(config.prepare)]
+    settings: list[Any] = [dataclasses.asdict(config.prepare)]
     if not config.cohort.table:  # what is drawn follows from these, whenever it was drawn
         settings += [PHANTOM_FORMAT, dataclasses.asdict(config.cohort.phantom)]
     tasks = slide_tasks(laboratories, label_maps, patients, settings=settings, files=inputs.files)
