@@ -15,7 +15,8 @@ from stedm.data.slide import Slide
 from stedm.errors import UserError
 from stedm.files import read_json
 from stedm.stages.alignment import LONG_SIDE_PX
-from stedm.stages.prepare import input_digest, prepare
+from stedm.stages.inputs import inputs_of
+from stedm.stages.prepare import prepare
 from stedm.stages.report_alignment import MOST, alignments
 
 LABELS = {"tumour": ["Tumor"], "stroma": ["Stroma", "unannotated"], "ignore": ["Necrosis"]}
@@ -268,9 +269,9 @@ def test_other_names_make_other_label_maps(tmp_path, table):
 
 def test_input_digest_follows_annotation_files(tmp_path, table):
     config = run_config(tmp_path, table)
-    digest = input_digest(config)
+    digest = inputs_of(config.cohort, tmp_path / "data").digest
     write_annotation(tmp_path, 0, [square(0, 0, 9, "Tumor")])
-    assert input_digest(config) != digest
+    assert inputs_of(config.cohort, tmp_path / "data").digest != digest
 
 
 def test_alignment_pictures_show_outlines_where_the_polygons_are(tmp_path, table):

@@ -12,7 +12,7 @@ from stedm.config import IGNORE, CohortConfig, PhantomConfig, PrepareConfig, Run
 from stedm.data.label_source import MaskFile
 from stedm.errors import UserError
 from stedm.files import read_json
-from stedm.stages.prepare import input_digest, prepare
+from stedm.stages.prepare import prepare
 from stedm.stages.run_folder import RunFolder, train_patches
 from stedm.stages.segmentation import _batches
 
@@ -131,18 +131,6 @@ def test_a_role_without_tissue_is_refused(tmp_path, config):
     config.prepare = dataclasses.replace(config.prepare, min_tissue=1.1)
     with pytest.raises(UserError, match=r"prepare\.min_tissue"):
         prepare(tmp_path / "data", config)
-
-
-def test_input_digest_follows_table_and_files(tmp_path, config):
-    digest = input_digest(config)
-    assert digest == input_digest(config)
-    os.utime(tmp_path / "mask0.png", ns=(1, 1))
-    touched = input_digest(config)
-    assert touched != digest
-    with open(tmp_path / "table.csv", "a") as table:
-        table.write("im age0.png,p9,\n")
-    assert input_digest(config) != touched
-    assert input_digest(RunConfig()) == ""
 
 
 def test_phantom_is_drawn_prepared_and_reused(tmp_path):

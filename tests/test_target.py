@@ -15,7 +15,8 @@ from stedm.errors import UserError
 from stedm.files import read_json
 from stedm.graph import fingerprint_of, stages_of
 from stedm.run import run_all
-from stedm.stages.prepare import input_digest, prepare
+from stedm.stages.inputs import inputs_of
+from stedm.stages.prepare import prepare
 from stedm.stages.run_folder import RunFolder, train_patches
 from stedm.stages.segmentation import _batches
 
@@ -138,10 +139,10 @@ def test_class_names_must_agree_and_their_order_need_not(config: RunConfig) -> N
 
 
 def test_digest_follows_the_target(tmp_path: Path, config: RunConfig) -> None:
-    before = input_digest(config)
+    before = inputs_of(config.cohort, tmp_path / "data").digest
     with open(tmp_path / "b" / "table.csv", "a") as table:
         table.write("5_1.png,new,\n")
-    assert input_digest(config) != before
+    assert inputs_of(config.cohort, tmp_path / "data").digest != before
 
 
 @pytest.mark.parametrize(

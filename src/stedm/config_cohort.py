@@ -1,6 +1,6 @@
 """Sections of the config that say where the images come from: tables of one laboratory or two, or the phantom."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Optional
 
 Family = Literal["he", "ihc"]
@@ -79,3 +79,9 @@ class CohortConfig:
     """Licence of the images and masks, e.g. CC-BY-4.0; shown in the report and the model card, used for nothing."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
     """The procedural cohort."""
+
+
+def wherever_tables_are(cohort: CohortConfig) -> CohortConfig:
+    """The section without the places of its tables: what is in them counts, and whether there are any."""
+    target = cohort.target and replace(cohort.target, table="table")
+    return replace(cohort, table=cohort.table and "table", target=target)

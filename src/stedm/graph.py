@@ -12,8 +12,10 @@ from typing import Any
 
 from stedm.arms import FULL_ARM, ingredients, synthetic_set
 from stedm.config import CohortConfig, DiffusionConfig, GenerateConfig, RunConfig, SplitConfig
+from stedm.config_cohort import wherever_tables_are
 from stedm.data.composition import composition_digest
-from stedm.stages.prepare import input_digest, prepare
+from stedm.stages.inputs import inputs_of
+from stedm.stages.prepare import prepare
 from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder
 
 FORMAT = 11
@@ -50,7 +52,7 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
 
     Not so with a second laboratory unless `keep_source`: then the budget decides who of the first is trained on at all.
     """
-    digest = input_digest(config)
+    digest = inputs_of(config.cohort, run.data).digest
     blind = () if _leaves_out_by_budget(config) else ("autoencoder", f"segmentation {FULL_ARM} ")
     return [
         _whoever_is_annotated(stage, digest) if stage.name.startswith(blind) else stage
@@ -265,6 +267,7 @@ def needed(stages: list[Stage], until: str) -> list[Stage]:
 
 def fingerprint_of(stage: Stage, config: RunConfig, fingerprints: dict[str, str]) -> str:
     """SHA-256 over the config values a stage reads and the fingerprints of the stages it reads."""
+    config = dataclasses.replace(config, cohort=wherever_tables_are(config.cohort))
     content = {
         "format": FORMAT,
         "stage": stage.name,

@@ -21,6 +21,7 @@ from stedm.experiment import Part, adopt, annotated_patients, is_experiment, par
 from stedm.files import link, locked, read_json, refuse_links, remove_folder, remove_temporaries, write_json, writing
 from stedm.graph import Stage, fingerprint_of, needed
 from stedm.ranks import place, together
+from stedm.stages.inputs import share_records
 from stedm.stages.prepare import share_patches
 from stedm.stages.run_folder import RunFolder
 from stedm.team import dealt, is_dealt, is_joint, refuse_uneven_batches, rounds
@@ -75,9 +76,10 @@ def run_all(
             locks.enter_context(_locked(root))
             refuse_links(root)
             adopt(parts)
-            every = _all_jobs(parts, until)
             for part in parts[:-1]:
                 locks.enter_context(_locked(part.run.root))
+            share_records([part.run.data for part in parts[:-1]])
+            every = _all_jobs(parts, until)
             remove_temporaries(root)
             _run_jobs(every, parts, jobs=jobs, slide_jobs=slide_jobs, console=console)
         except Stopped:

@@ -11,22 +11,21 @@ import pandas as pd
 from rich.console import Console
 
 from stedm.config import IGNORE, CohortConfig, RunConfig, TargetConfig
-from stedm.data.cohort import FILES, read_cohort, read_table
+from stedm.config_cohort import wherever_tables_are
+from stedm.data.cohort import read_cohort, read_table
 from stedm.data.composition import CompositionTable
-from stedm.data.laboratories import Laboratory, joined, read_laboratories, resolve_label_maps, sections_of
+from stedm.data.laboratories import Laboratory, joined, read_laboratories, resolve_label_maps
 from stedm.data.phantom import PHANTOM_LABELS, write_cohort
 from stedm.data.splits import split_patients, usable_patients
 from stedm.data.tables import read_parquet
 from stedm.errors import UserError
 from stedm.files import atomic_path, link, read_json, whole, write_json
 from stedm.stages.alignment import alignment_notices
-from stedm.stages.prepare_slides import FOLDERS, FORMAT, cut_slides, file_stamps, records_of, slide_tasks
+from stedm.stages.inputs import EXTRACTED, INPUTS, Inputs, inputs_of, record
+from stedm.stages.prepare_slides import FOLDERS, FORMAT, cut_slides, records_of, slide_tasks
 
 _TOLD = 5
 """Notices about annotation files on the terminal, at most."""
-
-EXTRACTED = "extracted.parquet"
-"""In the data folder, written last: every patch, whatever roles the patients have."""
 
 SKIPPED = "skipped.csv"
 """In the data folder, when slides were damaged: which, and what is wrong with them."""
@@ -41,7 +40,8 @@ def prepare(out: Path, config: RunConfig, *, jobs: int = 1) -> None:
     the slides that are done (see `prepare_slides`); roles may change without cutting anything. Damaged slides are left
     out, and named in skipped.csv. jobs: processes that cut slides; the result does not depend on it. Raises UserError.
     """
-    key = _extraction_key(config)
+    inputs = inputs_of(config.cohort, out)
+    key = _extraction_key(config, inputs)
     unchanged = _extracted_from(out) == key
     whole = unchanged and (out / EXTRACTED).exists()
     cohort_config = config.cohort if config.cohort.table else _phantom(out, config.cohort, reuse=unchanged)
@@ -51,7 +51,8 @@ def prepare(out: Path, config: RunConfig, *, jobs: int = 1) -> None:
         cohort["split"] = cohort["split"].where(cohort["split"] == "unseen", "")
     splits = _splits(cohort, config)
     if not whole:
-        _extract(out, config, laboratories, patients=usable_patients(cohort, config.split), jobs=jobs)
+        patients = usable_patients(cohort, config.split)
+        _extract(out, config, inputs, laboratories, patients=patients, jobs=jobs)
     skipped = skipped_slides(out)
     if len(skipped):
         cohort = cohort[~cohort["image"].isin(skipped["image"])].reset_index(drop=True)
@@ -89,21 +90,23 @@ def _splits_of_the_rest(cohort: pd.DataFrame, config: RunConfig, skipped: pd.Dat
         raise UserError(f"{error} ({len(skipped)} damaged slide(s) were left out: {skipped['reason'][0]})") from None
 
 
-def _extract(out: Path, config: RunConfig, laboratories: list[Laboratory], *, patients: set[str], jobs: int) -> None:
+def _extract(
+    out: Path, config: RunConfig, inputs: Inputs, laboratories: list[Laboratory], *, patients: set[str], jobs: int
+) -> None:
     """Cut the patches of `patients` into images/ and masks/, and write EXTRACTED, the same whoever has which role."""
     label_maps = resolve_label_maps(laboratories)
     classes = label_maps[0].classes
     if config.generate.composition:  # a mistake in it should not come to light after the training
         CompositionTable.read(config.generate.composition, classes)
-    key = _extraction_key(config)
+    key = _extraction_key(config, inputs)
     if _extracted_from(out) != key:
         for name in (EXTRACTED, SKIPPED):
             (out / name).unlink(missing_ok=True)
         write_json(out / "extraction.json", key)
-    settings, stamps = [dataclasses.asdict(config.prepare)], file_stamps
+    settings: list[Any] = [dataclasses.asdict(config.prepare)]
     if not config.cohort.table:  # what is drawn follows from these, whenever it was drawn
-        settings, stamps = [*settings, PHANTOM_FORMAT, dataclasses.asdict(config.cohort.phantom)], lambda _: []
-    tasks = slide_tasks(laboratories, label_maps, patients, settings=settings, stamps=stamps)
+        settings += [PHANTOM_FORMAT, dataclasses.asdict(config.cohort.phantom)]
+    tasks = slide_tasks(laboratories, label_maps, patients, settings=settings, files=inputs.files)
     labels = {laboratory.name: label_map for laboratory, label_map in zip(laboratories, label_maps, strict=True)}
     skipped = cut_slides(out, tasks, config.prepare, labels, jobs=jobs)
     _tell(alignment_notices(out))
@@ -117,6 +120,7 @@ def _extract(out: Path, config: RunConfig, laboratories: list[Laboratory], *, pa
     if len(skipped):
         with atomic_path(out / SKIPPED) as temporary:
             skipped.to_csv(temporary, index=False)
+    record(out, inputs, cut={task.source for task in tasks})
     with atomic_path(out / EXTRACTED) as temporary:
         records.to_parquet(temporary)
 
@@ -131,13 +135,13 @@ def _tell(notices: list[str]) -> None:
 
 def share_patches(out: Path, others: Iterable[Path], config: RunConfig) -> None:
     """Let data folder `out` have the patches of one of `others` that cut the same: as hard links, where these work."""
-    key = _extraction_key(config)
+    key = _extraction_key(config, inputs_of(config.cohort, out))
     if _extracted_from(out) == key and (out / EXTRACTED).exists():
         return
     for other in others:
         if _extracted_from(other) == key and (other / EXTRACTED).exists():
             (out / "extraction.json").unlink(missing_ok=True)
-            for name in ("phantom", "slides", *FOLDERS, "classes.json", SKIPPED, EXTRACTED):
+            for name in ("phantom", "slides", *FOLDERS, "classes.json", SKIPPED, INPUTS, EXTRACTED):
                 if (other / name).exists():
                     link(other / name, out / name)
             write_json(out / "extraction.json", key)  # the last, for a process that is killed here
@@ -152,25 +156,9 @@ def _extracted_from(out: Path) -> Any:
         return None
 
 
-def input_digest(config: RunConfig) -> str:
-    """SHA-256 over the cohort tables and the size and modification time of every file they name; "" for the phantom.
-
-    Raises UserError for a table that cannot be read; files that are missing are left to `prepare` to report.
-    """
-    if not config.cohort.table:
-        return ""
-    digest = hashlib.sha256()
-    for _, section, options in sections_of(config.cohort):
-        table = read_table(options, section=section)
-        digest.update(Path(options.table or "").read_bytes())
-        for stamp in file_stamps(pd.concat([table[column] for column in FILES])):
-            digest.update(f"{stamp}\n".encode())
-    return digest.hexdigest()
-
-
-def _extraction_key(config: RunConfig) -> dict[str, str]:
+def _extraction_key(config: RunConfig, inputs: Inputs) -> dict[str, str]:
     """What the patch files depend on."""
-    cohort = dataclasses.replace(config.cohort, licence=None)  # words about the images change no patch
+    cohort = dataclasses.replace(wherever_tables_are(config.cohort), licence=None)  # words that change no patch
     content = [
         PHANTOM_FORMAT,
         FORMAT,
@@ -179,7 +167,7 @@ def _extraction_key(config: RunConfig) -> dict[str, str]:
         config.split.keep_source,
     ]
     settings = json.dumps(content, sort_keys=True)
-    return {"settings": hashlib.sha256(settings.encode()).hexdigest(), "inputs": input_digest(config)}
+    return {"settings": hashlib.sha256(settings.encode()).hexdigest(), "inputs": inputs.digest}
 
 
 def _phantom(out: Path, config: CohortConfig, *, reuse: bool) -> CohortConfig:

@@ -1,6 +1,7 @@
 """Stage `prepare`, all slides: in several processes, each slide once, damaged ones left out.
 
-A finished slide leaves `slides/<source>.json` with the records of its patches and a key of everything they depend on.
+A finished slide leaves `slides/<source>.json` with the records of its patches, a key of everything they depend on, and
+the hashes of its files.
 A slide without it, or with another key, is cut anew; so a killed run keeps what it finished, and a table that grows or
 a slide that is replaced costs only what is new.
 """
@@ -9,7 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from stedm.errors import Stopped, UserError
 from stedm.files import read_json, write_text
 from stedm.processes import process_pool
 from stedm.stages.alignment import ALIGNMENT
+from stedm.stages.inputs import InputFile, Record, sha256_of
 from stedm.stages.prepare_slide import SlideCutter, source_name
 
 FORMAT = 3
@@ -51,6 +53,8 @@ class SlideTask:
     """The row as messages name it."""
     key: str
     """What the patches depend on."""
+    files: dict[str, InputFile]
+    """The row's files, as `Inputs` has them."""
 
     @property
     def source(self) -> str:
@@ -62,23 +66,17 @@ class SlideTask:
         return max(1, Path(self.row.image).stat().st_size)
 
 
-def file_stamps(names: Iterable[str]) -> list[str]:
-    """Size and modification time of the files that are there."""
-    found = [Path(name).stat() for name in names if name and Path(name).is_file()]
-    return [f"{stat.st_size} {stat.st_mtime_ns}" for stat in found]
-
-
 def slide_tasks(
     laboratories: Sequence[Laboratory],
     labels: Sequence[LabelMap],
     patients: set[str],
     *,
     settings: object,
-    stamps: Callable[[Iterable[str]], list[str]],
+    files: Mapping[str, InputFile],
 ) -> list[SlideTask]:
     """A task for each slide of `patients`, in the order of the tables.
 
-    settings: what all patches depend on, as JSON takes it. stamps: what tells whether files have changed.
+    settings: what all patches depend on, as JSON takes it. files: those of `Inputs`; none of the phantom.
     """
     tasks, first = [], 0
     for laboratory, label_map in zip(laboratories, labels, strict=True):
@@ -86,11 +84,13 @@ def slide_tasks(
         for number, row in enumerate(laboratory.cohort.to_dict("records")):
             if row["patient"] in patients:
                 read = {name: str(value) for name, value in row.items() if name not in ("split", "may_annotate")}
-                files = {name: Path(row[name]).name for name in FILES}  # wherever the same file lies now
-                content = [FORMAT, settings, classes, read | files, stamps(row[name] for name in FILES)]
+                names = {name: Path(row[name]).name for name in FILES}  # wherever the same file lies now
+                keys = [f"{source_name(first + number)} {name}" for name in FILES]
+                own = {name: files[name] for name in keys if name in files}
+                content = [FORMAT, settings, classes, read | names, [file.stamp for file in own.values()]]
                 key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
                 where = row_name(str(laboratory.config.table), number)
-                tasks.append(SlideTask(first + number, SimpleNamespace(**row), where, key))
+                tasks.append(SlideTask(first + number, SimpleNamespace(**row), where, key, own))
         first += len(laboratory.cohort)
     return tasks
 
@@ -155,6 +155,8 @@ def _is_done(out: Path, task: SlideTask) -> bool:
 
 def _cut_one(out: Path, task: SlideTask, cutter: SlideCutter, tick: Callable[[float, int], None]) -> str:
     """Cut a slide; "", or what is wrong with its file."""
+    # Before they are read: if one is changed meanwhile, the next run sees other content and cuts again.
+    files = {name: Record(file.stamp, sha256_of(file), file.mark) for name, file in task.files.items()}
     try:
         records = cutter.cut(task.position, task.row, tick)
     except DamagedSlide as error:
@@ -163,7 +165,7 @@ def _cut_one(out: Path, task: SlideTask, cutter: SlideCutter, tick: Callable[[fl
         raise
     except UserError as error:
         raise type(error)(f"{task.where}: {error}") from None
-    found = {"key": task.key, "slide": task.row.slide, "records": records}
+    found = {"key": task.key, "slide": task.row.slide, "files": files, "records": records}
     write_text(_finished(out, task), json.dumps(found, allow_nan=False))  # in one line: ten times as fast
     return ""
 
