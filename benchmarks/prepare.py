@@ -77,7 +77,7 @@ def tasks_of(paths: list[Path], mpp: float = float("nan")) -> list[SlideTask]:
         "annotation_origin": "slide",
     }
     rows = [{"image": str(path), "slide": path.stem, "patient": path.stem, **empty} for path in paths]
-    return [SlideTask(number, SimpleNamespace(**row), f"row {number}", "") for number, row in enumerate(rows)]
+    return [SlideTask(number, SimpleNamespace(**row), f"row {number}", "", {}) for number, row in enumerate(rows)]
 
 
 def cut(out: Path, tasks: list[SlideTask], jobs: int) -> None:

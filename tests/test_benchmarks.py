@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import tifffile
+
+from stedm.data.phantom import draw_layout, draw_style
+from stedm.data.phantom_render import render
 from stedm.diffusion.sampling import Sampling
 from stedm.stages.sampling_settings import in_force
 
@@ -67,3 +72,12 @@ def test_the_steps_of_the_ablation_end_at_what_is_shipped() -> None:
     assert ours.diffusion == shipped.diffusion and drawn(ours) == drawn(shipped)
     settings = [json.dumps([dataclasses.asdict(row.diffusion), drawn(row)]) for row in rows.values()]
     assert len(set(settings)) == len(settings)  # each row differs from every other
+
+
+def test_prepare(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tissue = render(draw_layout(512, rng), draw_style("he", rng), rng)
+    tifffile.imwrite(tmp_path / "slide.tif", tissue, tile=(256, 256), photometric="rgb")
+    slide = ("--slide", tmp_path / "slide.tif", "--mpp", 0.5)
+    found = json.loads(run("prepare", "--out", tmp_path / "out", *slide, "--repeats", 1))
+    assert 0 < found["patches"] <= 4 and found["wall"]["prepare_over_bare_reads_and_writes"] > 0

@@ -145,6 +145,7 @@ class FewStepConfig:
 
 
 LAYOUT_KINDS = ("real", "prior", "read")
+"""What `generate.layouts` joins."""
 
 
 @dataclass
