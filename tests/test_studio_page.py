@@ -127,10 +127,13 @@ class Visit:
         canvas.click(position={"x": x * area["width"], "y": y * area["height"]})
 
     def give(self, chooser: Any, path: Path) -> None:
-        """Choose a file, and wait until the server has it and the page knows."""
+        """Choose a file, and wait until the server has it and the page lists it.
+
+        Its row, not its name: that also shows while it is on its way, and is two words once it has come.
+        """
         with self.page.expect_response(lambda answer: "/upload?" in answer.url):
             chooser.set_input_files(path)
-        self.page.wait_for_function(f"document.body.innerText.includes('{path.name}')")
+        self.page.get_by_role("cell", name=path.name, exact=True).wait_for()
         self.page.wait_for_timeout(1000)
 
     def drawn(self, count: int) -> None:
