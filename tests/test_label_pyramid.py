@@ -1,5 +1,7 @@
 """Label maps in files: bands that are read by rows, and pyramids that other programs open."""
 
+from xml.etree import ElementTree
+
 import numpy as np
 import openslide
 import pytest
@@ -54,14 +56,38 @@ def test_pixels_are_classes_and_the_file_says_which(labels, written) -> None:
         assert "1 stroma; 2 epithelium; 255 not predicted" in tiff.pages[0].description
 
 
-def test_tifffile_sees_one_pyramid(labels, written) -> None:
+def test_levels_are_sub_images_and_in_line(labels, written) -> None:
+    """What Bio-Formats looks for, and what OpenSlide does, are the same images."""
     with tifffile.TiffFile(written[0]) as tiff:
-        (series,) = tiff.series
-        assert [level.shape for level in series.levels] == [(1300, 1790), (650, 895), (325, 448)]
+        tiff.pages.useframes = False
+        offsets = [page.offset for page in tiff.pages]
+        assert len(offsets) == 3 and list(tiff.pages.first.subifds) == offsets[1:]
         for level, page in enumerate(tiff.pages):
             dots, divisor = page.tags["XResolution"].value
-            assert page.is_tiled and page.is_subifd is False and page.is_reduced == (level > 0)
+            assert page.is_tiled and page.is_reduced == (level > 0)
             assert 1e4 * divisor / dots == pytest.approx(0.8 * 1790 / page.imagewidth, rel=1e-6)
+
+
+def test_ome_xml_says_that_it_is_one_plane_with_levels_and_its_resolution(labels, written) -> None:
+    with tifffile.TiffFile(written[0]) as tiff:
+        assert tiff.is_ome
+        (series,) = tiff.series
+        assert [level.shape for level in series.levels] == [(1300, 1790), (650, 895), (325, 448)]
+        (pixels,) = ElementTree.fromstring(tiff.ome_metadata).iterfind(".//{*}Pixels")
+    assert [pixels.get(f"Size{axis}") for axis in "XYCZT"] == ["1790", "1300", "1", "1", "1"]
+    assert [float(pixels.get(f"PhysicalSize{axis}")) for axis in "XY"] == [0.8, 0.8]
+
+
+@pytest.mark.parametrize("name", ["épithélium & <'1'>", 'a"b'])
+def test_names_of_classes_are_kept_whatever_they_are(name, tmp_path) -> None:
+    bands = LabelBands(tmp_path / "bands", width_px=5, height_px=3, starts=[0])
+    bands.write(0, np.zeros((3, 5), np.uint8))
+    path = tmp_path / "labels.tif"
+    write_label_pyramid(path, bands, mpp=0.5, classes=[name], colours=COLOURS[:1], scratch=tmp_path / "scratch")
+    with tifffile.TiffFile(path) as tiff:
+        assert len(tiff.pages) == 1 and not tiff.pages.first.subifds
+        (said,) = ElementTree.fromstring(tiff.ome_metadata).iterfind(".//{*}Description")
+    assert said.text == f"label map: 0 {name}; 255 not predicted"
 
 
 def test_openslide_shows_every_level_in_colour(labels, written) -> None:

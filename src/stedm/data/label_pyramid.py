@@ -1,9 +1,14 @@
-"""Label maps as tiled pyramids: TIFF files that OpenSlide and QuPath show in colour, and whose pixels are classes."""
+"""Label maps as tiled pyramids: TIFF files whose pixels are classes, with a colour for each.
+
+Programs look for the coarser levels in two places. Bio-Formats, by which QuPath opens images of one channel, wants them
+as sub-images of the first, and OME-XML that says so; OpenSlide wants them in line behind it. Both find the same ones.
+"""
 
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 import numpy as np
 import tifffile
@@ -34,7 +39,7 @@ def write_label_pyramid(
     """
     counts = np.zeros(256, np.int64)
     level: LabelRows | None = labels
-    names = "; ".join(f"{label} {name}" for label, name in enumerate(classes))
+    levels = _count_levels(labels.width_px, labels.height_px)
     options = {
         "dtype": "uint8",
         "tile": (TILE_PX, TILE_PX),
@@ -55,11 +60,13 @@ def write_label_pyramid(
                 _tiles(level, coarser, counts if first else None),
                 shape=(level.height_px, level.width_px),
                 subfiletype=0 if first else 1,
+                subifds=levels - 1 if first else None,
                 resolution=(1e4 / mpp * level.width_px / labels.width_px,) * 2,
-                description=f"label map: {names}; {IGNORE} not predicted" if first else None,
+                description=_ome_xml(labels, mpp, classes) if first else None,
                 **options,
             )
             level = coarser
+    _put_in_line(path)
     return counts
 
 
@@ -99,6 +106,44 @@ def _palette(colours: Sequence[str]) -> NDArray[np.uint16]:
     palette = np.full((3, 256), 255, np.uint16)
     palette[:, : len(colours)] = np.array([list(bytes.fromhex(colour[1:])) for colour in colours], np.uint16).T
     return palette * np.uint16(257)
+
+
+def _ome_xml(labels: LabelRows, mpp: float, classes: Sequence[str]) -> bytes:
+    """What Bio-Formats goes by: one plane, its size, microns per pixel (the schema's unit); and the classes' names."""
+    names = "; ".join(f"{label} {name}" for label, name in enumerate(classes))
+    namespace = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+    ome = Element("OME", {"xmlns": namespace, "Creator": "stedm"})
+    image = SubElement(ome, "Image", ID="Image:0", Name="label map")
+    SubElement(image, "Description").text = f"label map: {names}; {IGNORE} not predicted"
+    size = {
+        f"Size{axis}": str(n) for axis, n in zip("XYCZT", (labels.width_px, labels.height_px, 1, 1, 1), strict=True)
+    }
+    size |= {f"PhysicalSize{axis}": str(mpp) for axis in "XY"}
+    pixels = SubElement(image, "Pixels", ID="Pixels:0", DimensionOrder="XYCZT", Type="uint8", **size)
+    SubElement(pixels, "Channel", ID="Channel:0:0", SamplesPerPixel="1")
+    SubElement(pixels, "TiffData", IFD="0", PlaneCount="1")
+    return tostring(ome, encoding="utf-8", xml_declaration=True)
+
+
+def _put_in_line(path: Path) -> None:
+    """Let the first image's link to the next one, at the end of its tags, lead to the first of its sub-images."""
+    with tifffile.TiffFile(path) as tiff:
+        page, tags = tiff.pages.first, tiff.tiff
+        levels = page.subifds
+        if not levels:
+            return
+        link = page.offset + tags.tagnosize + len(page.tags) * tags.tagsize
+    with open(path, "r+b") as file:
+        file.seek(link)
+        file.write(struct.pack(tags.offsetformat, levels[0]))
+
+
+def _count_levels(width_px: int, height_px: int) -> int:
+    """How many there are until one fits into a tile."""
+    larger, levels = max(width_px, height_px), 1
+    while larger > TILE_PX:
+        larger, levels = -(-larger // 2), levels + 1
+    return levels
 
 
 def _coarser(level: LabelRows, folder: Path) -> LabelBands | None:

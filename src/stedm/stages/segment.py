@@ -26,7 +26,7 @@ from stedm.progress import Bar
 from stedm.stages.predict import Prediction
 from stedm.stages.report_pictures import CLASS_COLOURS
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the same model and settings give another label map or other outlines."""
 
 
