@@ -93,6 +93,14 @@ def test_what_either_side_lacks_is_left_as_it_is(unknown: str) -> None:
     assert change[PX // 2 + FADING_PX :].max() < 1e-6
 
 
+def test_a_few_pixels_of_a_class_are_no_sample_of_it() -> None:
+    drawn, regions = tissue(1.0, 1.0), torch.zeros(1, 2, PX, PX)
+    regions[0, 1, 8:14, 8:14] = 1
+    regions[:, 0] = 1 - regions[:, 1]
+    levels = torch.tensor([[[torch.nan] * 3, [2.0] * 3]])
+    torch.testing.assert_close(match_levels(drawn, levels, regions, 1.0), drawn, atol=1e-6, rtol=0)
+
+
 def test_there_is_no_step_at_a_border_that_was_none() -> None:
     levels = torch.tensor([[[0.6] * 3, [1.4] * 3]])
     density = optical_density(match_levels(tissue(1.0, 1.0), levels, halves(), 1.0)).mean((0, 1, 2))
