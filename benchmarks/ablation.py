@@ -54,7 +54,7 @@ STEPS: dict[str, Changes] = {
     "a style for each class": {"diffusion": {"style_pooling": "class"}},
     "style prior": {"diffusion": {"style_prior": "learned"}},
     "scanner's grain": {"generate": {"grain": None}},
-    "colours of the classes": {"generate": {"bands": None}},
+    "colours of the octaves": {"generate": {"bands": None}},
     "4 evaluations": {"generate": {"nfe": 4}},
 }
 """Each row keeps what the rows above it changed; the last is ours."""
@@ -107,7 +107,7 @@ def origin_of(row: str, out: Path) -> Path:
     """The folder a row starts from: one whose generator it shares, where there is one; else the shared stages."""
     same_generator = {"8 evaluations, second order": "paper-like", "scanner's grain": "style prior"}
     drawn = (
-        "colours of the classes",
+        "colours of the octaves",
         "4 evaluations",
         "nested guidance on layout too",
         "composed guidance",

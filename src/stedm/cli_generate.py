@@ -15,7 +15,7 @@ SAMPLING = {
     "layout_guidance": (float, "layout guidance scale; 1 means none"),
     "style_guidance": (float, "style guidance scale; 1 means none"),
     "grain": (float, "how much of the scanner's noise in the style images is added; 0 adds none"),
-    "bands": (float, "how far, 0 to 1, the colours of each class are moved to those of the style images"),
+    "bands": (float, "how far, 0 to 1, the colours of each octave are moved to those of the style images"),
 }
 """Options that replace the model's own sampling settings."""
 

@@ -178,7 +178,7 @@ class GenerateConfig:
     grain: Optional[float] = None
     """How much of the scanner's noise that the style set shows is added; 0 adds none."""
     bands: Optional[float] = None
-    """How far, 0 to 1, the colours of each class, octave by octave and on average, are moved to the style set's."""
+    """How far, 0 to 1, the colours of each octave are moved to those of the style set."""
     batch_size: int = 64
     """Images per sampling batch; changes the speed, never the images."""
 

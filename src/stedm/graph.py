@@ -18,7 +18,7 @@ from stedm.stages.inputs import inputs_of
 from stedm.stages.prepare import prepare
 from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder
 
-FORMAT = 12
+FORMAT = 11
 """Raise when a stage's results change for the same config: old run folders are then redone."""
 
 

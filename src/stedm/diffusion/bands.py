@@ -10,11 +10,11 @@ their octaves are is Heeger and Bergen's (1995) observation; the map from one co
 least is the linear Monge-Kantorovich one (Pitie and Kokaram 2007).
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from stedm.diffusion.density import from_optical_density, optical_density
 
 OCTAVES = 4
 LEAST = 0.02
@@ -31,7 +31,7 @@ def measure_bands(images: Tensor, found: Tensor) -> Tensor:
     images: (N, 3, H, W) in [-1, 1]. found: log-probabilities (N, K, h, w) of the regions, as the style encoder says.
     """
     regions = F.interpolate(found.float().exp(), size=images.shape[2:], mode="bilinear")
-    octaves, _ = _pyramid(optical_density(images))
+    octaves, _ = _pyramid(_optical_density(images))
     covariances, share = _covariances(octaves, _shrunk(regions))  # of each image
     weight = share / share.sum(0).clamp_min(_FLOOR)  # (N, K)
     pooled = torch.einsum("nk,nkoij->koij", weight, covariances)
@@ -47,7 +47,7 @@ def match_bands(images: Tensor, bands: Tensor, regions: Tensor, strength: float)
     """
     if strength == 0:
         return images
-    octaves, rest = _pyramid(optical_density(images))
+    octaves, rest = _pyramid(_optical_density(images))
     weights = _shrunk(regions.to(octaves[0]))
     own, share = _covariances(octaves, weights)  # (B, K, OCTAVES, 3, 3), (B, K)
     usable = (share >= LEAST)[..., None, None, None] & bands.isfinite().all((-1, -2), keepdim=True)
@@ -58,7 +58,17 @@ def match_bands(images: Tensor, bands: Tensor, regions: Tensor, strength: float)
         octave + torch.einsum("bkhw,bkij,bjhw->bihw", _inside(weight), change[:, :, o], octave)
         for o, (octave, weight) in enumerate(zip(octaves, weights, strict=True))
     ]
-    return from_optical_density(_collapse(moved, rest))
+    return _pixels(_collapse(moved, rest))
+
+
+def _optical_density(images: Tensor) -> Tensor:
+    """[-1, 1] -> log(256) (black) to 0 (white)."""
+    return math.log(256) - torch.log1p((images.float().clamp(-1, 1) + 1) * 127.5)
+
+
+def _pixels(density: Tensor) -> Tensor:
+    """The inverse; what would be whiter than white or blacker than black is clipped."""
+    return (torch.expm1(math.log(256) - density) / 127.5 - 1).clamp(-1, 1)
 
 
 def _pyramid(x: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -15,7 +15,6 @@ from stedm import hub
 from stedm.device import autocast
 from stedm.diffusion.bands import match_bands, measure_bands
 from stedm.diffusion.grain import add_grain, measure_grain
-from stedm.diffusion.levels import match_levels, measure_levels
 from stedm.diffusion.sampling import SOLVERS, Branch, Sampling, guidance_weights, guided, noise_from_seeds
 from stedm.diffusion.tones import keep_tones, measure_tones
 from stedm.errors import UserError
@@ -73,8 +72,6 @@ class Styles:
     """(B, 2, 3): darkest and lightest value of each colour, in [-1, 1]."""
     bands: Tensor
     """(B, K, OCTAVES, 3, 3): covariance of the colours in each octave and region, as `measure_bands` says."""
-    levels: Tensor
-    """(B, K, 3): mean optical density of each region, as `measure_levels` says."""
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -162,14 +159,14 @@ class StyleDiffusion(nn.Module):
         read = [self._read_style(to_network(images).to(self.device)) for images in style_images]
         return Styles(*(torch.stack(parts) for parts in zip(*read, strict=True)))
 
-    def _read_style(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Vectors (K, d + 2 C), grain, tones, bands and levels of one style set (N, 3, H, W)."""
+    def _read_style(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Vectors (K, d + 2 C), grain, tones and bands of one style set (N, 3, H, W)."""
         with autocast(self.device):
             latents = self.first_stage.encode(images)  # (N, C, h, w)
             vectors, found = self.style_extractor.describe(images[None], latents[None])
             reconstructed = self.first_stage.decode(latents).float()
-        grain, tones = measure_grain(images, reconstructed), measure_tones(images)
-        return vectors[0].float(), grain, tones, measure_bands(images, found[0]), measure_levels(images, found[0])
+        grain, bands = measure_grain(images, reconstructed), measure_bands(images, found[0])
+        return vectors[0].float(), grain, measure_tones(images), bands
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
@@ -203,9 +200,7 @@ class StyleDiffusion(nn.Module):
         if styles is not None:
             # Tones first: a few black pixels would pass for strong octaves.
             x = keep_tones(add_grain(x, styles.grain, options.grain, seeds=seeds), styles.tones)
-            regions = self._regions(layouts, x)
-            x = match_bands(x, styles.bands, regions, options.bands)
-            x = match_levels(x, styles.levels, regions, options.bands)
+            x = match_bands(x, styles.bands, self._regions(layouts, x), options.bands)
         return to_images(x)
 
     def _regions(self, layouts: Images | None, x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Sampling:
     grain: float = 1.0
     """How much of the scanner's noise that the style set shows is added (see diffusion/grain.py); 0 adds none."""
     bands: float = 0.6
-    """How far, 0 to 1, octaves and mean of each class are moved to the style set's (diffusion/bands.py, levels.py)."""
+    """How far, 0 to 1, the octaves' colours are moved to those of the style set (see diffusion/bands.py)."""
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
