@@ -34,9 +34,11 @@ from stedm.training.tasks import Batch, DiffusionTask
 from stedm.training.trainer import fit
 
 
-def batches_of(model: StyleDiffusion, config: RunConfig, *, patients: int, patches: int) -> DiffusionBatches:
+def batches_of(
+    model: StyleDiffusion, config: RunConfig, *, patients: int, patches: int, side_px: int
+) -> DiffusionBatches:
     """The batches of a cohort of procedural patients, half of them annotated."""
-    rng, options, side_px = np.random.default_rng(0), config.diffusion, config.prepare.patch_px
+    rng, options = np.random.default_rng(0), config.diffusion
     count = patients * patches
     layouts = np.stack([draw_layout(side_px, rng) for _ in range(count)])
     styles = [draw_style("he", rng) for _ in range(patients)]
@@ -60,10 +62,20 @@ def batches_of(model: StyleDiffusion, config: RunConfig, *, patients: int, patch
     )
 
 
-def task_of(size: str, steps: int) -> DiffusionTask:
+class Marked(DiffusionTask):
+    """Notes processor and wall time at the start of each step."""
+
+    marks: list[tuple[float, float]]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.marks.append((time.process_time(), time.perf_counter()))
+        super().on_train_batch_start(batch, batch_idx)
+
+
+def task_of(size: str, steps: int) -> Marked:
     """A fresh task of the preset."""
     model, config = generator_of(size)
-    return DiffusionTask(
+    return Marked(
         model.unet.train(),
         model.style_extractor.train(),
         learning_rate=config.diffusion.learning_rate,
@@ -74,16 +86,11 @@ def task_of(size: str, steps: int) -> DiffusionTask:
 
 def training_seconds(size: str, batches: DiffusionBatches, steps: int) -> list[tuple[float, float]]:
     """Processor and wall time of each step but the first two of a real training."""
-    marks: list[tuple[float, float]] = []
-
-    def marked(step: int) -> Batch:
-        marks.append((time.process_time(), time.perf_counter()))
-        return batches(step)
-
     with tempfile.TemporaryDirectory() as folder:
         task = task_of(size, steps)
-        fit(task, marked, folder=Path(folder), description="training", ema_decay=0.999, stretches=1)
-    return [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks[2:])]
+        task.marks = []
+        fit(task, batches, folder=Path(folder), description="training", ema_decay=0.999, stretches=1)
+    return [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(task.marks[2:])]
 
 
 class Bare:
@@ -120,11 +127,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", choices=["smoke", "tiny", "small", "base"], default="tiny")
+    parser.add_argument("--side", type=int, default=64, help="of the patches, pixels")
     parser.add_argument("--steps", type=int, default=16, help="of a turn")
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     model, config = generator_of(options.size)
-    batches = batches_of(model, config, patients=16, patches=4)
+    batches = batches_of(model, config, patients=16, patches=4, side_px=options.side)
     bare = Bare(options.size, batches(0))
     training: list[tuple[float, float]] = []
     alone: list[tuple[float, float]] = []

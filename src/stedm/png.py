@@ -14,10 +14,10 @@ from stedm.files import atomic_path, writing
 
 _File = tuple[Path, np.ndarray]
 
-_MOST_THREADS = 4
-"""Of a writer: one encodes about as fast as a slide is read, four keep up with a fast GPU at 512 px."""
-_MOST_BYTES = 2**24
-"""Pixels that wait for a writer's threads: 85 patches of 256 px."""
+_MOST_THREADS = 8
+"""Of a writer: one encodes about as fast as a slide is read, eight keep up with a fast GPU at 512 px."""
+_MOST_BYTES = 2**26
+"""Pixels that wait for a writer's threads: 340 patches of 256 px, or a batch of 64 of 512 px."""
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:

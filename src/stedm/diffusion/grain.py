@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stedm.diffusion.sampling import noise_from_seeds
+
 CELL_PX = 8
 FLATTEST = 0.3
 """Share of the cells of one brightness that noise is measured in."""
@@ -73,8 +75,8 @@ def _unshared(covariance: Tensor) -> Tensor:
 
 def add_grain(images: Tensor, grain: Tensor, strength: float, *, seeds: Sequence[int]) -> Tensor:
     """images (B, 3, H, W) plus `strength` times the noise of grain (B, LEVELS, 4), from each image's own seed."""
-    white = [torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(_other(seed))) for seed in seeds]
-    return images + strength * _noise_at(images, grain.to(images)) * torch.stack(white).to(images)
+    white = noise_from_seeds([_other(seed) for seed in seeds], images.shape[1:]).to(images)
+    return images + strength * _noise_at(images, grain.to(images)) * white
 
 
 def _noise_at(images: Tensor, grain: Tensor) -> Tensor:

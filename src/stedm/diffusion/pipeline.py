@@ -27,9 +27,9 @@ INDEX = "model_index.json"
 Images = NDArray[np.uint8]
 
 
-def to_network(images: Images) -> Tensor:
-    """uint8 images (..., H, W, 3) -> float tensor (..., 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, -3).float() / 127.5 - 1
+def to_network(images: Images, device: torch.device | None = None) -> Tensor:
+    """uint8 images (..., H, W, 3) -> float tensor (..., 3, H, W) in [-1, 1], on the CPU or on `device`."""
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device).movedim(-1, -3).float() / 127.5 - 1
 
 
 def to_images(x: Tensor) -> Images:
@@ -156,7 +156,7 @@ class StyleDiffusion(nn.Module):
     @torch.no_grad()
     def extract_styles(self, style_images: Images | Sequence[Images]) -> Styles:
         """Style sets -> B styles. One array (B, N, H, W, 3), or a sequence of B sets (N_b, H, W, 3)."""
-        read = [self._read_style(to_network(images).to(self.device)) for images in style_images]
+        read = [self._read_style(to_network(images, self.device)) for images in style_images]
         return Styles(*(torch.stack(parts) for parts in zip(*read, strict=True)))
 
     def _read_style(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Solvers as pure functions of a velocity, guidance as a linear combination of branches, one seed per image."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -52,8 +53,16 @@ Branch = tuple[bool, bool]
 
 
 def noise_from_seeds(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """e ~ N(0, I), (len(seeds), *shape): image k depends on seeds[k] alone, whatever the batch around it."""
-    return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(s))) for s in seeds])
+    """e ~ N(0, I), (len(seeds), *shape): image k depends on seeds[k] alone, whatever the batch around it.
+
+    Drawn on the CPU, the same for every device, and by all of its threads: a GPU would have to wait for one.
+    """
+
+    def noise(seed: int) -> Tensor:
+        return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(seed)))
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return torch.stack(list(pool.map(noise, seeds)))
 
 
 def _times(steps: int) -> list[float]:

@@ -20,7 +20,7 @@ def encode(first_stage: FirstStage, images: np.ndarray, *, symmetry: int = 0) ->
     height, width = images.shape[1] // first_stage.factor, images.shape[2] // first_stage.factor
     z = torch.empty(len(images), first_stage.latent_channels, height, width)
     for start in range(0, len(images), _AT_ONCE):
-        x = dihedral(to_network(images[start : start + _AT_ONCE]), symmetry).to(device)
+        x = dihedral(to_network(images[start : start + _AT_ONCE], device), symmetry)
         with autocast(device):
             z[start : start + _AT_ONCE] = first_stage.encode(x.contiguous(memory_format=torch.channels_last))
     first_stage.cpu()

@@ -16,9 +16,10 @@ from stedm.stages.report_pictures import class_colours
 from stedm.stages.run_folder import RunFolder, train_patches
 from stedm.training.batches import Pairs, SegmentationBatches, ViewBatches
 from stedm.training.consistency import Consistency, MeanTeacher, PseudoLabels
+from stedm.training.loader import BatchOfStep
 from stedm.training.stain_transfer import StainStatistics, StainTransfer
 from stedm.training.tasks import SegmentationTask
-from stedm.training.trainer import BatchOfStep, BestByValidation, fit
+from stedm.training.trainer import BestByValidation, fit
 
 DECODER = [64, 48, 32, 16]
 """Channels of the decoder's levels, coarse to fine; a fold of the pixels leaves out the coarsest."""

@@ -65,7 +65,7 @@ def random_affine(images: Tensor, label_maps: Tensor, rng: np.random.Generator) 
     cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
     shift = rng.uniform(-0.1, 0.1, (2, B))
     theta = np.stack([np.stack([cos * flip, -sin, shift[0]], 1), np.stack([sin * flip, cos, shift[1]], 1)], 1)
-    grid = F.affine_grid(torch.from_numpy(theta).float(), list(images.shape), align_corners=False)  # (B, H, W, 2)
+    grid = F.affine_grid(torch.from_numpy(theta).to(images), list(images.shape), align_corners=False)  # (B, H, W, 2)
     warped = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     maps = F.grid_sample(
         label_maps[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False
@@ -80,11 +80,11 @@ def stain_and_focus(images: Tensor, strength: float, rng: np.random.Generator) -
     """
     B = len(images)
     changed = StainChange.draw(B, strength, rng).apply(images)
-    keep = torch.from_numpy(rng.random(B) < 0.2)[:, None, None, None]
+    keep = torch.from_numpy(rng.random(B) < 0.2)[:, None, None, None].to(images.device)
     x = torch.where(keep, images, changed)
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
-    focus = torch.from_numpy(rng.uniform(-0.7, 1.0, (B, 1, 1, 1))).float()  # < 0 sharpens
-    noise = torch.from_numpy(rng.normal(0, 1, tuple(x.shape)) * rng.uniform(0, 0.06, (B, 1, 1, 1))).float()
+    focus = torch.from_numpy(rng.uniform(-0.7, 1.0, (B, 1, 1, 1))).to(x)  # < 0 sharpens
+    noise = torch.from_numpy(rng.normal(0, 1, tuple(x.shape)) * rng.uniform(0, 0.06, (B, 1, 1, 1))).to(x)
     return (x + focus * (blurred - x) + noise).clamp(-1, 1)
 
 

@@ -1,5 +1,7 @@
 """What goes into a training step: each class is a pure function of the step number, so that training can resume.
 
+Images go to the device as bytes and are augmented there; what is random is drawn by numpy, the same on every device.
+
 Where ranks train together, everything random is drawn for the whole batch, and a rank's share of its rows is made.
 """
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from stedm.config import IGNORE
 from stedm.data.style_sets import StyleSets
+from stedm.device import best_device
 from stedm.diffusion.pipeline import to_network
 from stedm.diffusion.sampling import noise_from_seeds
 from stedm.ranks import share
@@ -41,7 +44,8 @@ class AutoencoderBatches:
         rng = np.random.default_rng([self.seed, step, 1])
         top, left = rng.integers(0, self.images.shape[1] - self.crop_px + 1, 2)
         rows = share(rng.integers(len(self.images), size=self.batch_size))
-        x = to_network(self.images[rows, top : top + self.crop_px, left : left + self.crop_px])
+        crops = self.images[rows, top : top + self.crop_px, left : left + self.crop_px]
+        x = to_network(crops, best_device())
         return {"images": dihedral(x, int(rng.integers(8))).contiguous(memory_format=torch.channels_last)}
 
 
@@ -139,7 +143,7 @@ class DiffusionBatches:
         mine = share(np.arange(len(rows)))
         sets = sets[mine]
         lent = {
-            "style_images": to_network(self.style_patches.images[sets]),
+            "style_images": to_network(self.style_patches.images[sets], best_device()),
             "style_latents": self.style_patches.z[sets],
             "style_layouts": self.style_patches.layout[sets],
         }
@@ -165,7 +169,7 @@ def _crop(lent: Batch, rng: np.random.Generator, mine: np.ndarray, total: int) -
 
     def cropped(x: Tensor, mode: str) -> Tensor:
         flat = x.flatten(0, 1).float()  # (B N, C, H, W)
-        grid = torch.nn.functional.affine_grid(torch.from_numpy(theta).float(), list(flat.shape), align_corners=False)
+        grid = torch.nn.functional.affine_grid(torch.from_numpy(theta).to(flat), list(flat.shape), align_corners=False)
         return torch.nn.functional.grid_sample(flat, grid, mode=mode, align_corners=False).unflatten(0, (B, N))
 
     return {
@@ -236,15 +240,15 @@ class SegmentationBatches:
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.seed, step, 3])
         rows = self.real.draw(self.batch_size - self.num_synthetic, rng)
-        x, label_maps = to_network(self.real.images[rows]), self.real.label_maps[rows]
+        x, label_maps = to_network(self.real.images[rows], best_device()), self.real.label_maps[rows]
         if self.transfer is not None:
             transfer, patients = self.transfer
             x = transfer.draw(patients[rows], np.random.default_rng([self.seed, step, 5])).apply(x)
         if self.synthetic is not None:
             more = self.synthetic.draw(self.num_synthetic, rng)
-            x = torch.cat([x, to_network(self.synthetic.images[more])])
+            x = torch.cat([x, to_network(self.synthetic.images[more], x.device)])
             label_maps = np.concatenate([label_maps, self.synthetic.label_maps[more]])
-        x, y = random_affine(x, torch.from_numpy(label_maps), rng)
+        x, y = random_affine(x, torch.from_numpy(label_maps).to(x.device), rng)
         if self.stain > 0:
             x = stain_and_focus(x, self.stain, rng)
         return {"images": x.contiguous(memory_format=torch.channels_last), "label_maps": y}
@@ -263,10 +267,10 @@ class ViewBatches:
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.labelled.seed, step, 6])
-        x = to_network(self.images[rng.integers(len(self.images), size=self.labelled.batch_size)])
-        weak, _ = random_affine(x, torch.zeros(len(x), *x.shape[-2:], dtype=torch.uint8), rng)
+        x = to_network(self.images[rng.integers(len(self.images), size=self.labelled.batch_size)], best_device())
+        weak, _ = random_affine(x, torch.zeros(len(x), *x.shape[-2:], dtype=torch.uint8, device=x.device), rng)
         strong = stain_and_focus(weak, self.stain, rng)
-        boxes = random_boxes(len(x), x.shape[-1], rng)
+        boxes = random_boxes(len(x), x.shape[-1], rng).to(x.device)
         strong = cut_mix(strong, boxes[:, None])
         views = {"weak": weak, "strong": strong}
         views = {name: view.contiguous(memory_format=torch.channels_last) for name, view in views.items()}

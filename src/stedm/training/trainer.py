@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
 
 from stedm.device import best_device, lightning_precision
 from stedm.files import atomic_path
@@ -23,14 +22,9 @@ from stedm.progress import Bar
 from stedm.ranks import everyones, is_first, place
 from stedm.training.divergence import FiniteWeights, check_validation
 from stedm.training.faults import explained
+from stedm.training.loader import BatchOfStep, Loader
 from stedm.training.log import Observation, TrainingLog, UnwrittenLog
-from stedm.training.tasks import Batch, Task
-
-BatchOfStep = Callable[[int], Batch]
-"""The batch of a step, a pure function of the step: what makes a resumed run equal an uninterrupted one.
-
-Where ranks train together, this rank's share of its rows.
-"""
+from stedm.training.tasks import Task
 
 
 class Watch(Protocol):
@@ -41,30 +35,6 @@ class Watch(Protocol):
     """
 
     def __call__(self, task: Any, step: int) -> Observation: ...
-
-
-class _Steps(Dataset[Batch]):
-    def __init__(self, batch_of_step: BatchOfStep, start: int, stop: int) -> None:
-        self.batch_of_step, self.start, self.stop = batch_of_step, start, stop
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __getitem__(self, i: int) -> Batch:
-        return self.batch_of_step(self.start + i)
-
-
-class _Loader(L.LightningDataModule):
-    """Each Lightning epoch is one stretch of steps between two checkpoints."""
-
-    def __init__(self, batch_of_step: BatchOfStep, *, steps: int, stretch: int) -> None:
-        super().__init__()
-        self.batch_of_step, self.steps, self.stretch = batch_of_step, steps, stretch
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        start = self.trainer.global_step if self.trainer else 0
-        stop = min((start // self.stretch + 1) * self.stretch, self.steps)
-        return DataLoader(_Steps(self.batch_of_step, start, stop), batch_size=None)
 
 
 def _at_border(trainer: L.Trainer, stretch: int) -> bool:
@@ -237,7 +207,7 @@ def fit(
         callbacks.append(_Watching(watch, log, stretch))
     checkpoint = _Checkpoint(last, log, stretch)
     trainer = _trainer(task.steps, [*callbacks, checkpoint], **_devices(task))
-    loader = _Loader(batch_of_step, steps=task.steps, stretch=stretch)
+    loader = Loader(batch_of_step, steps=task.steps, stretch=stretch)
     resumes = last.exists()
     if task.shared:  # a network file system may show it to one machine before another
         resumes = everyones(resumes)[0]
