@@ -45,10 +45,11 @@ def layouts(monkeypatch: pytest.MonkeyPatch) -> PlanLayouts:
         dark = (images[..., 0] < 128).astype(np.float32)
         return np.stack([1 - dark, dark], 1)
 
-    teacher = SimpleNamespace(probabilities=probabilities, to=lambda _: teacher)
+    settings = {"classes": ["background", "gland"], "mpp": 1.0, "patch_px": PX, "colours": None, "multiple_px": 16}
+    teacher = SimpleNamespace(probabilities=probabilities, to=lambda _: teacher, **settings)
     monkeypatch.setattr(Segmenter, "from_pretrained", lambda folder: teacher)
     run: Any = Images()
-    return PlanLayouts(run, run.patches, teacher=Path("teacher"))
+    return PlanLayouts(run, run.patches, teachers=[Path("teacher")])
 
 
 def row(kind: str, source: str, seed: int = 0) -> pd.Series:
