@@ -65,6 +65,39 @@ def test_what_is_read_in_an_unannotated_image_is_warped(layouts: PlanLayouts, so
     np.testing.assert_array_equal(layouts.of(row("read", source, 3)), maps[3])
 
 
+def test_several_read_together_and_an_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is sure of dark, two are not quite sure of the opposite: their mean is the first's reading, their vote not."""
+    read: list[str] = []
+
+    def from_pretrained(folder: Path) -> SimpleNamespace:
+        sure = {"one": 1.0, "two": 0.4, "three": 0.4}[folder.name]
+
+        def probabilities(images: np.ndarray, *, views: int) -> np.ndarray:
+            assert views == 4
+            read.append(folder.name)
+            gland = np.where(images[..., 0] < 128, sure, 1 - sure).astype(np.float32)
+            return np.stack([1 - gland, gland], 1)
+
+        member = SimpleNamespace(probabilities=probabilities, to=lambda _: member)
+        member.classes, member.mpp, member.patch_px, member.colours, member.multiple_px = [], 1.0, PX, None, 16
+        return member
+
+    monkeypatch.setattr(Segmenter, "from_pretrained", from_pretrained)
+    run: Any = Images()
+    by = {
+        names: PlanLayouts(run, run.patches, teachers=[Path(name) for name in names])
+        for names in (("one",), ("two",), ("one", "two", "three"))
+    }
+    one, two, together = (layouts.of(row("read", "left")) for layouts in by.values())
+    np.testing.assert_array_equal(together, one)
+    assert (together != two).any()
+    read.clear()
+    by["one", "two", "three"].of(row("read", "left", 1))
+    assert read == []
+    by["one", "two", "three"].of(row("read", "right"))
+    assert read == ["one", "two", "three"]
+
+
 def test_real_layouts_never_show_what_is_read(layouts: PlanLayouts) -> None:
     assert not layouts.of(row("real", "a")).any()
 
