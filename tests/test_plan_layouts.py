@@ -66,7 +66,7 @@ def test_what_is_read_in_an_unannotated_image_is_warped(layouts: PlanLayouts, so
 
 
 def test_several_read_together_and_an_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One is sure of dark, two are not quite sure of the opposite: their mean is the first's reading, their vote not."""
+    """One is sure of dark, two doubt it a little: their mean is the first's reading, a vote would not be."""
     read: list[str] = []
 
     def from_pretrained(folder: Path) -> SimpleNamespace:
