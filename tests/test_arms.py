@@ -2,7 +2,16 @@
 
 import pytest
 
-from stedm.arms import ARMS, INGREDIENTS, SYNTHETIC_SETS, check_arm, ingredients, nearest_arm, synthetic_set
+from stedm.arms import (
+    ARMS,
+    INGREDIENTS,
+    SYNTHETIC_SETS,
+    check_arm,
+    first_round,
+    ingredients,
+    nearest_arm,
+    synthetic_set,
+)
 from stedm.config_file import keys_with_help, load_config
 from stedm.errors import UserError
 
@@ -16,6 +25,7 @@ EXPERIMENT = [
     "real+synthetic",
     "real+stain+synthetic",
     "real+stain+synthetic+consistency",
+    "real+stain+second-round",
     "real+stain+unfiltered",
     "real+stain+unstyled",
     "real+stain+annotated-only",
@@ -50,6 +60,8 @@ def test_ingredients_and_synthetic_set() -> None:
         ("real+synthetic+unfiltered", "real+synthetic"),
         ("real+mean_teacher", "real+mean-teacher"),
         ("real+annotated_only", "real+annotated-only"),
+        ("real+second_round", "real+second-round"),
+        ("real+synthetic+second-round", "real+synthetic"),
         ("Real + Stain", "real+stain"),
         ("ful", "full"),
         ("full+stain", "real+stain"),
@@ -73,6 +85,26 @@ def test_every_order_preserving_combination_is_its_own_nearest() -> None:
         for synthetic in ("", *SYNTHETIC_SETS):
             arm = "+".join(name for name in INGREDIENTS if name in {"real", synthetic, *chosen})
             assert nearest_arm(arm) == arm
+
+
+def test_the_second_round_is_judged_by_the_arm_with_the_first_in_its_place() -> None:
+    arms = ["real+stain+second-round+consistency", "real+stain+synthetic+consistency", "real+synthetic"]
+    assert first_round(arms) == "real+stain+synthetic+consistency"
+    assert first_round(EXPERIMENT) == "real+stain+synthetic"
+    assert first_round(ARMS) is None and first_round([]) is None
+
+
+def test_a_second_round_without_its_first_is_refused_with_the_arm_to_add() -> None:
+    with pytest.raises(
+        UserError, match=r"^segmentation\.arms: 'real\+second-round' .*'real\+synthetic'; add that arm$"
+    ):
+        load_config(overrides=["segmentation.arms=[real+second-round, real+stain+synthetic]"])
+
+
+def test_two_second_rounds_are_refused_with_both_names() -> None:
+    arms = ["real+synthetic", "real+stain+synthetic", "real+second-round", "real+stain+second-round"]
+    with pytest.raises(UserError, match=r"segmentation\.arms: .*'real\+synthetic' and 'real\+stain\+synthetic'"):
+        load_config(overrides=[f"segmentation.arms=[{', '.join(arms)}]"])
 
 
 def test_help_lists_the_ingredients() -> None:

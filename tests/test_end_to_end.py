@@ -21,8 +21,10 @@ from PIL import Image
 from stedm import Segmenter, StyleDiffusion
 from stedm.cli import main
 from stedm.config import ARMS
+from stedm.data.layouts import RealLayouts
 from stedm.data.synthetic import SyntheticSet
 from stedm.evaluation.probe import FIGURES
+from stedm.evaluation.segmentation import confusion, iou, mean_over_classes
 from stedm.files import read_json
 from stedm.stages.run_folder import RunFolder, train_patches
 
@@ -223,18 +225,22 @@ def test_more_arms_are_added_to_a_finished_run_and_leave_what_is_there(finished:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     more = ["real+stain+unfiltered", "real+unstyled", "real+annotated-only", "real+transfer+mean-teacher+consistency"]
+    more.insert(0, "real+stain+second-round")
     arms = ["real", "real+stain", "real+stain+synthetic", *more]
     log = run_once(out, **{"segmentation.arms": f"[{', '.join(arms)}]"})
     redone = {line.split(" seed")[0] for line in log.splitlines() if re.search(r" \d+\.\d s$", line)}
     redone = {re.sub(r" +\d+\.\d s$", "", line) for line in redone}
-    controls = {f"{verb} {name}" for verb in ("generate", "filter") for name in ("unstyled", "annotated-only")}
+    controls = {
+        f"{verb} {name}" for verb in ("generate", "filter") for name in ("second-round", "unstyled", "annotated-only")
+    }
     assert redone == {*controls, *(f"segmentation {arm}" for arm in more), "evaluate", "report"}
     before = results(finished)
     kept = [name for name in before if not name.startswith("evaluation")]
     assert {name: (out / name).read_bytes() for name in kept} == {name: before[name] for name in kept}
     splits = read_json(finished / "data" / "splits.json")
     sets = {
-        name: pd.read_parquet(out / f"synthetic-{name}" / "manifest.parquet") for name in ("unstyled", "annotated-only")
+        name: pd.read_parquet(out / f"synthetic-{name}" / "manifest.parquet")
+        for name in ("second-round", "unstyled", "annotated-only")
     }
     assert set(sets["unstyled"]["style_patient"]) == {""}
     assert set(sets["annotated-only"]["style_patient"]) == set(splits["train_annotated"])
@@ -245,6 +251,36 @@ def test_more_arms_are_added_to_a_finished_run_and_leave_what_is_there(finished:
     assert set(read_json(out / "evaluation" / "summary.json")["arms"]) == set(arms)
     teacher = Segmenter.from_pretrained(out / "segmentation" / more[-1] / "seed0")
     assert teacher.predict(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, 64, 64)
+    assert_second_round_is_by_all_segmenters_of_the_first(out)
+
+
+def assert_second_round_is_by_all_segmenters_of_the_first(out: Path) -> None:
+    """Agreements and read layouts are those of the mean of their probabilities; plan and images are new."""
+    run, folder = RunFolder(out), out / "synthetic-second-round"
+    first, manifest = (pd.read_parquet(out / name / "manifest.parquet") for name in ("synthetic", folder.name))
+    assert not set(manifest["seed"]) & set(first["seed"])
+    assert (manifest["layout_kind"] == first["layout_kind"]).all()
+    members = [Segmenter.from_pretrained(run.segmenter("real+stain+synthetic", seed)) for seed in (0, 1)]
+    drawn, patches = SyntheticSet(folder, mask="layout"), run.patches().set_index("patch_id")
+
+    def together(images: np.ndarray, segmenters: list[Segmenter]) -> np.ndarray:
+        return np.mean([member.probabilities(images, views=4) for member in segmenters], 0).argmax(1).astype(np.uint8)
+
+    def agreements(segmenters: list[Segmenter]) -> list[float]:
+        every = np.arange(len(manifest))
+        pairs = zip(together(drawn.images(every), segmenters), drawn.label_maps(every), strict=True)
+        return [float(mean_over_classes(iou(confusion(p, y, 3)))) for p, y in pairs]
+
+    np.testing.assert_allclose(manifest["agreement"], agreements(members), atol=1e-3)
+    assert all(np.abs(manifest["agreement"] - agreements([member])).max() > 1e-2 for member in members)
+    read = manifest[manifest["layout_kind"] == "read"]
+    for row in read.itertuples():
+        seen = together(run.images(patches.loc[[row.layout_source]]), members)
+        warped = RealLayouts(seen).warp(0, np.random.default_rng(row.layout_seed))
+        assert (np.asarray(Image.open(folder / row.layout)) != warped).mean() < 1e-3
+    assert len(read) == 4
+    html = (out / "report" / "index.html").read_text(encoding="utf-8")
+    assert f"the segmenters of real+stain+synthetic together kept {manifest['keep'].sum()} of 12" in html
 
 
 def test_filter_can_be_switched_off_and_hard_images_preferred(finished: Path, tmp_path: Path) -> None:

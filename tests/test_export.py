@@ -22,7 +22,7 @@ from PIL import Image
 from stedm.cli import main
 from stedm.errors import UserError
 from stedm.stages.export_formats import FORMATS, nnunet_labels
-from stedm.stages.export_set import FACTS, ExportSet
+from stedm.stages.export_set import FACTS, ExportSet, find_set
 
 PX, CLASSES = 16, ["stroma", "background", "tumour | <b>"]
 OUT = "/".join(["..", "..", ""])
@@ -348,6 +348,14 @@ def test_damaged_pairs_are_named(run: Path, tmp_path: Path, capsys: pytest.Captu
     mask.write_bytes(mask.read_bytes()[:30])
     assert "s000001.png" in refused(capsys, run, *to)
     assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_a_second_round_says_who_judged_it(run: Path) -> None:
+    again = run / "synthetic-second-round"
+    shutil.copytree(run / "synthetic", again)
+    said, of_first = (find_set(folder).origin[-1] for folder in (again, run / "synthetic"))
+    assert said.startswith("Segmenters trained with a first round of images, together, kept ")
+    assert of_first.startswith("A segmenter trained on real images kept ")
 
 
 def test_an_unfiltered_set_is_exported_only_when_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

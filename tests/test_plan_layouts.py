@@ -45,10 +45,11 @@ def layouts(monkeypatch: pytest.MonkeyPatch) -> PlanLayouts:
         dark = (images[..., 0] < 128).astype(np.float32)
         return np.stack([1 - dark, dark], 1)
 
-    teacher = SimpleNamespace(probabilities=probabilities, to=lambda _: teacher)
+    settings = {"classes": ["background", "gland"], "mpp": 1.0, "patch_px": PX, "colours": None, "multiple_px": 16}
+    teacher = SimpleNamespace(probabilities=probabilities, to=lambda _: teacher, **settings)
     monkeypatch.setattr(Segmenter, "from_pretrained", lambda folder: teacher)
     run: Any = Images()
-    return PlanLayouts(run, run.patches, teacher=Path("teacher"))
+    return PlanLayouts(run, run.patches, teachers=[Path("teacher")])
 
 
 def row(kind: str, source: str, seed: int = 0) -> pd.Series:
@@ -62,6 +63,39 @@ def test_what_is_read_in_an_unannotated_image_is_warped(layouts: PlanLayouts, so
     assert len(np.unique(maps, axis=0)) == 20  # every row its own
     assert maps.mean() == pytest.approx(0.5, abs=0.1)
     np.testing.assert_array_equal(layouts.of(row("read", source, 3)), maps[3])
+
+
+def test_several_read_together_and_an_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is sure of dark, two doubt it a little: their mean is the first's reading, a vote would not be."""
+    read: list[str] = []
+
+    def from_pretrained(folder: Path) -> SimpleNamespace:
+        sure = {"one": 1.0, "two": 0.4, "three": 0.4}[folder.name]
+
+        def probabilities(images: np.ndarray, *, views: int) -> np.ndarray:
+            assert views == 4
+            read.append(folder.name)
+            gland = np.where(images[..., 0] < 128, sure, 1 - sure).astype(np.float32)
+            return np.stack([1 - gland, gland], 1)
+
+        member = SimpleNamespace(probabilities=probabilities, to=lambda _: member)
+        member.classes, member.mpp, member.patch_px, member.colours, member.multiple_px = [], 1.0, PX, None, 16
+        return member
+
+    monkeypatch.setattr(Segmenter, "from_pretrained", from_pretrained)
+    run: Any = Images()
+    by = {
+        names: PlanLayouts(run, run.patches, teachers=[Path(name) for name in names])
+        for names in (("one",), ("two",), ("one", "two", "three"))
+    }
+    one, two, together = (layouts.of(row("read", "left")) for layouts in by.values())
+    np.testing.assert_array_equal(together, one)
+    assert (together != two).any()
+    read.clear()
+    by["one", "two", "three"].of(row("read", "left", 1))
+    assert read == []
+    by["one", "two", "three"].of(row("read", "right"))
+    assert read == ["one", "two", "three"]
 
 
 def test_real_layouts_never_show_what_is_read(layouts: PlanLayouts) -> None:

@@ -151,6 +151,47 @@ def test_adding_arms_or_seeds_to_a_finished_run_redoes_nothing_that_exists(run: 
     assert run() == END
 
 
+TWICE = "segmentation.arms=[real+stain+second-round, real+stain, real+stain+synthetic]"
+
+
+def test_second_round_is_drawn_and_judged_by_the_first_rounds_segmenters(run: Recorder) -> None:
+    both = ("generate.generator=few-step", TWICE)
+    stages = stages_of(load_config(overrides=[*BASE, *both]), RunFolder(run.folder))
+    names, needs = [stage.name for stage in stages], {stage.name: set(stage.needs) for stage in stages}
+    teachers = both_seeds("real+stain+synthetic")
+    assert needs["generate second-round"] == {"few-step", *teachers}
+    assert needs["filter second-round"] == {"generate second-round", *teachers}
+    for name in both_seeds("real+stain+second-round"):
+        assert needs[name] == {"prepare", "filter second-round"}
+    assert needs["generate"] == {"few-step", TEACHER} and needs["filter"] == {"generate", TEACHER}
+    assert all(names.index(need) < names.index(stage.name) for stage in stages for need in stage.needs)
+    assert set(names) == run(*both) and len(run.ran) == len(names)
+    assert run(*both) == set()
+
+
+def test_second_round_reads_no_layouts_where_none_are_read(run: Recorder) -> None:
+    config = load_config(overrides=[*BASE, TWICE, "generate.layouts=real"])
+    needs = {stage.name: set(stage.needs) for stage in stages_of(config, RunFolder(run.folder))}
+    assert needs["generate second-round"] == {"diffusion"}
+    assert needs["filter second-round"] == {"generate second-round", *both_seeds("real+stain+synthetic")}
+
+
+def test_more_seeds_than_three_leave_the_second_round_as_it_is(run: Recorder) -> None:
+    second = {"generate second-round", "filter second-round", *both_seeds("real+stain+second-round")}
+    run()
+    assert run(TWICE) == {*second, *END}
+    third = {f"segmentation {arm} seed 2" for arm in ("real+stain", "real+stain+synthetic", "real+stain+second-round")}
+    assert run(TWICE, "segmentation.seeds=[0, 1, 2]") == {*second, *third, *END}
+    more = {name.replace("seed 2", f"seed {seed}") for name in third for seed in (3, 4)}
+    assert run(TWICE, "segmentation.seeds=[0, 1, 2, 3, 4]") == {*more, *END}
+
+
+def test_a_changed_first_round_redoes_the_second(run: Recorder) -> None:
+    run(TWICE)
+    second = {"generate second-round", "filter second-round", *both_seeds("real+stain+second-round")}
+    assert run(TWICE, "segmentation.synthetic_share=0.4") == {*second, *both_seeds("real+stain+synthetic"), *END}
+
+
 def test_control_generator_is_trained_when_an_arm_wants_its_images(run: Recorder) -> None:
     off, arms = "diffusion.annotated_only_control=false", "segmentation.arms=[real+stain, real+annotated-only]"
     assert "control" not in run(off)

@@ -332,6 +332,8 @@ def test_an_ensemble_is_the_mean(tmp_path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     ensemble = Ensemble.from_pretrained(folders)
     apart = [Segmenter.from_pretrained(folder).probabilities(images) for folder in folders]
+    flipped = [Segmenter.from_pretrained(folder).probabilities(images, views=4) for folder in folders]
+    np.testing.assert_allclose(ensemble.probabilities(images, views=4), np.mean(flipped, 0), atol=1e-6)
     assert np.abs(ensemble.probabilities(images) - (apart[0] + apart[1]) / 2).max() < 1e-6
     assert (ensemble.mpp, ensemble.patch_px, ensemble.colours) == (1.0, 32, ["#ff0000", "#00ff00"])
     with pytest.raises(UserError, match="other classes"):

@@ -176,6 +176,20 @@ def test_ours_is_compared_with_what_could_take_its_place():
     assert sorted(default_comparisons(both)) == [(both[1], both[0]), (both[1], both[2]), (both[2], both[0])]
 
 
+def test_the_second_round_is_ours_and_is_compared_with_the_first():
+    arms = ["real+stain", "real+stain+transfer", "real+stain+synthetic", "real+stain+second-round"]
+    first, again = arms[2:]
+    assert default_comparisons(arms) == [
+        ("real+stain+transfer", "real+stain"),
+        (first, "real+stain"),
+        (again, "real+stain"),
+        (first, "real+stain+transfer"),
+        (again, "real+stain+transfer"),
+        (again, first),
+    ]
+    assert headline_comparison({"real+stain": 0.7, first: 0.71, again: 0.72}) == (again, "real+stain")
+
+
 def test_headline_is_chosen_among_ours_and_among_those_without_any_synthetic_images():
     scores = {"real": 0.6, "real+stain": 0.7, "real+synthetic": 0.65, "real+stain+synthetic": 0.64}
     assert headline_comparison(scores) == ("real+synthetic", "real+stain")

@@ -1,6 +1,7 @@
 """Arms: the training recipes of the segmenter, named by what they train with, joined by plus signs."""
 
 import difflib
+from collections.abc import Sequence
 
 from stedm.errors import UserError
 
@@ -8,8 +9,12 @@ ARMS = ("real", "real+stain", "real+synthetic", "real+stain+synthetic")
 """The training recipes that are compared unless others are named."""
 FULL_ARM = "full"
 """Stain augmentation on every training patient with masks, whatever the label budget: the ceiling, and the judge."""
-SYNTHETIC_SETS = ("synthetic", "unfiltered", "unstyled", "annotated-only")
-"""The synthetic sets an arm can train with, one at most."""
+SECOND_ROUND = "second-round"
+"""The synthetic set drawn once more: layouts read and pairs judged by segmenters trained with the first, together."""
+OUR_SETS = ("synthetic", SECOND_ROUND)
+"""The synthetic sets whose worth is the question: in the styles of unannotated patients, filtered."""
+SYNTHETIC_SETS = (*OUR_SETS, "unfiltered", "unstyled", "annotated-only")
+"""The synthetic sets an arm can train with, one at most; each after ours lacks one thing that ours have."""
 INGREDIENTS = ("real", "stain", "transfer", *SYNTHETIC_SETS, "mean-teacher", "consistency")
 """Everything an arm can be made of, in the order in which it is named."""
 _RULE = f"an arm is `real` and any of {', '.join(INGREDIENTS[1:])}, in this order, with one synthetic set at most"
@@ -23,6 +28,26 @@ def ingredients(arm: str) -> set[str]:
 def synthetic_set(arm: str) -> str | None:
     """The synthetic set an arm trains with, if any."""
     return next((name for name in SYNTHETIC_SETS if name in ingredients(arm)), None)
+
+
+def first_round(arms: Sequence[str]) -> str | None:
+    """The arm whose segmenters read and judge for the second round; None where no arm has one.
+
+    It has `synthetic` where an arm of the second round has `second-round`. Raises UserError when it is not among the
+    arms, and when two arms ask for different ones: a run has one second round.
+    """
+    later = [arm for arm in arms if synthetic_set(arm) == SECOND_ROUND]
+    if not later:
+        return None
+    first = [arm.replace(SECOND_ROUND, "synthetic") for arm in later]
+    if len(later) > 1:
+        raise UserError(
+            f"segmentation.arms: {later[0]!r} and {later[1]!r} want second rounds by different arms, {first[0]!r} and "
+            f"{first[1]!r}; a run has one: remove one of the two, or give it a folder of its own with --out"
+        )
+    if first[0] not in arms:
+        raise UserError(f"segmentation.arms: {later[0]!r} needs the segmenters of {first[0]!r}; add that arm")
+    return first[0]
 
 
 def nearest_arm(arm: str) -> str:

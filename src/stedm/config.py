@@ -204,8 +204,8 @@ class SegmentationConfig:
     """The segmentation network and its training recipes."""
 
     arms: list[str] = field(default_factory=lambda: list(ARMS))
-    """Recipes: `real` and any of stain, transfer, a synthetic set (synthetic, unfiltered, unstyled, annotated-only),
-    mean-teacher, consistency, joined by + in this order; or `full`, on every mask of the training patients."""
+    """Recipes: `real` and any of stain, transfer, a synthetic set (synthetic, second-round, unfiltered, unstyled,
+    annotated-only), mean-teacher, consistency, joined by + in this order; or `full`, on all masks to train on."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """One training per arm and seed."""
     encoder: Optional[str] = None

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stedm.arms import FULL_ARM, ingredients, synthetic_set
+from stedm.arms import FULL_ARM, OUR_SETS, SECOND_ROUND, ingredients, synthetic_set
 from stedm.config import CohortConfig, DiffusionConfig, GenerateConfig, RunConfig, SplitConfig
 from stedm.config_cohort import wherever_tables_are
 from stedm.data.composition import composition_digest
 from stedm.stages.inputs import inputs_of
 from stedm.stages.prepare import prepare
-from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder
+from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder, teachers
 
 FORMAT = 11
 """Raise when a stage's results change for the same config: old run folders are then redone."""
@@ -61,11 +61,10 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
 
 
 def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
-    teacher = _segmenter_name(TEACHER_ARM, config.seed)
     names = [(arm, seed) for arm in config.segmentation.arms for seed in config.segmentation.seeds]
     judge = (JUDGE_ARM, config.seed)
     others = [name for name in (*names, *([] if judge in names else [judge])) if name != (TEACHER_ARM, config.seed)]
-    control = _control_stages(run, config, teacher)
+    control = _control_stages(run, config)
     return [
         Stage(
             "prepare",
@@ -83,9 +82,9 @@ def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
             ("prepare",),
         ),
         _segmenter_stage(run, config, TEACHER_ARM, config.seed),
-        *_generator_stages(run, config, teacher),
+        *_generator_stages(run, config),
         *control,
-        *(_segmenter_stage(run, config, *name) for name in others),
+        *_segmenter_stages(run, config, others),
         Stage(
             "evaluate",
             _later("evaluate.evaluate", run, config),
@@ -103,9 +102,9 @@ def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
     ]
 
 
-def _generator_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[Stage]:
+def _generator_stages(run: RunFolder, config: RunConfig) -> list[Stage]:
     """The generator, the synthetic set and the filter."""
-    pseudo = (teacher,) if config.diffusion.pseudo_confidence is not None else ()
+    pseudo = (_segmenter_name(TEACHER_ARM, config.seed),) if config.diffusion.pseudo_confidence is not None else ()
     few = config.generate.generator == "few-step"
     keys = _generator_keys("annotated_only_control")
     return [
@@ -117,13 +116,13 @@ def _generator_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[S
             ("prepare", "autoencoder", *pseudo),
         ),
         *([_few_step_stage(run, config)] if few else []),
-        *_synthetic_stages(run, config, teacher, "synthetic"),
+        *_synthetic_stages(run, config, "synthetic"),
     ]
 
 
-def _synthetic_stages(run: RunFolder, config: RunConfig, teacher: str, name: str) -> list[Stage]:
+def _synthetic_stages(run: RunFolder, config: RunConfig, name: str) -> list[Stage]:
     """Draw and filter a synthetic set: ours, or a control, which has its own styles and is never drawn in few steps."""
-    ours, folder = name == "synthetic", run.synthetic_set(name)
+    ours, folder = name in OUR_SETS, run.synthetic_set(name)
     few = ours and config.generate.generator == "few-step"
     generator = "control" if name == "annotated-only" else "few-step" if few else "diffusion"
     unread = ("batch_size", "composition", *(() if ours else ("styles", "generator")))
@@ -133,7 +132,7 @@ def _synthetic_stages(run: RunFolder, config: RunConfig, teacher: str, name: str
             _later("generate.generate", run, config, name=name),
             folder,
             ("seed", *_keys("generate", GenerateConfig, without=unread)),
-            (generator, *_reader(config)),
+            (generator, *_readers(config, name)),
             extra=composition_digest(config.generate.composition),
         ),
         Stage(
@@ -141,30 +140,31 @@ def _synthetic_stages(run: RunFolder, config: RunConfig, teacher: str, name: str
             _later("filter.filter_synthetic", run, config, name=name),
             folder,
             ("filter", "seed"),
-            (_synthetic_name("generate", name), teacher),
+            (_synthetic_name("generate", name), *(_segmenter_name(*teacher) for teacher in teachers(config, name))),
             marker="filter.json",
             keeps_folder=True,
         ),
     ]
 
 
-def _reader(config: RunConfig) -> tuple[str, ...]:
-    """The segmenter that layouts are read by, if some are."""
-    return (_segmenter_name(TEACHER_ARM, config.seed),) if "read" in config.generate.layouts.split("+") else ()
+def _readers(config: RunConfig, name: str) -> list[str]:
+    """The segmenters that a set's layouts are read by, if some are."""
+    read = "read" in config.generate.layouts.split("+")
+    return [_segmenter_name(*teacher) for teacher in teachers(config, name)] if read else []
 
 
 def _synthetic_name(verb: str, name: str) -> str:
     return verb if name == "synthetic" else f"{verb} {name}"
 
 
-def _control_stages(run: RunFolder, config: RunConfig, teacher: str) -> list[Stage]:
+def _control_stages(run: RunFolder, config: RunConfig) -> list[Stage]:
     """The control generator and the control sets, where the config or an arm asks for them."""
     wanted = {synthetic_set(arm) for arm in config.segmentation.arms}
     with_generator = config.diffusion.annotated_only_control or "annotated-only" in wanted
     sets = [name for name in ("unstyled", "annotated-only") if name in wanted]
     return [
         *([_control_stage(run, config)] if with_generator else []),
-        *(stage for name in sets for stage in _synthetic_stages(run, config, teacher, name)),
+        *(stage for name in sets for stage in _synthetic_stages(run, config, name)),
     ]
 
 
@@ -229,13 +229,23 @@ def _few_step_stage(run: RunFolder, config: RunConfig) -> Stage:
         _later("few_step.train_few_step", run, config),
         run.few_step,
         ("seed", "few_step", "diffusion.ema_decay", *drawing),
-        ("diffusion", *_reader(config)),
+        ("diffusion", *_readers(config, "synthetic")),
         extra=composition_digest(config.generate.composition),
     )
 
 
 def _segmenter_name(arm: str, seed: int) -> str:
     return f"segmentation {arm} seed {seed}"
+
+
+def _segmenter_stages(run: RunFolder, config: RunConfig, names: list[tuple[str, int]]) -> list[Stage]:
+    """The segmenters; between the first round's and those of the second, if an arm asks for one, its images."""
+    last = [name for name in names if synthetic_set(name[0]) == SECOND_ROUND]
+    return [
+        *(_segmenter_stage(run, config, *name) for name in names if name not in last),
+        *(_synthetic_stages(run, config, SECOND_ROUND) if last else []),
+        *(_segmenter_stage(run, config, *name) for name in last),
+    ]
 
 
 def _segmenter_stage(run: RunFolder, config: RunConfig, arm: str, seed: int) -> Stage:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from stedm.arms import check_arm
+from stedm.arms import check_arm, first_round
 from stedm.config import LAYOUT_KINDS, RunConfig
 from stedm.errors import UserError
 
@@ -114,6 +114,7 @@ def _check_lists(config: RunConfig) -> None:
         values = getattr(config.segmentation, key)
         if len(set(values)) < len(values):
             raise UserError(f"segmentation.{key}: {values} names one twice; remove it")
+    first_round(config.segmentation.arms)
 
 
 def _check_shares(config: RunConfig) -> None:

@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 
-from stedm.arms import FULL_ARM, SYNTHETIC_SETS, ingredients
+from stedm.arms import FULL_ARM, OUR_SETS, SECOND_ROUND, SYNTHETIC_SETS, ingredients, synthetic_set
 
-OURS = "synthetic"
-"""The ingredient whose worth is the question: images in the styles of unannotated patients, filtered."""
-CONTROL_SETS = tuple(name for name in SYNTHETIC_SETS if name != OURS)
+CONTROL_SETS = tuple(name for name in SYNTHETIC_SETS if name not in OUR_SETS)
 """Synthetic sets that lack one thing that ours has."""
 RIVALS = ("consistency", "mean-teacher", "transfer")
 """Other ways to use unannotated patients."""
@@ -19,8 +17,8 @@ def default_comparisons(arms: Sequence[str]) -> list[tuple[str, str]]:
     """List (arm, baseline) pairs: what an arm adds to a smaller one, then ours against what could take its place.
 
     An arm is compared with every arm that lacks some of its ingredients: `real+stain+synthetic` with `real+stain`,
-    `real+synthetic` and `real`. An arm with `synthetic` is also compared with the arms that have a control or a rival
-    in its place.
+    `real+synthetic` and `real`. An arm with `synthetic` or `second-round` is also compared with the arms that have
+    a control or a rival in its place, and the second round with the first.
     """
     parts = {arm: ingredients(arm) for arm in arms if arm != FULL_ARM}
     pairs = list(permutations(parts, 2))
@@ -31,8 +29,9 @@ def default_comparisons(arms: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _is_ours_replaced(arm: set[str], baseline: set[str]) -> bool:
-    others = {*CONTROL_SETS, *RIVALS} - arm
-    return OURS in arm and any(baseline == arm - {OURS} | {other} for other in others)
+    ours = [name for name in OUR_SETS if name in arm]
+    others = {*CONTROL_SETS, *RIVALS, *(["synthetic"] if SECOND_ROUND in ours else [])} - arm
+    return bool(ours) and any(baseline == arm - set(ours) | {other} for other in others)
 
 
 def headline_comparison(validation_iou: Mapping[str, float | None]) -> tuple[str, str] | None:
@@ -44,7 +43,7 @@ def headline_comparison(validation_iou: Mapping[str, float | None]) -> tuple[str
         validation_iou: mean IoU over validation patients of each arm; None where it is not known.
     """
     scores = {arm: iou for arm, iou in validation_iou.items() if iou is not None and arm != FULL_ARM}
-    ours = [arm for arm in scores if OURS in ingredients(arm)]
+    ours = [arm for arm in scores if synthetic_set(arm) in OUR_SETS]
     without = [arm for arm in scores if not ingredients(arm) & set(SYNTHETIC_SETS)]
     if not ours or not without:
         return None

@@ -35,9 +35,12 @@ class Ensemble:
         self.members = [member.to(device) for member in self.members]
         return self
 
-    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Images (n, H, W, 3) uint8, H and W multiples of `multiple_px` -> class probabilities (n, N, H, W)."""
-        total = self.members[0].probabilities(images)
+    def probabilities(self, images: NDArray[np.uint8], *, views: int = 1) -> NDArray[np.float32]:
+        """Images (n, H, W, 3) uint8, H and W multiples of `multiple_px` -> class probabilities (n, N, H, W).
+
+        views: as of `Segmenter.probabilities`, of each member.
+        """
+        total = self.members[0].probabilities(images, views=views)
         for member in self.members[1:]:
-            total += member.probabilities(images)
+            total += member.probabilities(images, views=views)
         return total / np.float32(len(self.members))

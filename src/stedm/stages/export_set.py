@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stedm.arms import SECOND_ROUND
 from stedm.config import IGNORE
 from stedm.data.patches import LabelMaps, PatchImages
 from stedm.data.synthetic import SyntheticSet
@@ -103,7 +104,11 @@ def find_set(folder: str | Path, *, everything: bool = False, with_real: bool = 
     else:
         raise UserError(f"{folder}: neither a run nor a synthetic set (no config.yaml, no manifest.parquet)")
     manifest = SyntheticSet(folder).manifest
-    rows, filtering = _chosen(manifest, everything=everything, in_run=run is not None)
+    again = run is not None and folder.resolve() == RunFolder(run).synthetic_set(SECOND_ROUND).resolve()
+    judge = (
+        "Segmenters trained with a first round of images, together," if again else "A segmenter trained on real images"
+    )
+    rows, filtering = _chosen(manifest, everything=everything, in_run=run is not None, judge=judge)
     pairs = [_synthetic(folder, row) for row in rows.to_dict("records")]
     if with_real:
         if run is None:
@@ -125,14 +130,14 @@ def find_set(folder: str | Path, *, everything: bool = False, with_real: bool = 
     )
 
 
-def _chosen(manifest: pd.DataFrame, *, everything: bool, in_run: bool) -> tuple[pd.DataFrame, str]:
+def _chosen(manifest: pd.DataFrame, *, everything: bool, in_run: bool, judge: str) -> tuple[pd.DataFrame, str]:
     """The rows to export, and a sentence on what the filter did."""
     if "keep" not in manifest:
         if in_run and not everything:
             raise UserError("the synthetic set has not been filtered; run `stedm filter` first, or export --all of it")
         return manifest, "No segmenter has judged the images: label maps are layouts as drawn."
     kept = manifest["keep"].to_numpy(bool)
-    counts = f"A segmenter trained on real images kept {kept.sum()} of {len(kept)} images"
+    counts = f"{judge} kept {kept.sum()} of {len(kept)} images"
     masks = "pixels where it disagrees with the layout are 255 (ignore)"
     if everything:
         return manifest, f"{counts}; all are here, `kept` says which; {masks}."

@@ -1,4 +1,7 @@
-"""Stage `filter`: a real-trained segmenter judges each synthetic pair (after FreeMask, Yang 2023)."""
+"""Stage `filter`: a real-trained segmenter, or for the second round several together, judges each synthetic pair.
+
+After FreeMask (Yang 2023).
+"""
 
 from typing import Any
 
@@ -13,11 +16,11 @@ from stedm.device import best_device
 from stedm.evaluation.memorisation import nearest_thumbnails, thumbnails
 from stedm.evaluation.segmentation import confusion, iou, mean_over_classes
 from stedm.files import atomic_path
-from stedm.models.segmenter import Segmenter
+from stedm.models.ensemble import Ensemble
 from stedm.png import write_png_atomically
 from stedm.ranks import everyones, is_first, share
 from stedm.stages.hard_sampling import layout_hardness, sampling_weight, style_hardness
-from stedm.stages.run_folder import TEACHER_ARM, RunFolder, train_patches
+from stedm.stages.run_folder import RunFolder, train_patches
 
 AT_ONCE = 128
 """Images judged at a time; ranks take these portions in turns, so that what is computed with what stays the same."""
@@ -32,7 +35,7 @@ def filter_synthetic(run: RunFolder, config: RunConfig, *, name: str = "syntheti
     folder = run.synthetic_set(name)
     patches = run.patches()
     annotated = train_patches(patches, annotated=True)
-    teacher = Segmenter.from_pretrained(run.segmenter(TEACHER_ARM, config.seed)).to(best_device())
+    teacher = Ensemble.from_pretrained(run.teachers(config, name)).to(best_device())
     losses = class_losses(teacher.probabilities(run.images(annotated), views=4), run.label_maps(annotated))
     limits = loss_limits(losses, config.filter.tolerance, least=config.filter.max_loss)
     synthetic = SyntheticSet(folder)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from stedm.arms import SECOND_ROUND
 from stedm.config import RunConfig
 from stedm.data.composition import CompositionTable
 from stedm.device import best_device
@@ -23,23 +24,28 @@ from stedm.ranks import everyones, is_first, place, share
 from stedm.stages.grids import sampling_of, style_set_size
 from stedm.stages.layout_statistics import write_layout_statistics
 from stedm.stages.plan_layouts import LayoutSources, PlanLayouts
-from stedm.stages.run_folder import TEACHER_ARM, RunFolder, train_patches
+from stedm.stages.run_folder import RunFolder, train_patches
+
+SEED_AFTER = {SECOND_ROUND: 2}
+"""Which seed after the run's own a set's plan is drawn with, if not that one; the pairs of `few-step` take the next."""
 
 
 def generate(run: RunFolder, config: RunConfig, *, name: str = "synthetic") -> None:
     """Write the folder of a synthetic set: plan.parquet, images/, masks/, manifest.parquet.
 
-    name: `synthetic`, or one of the controls: `unstyled`, drawn without a style, and `annotated-only`, drawn by the
-    generator that saw annotated patients only, in their styles.
+    name: `synthetic`; `second-round`, other rows of the same kind, whose `read` layouts are read by the first round's
+    segmenters; or one of the controls: `unstyled`, drawn without a style, and `annotated-only`, drawn by the generator
+    that saw annotated patients only, in their styles.
     """
     config, generator, folder = _of_set(config, name), _generator(run, config, name), run.synthetic_set(name)
     patches = run.patches()
     model = StyleDiffusion.from_pretrained(generator).to(best_device())
-    plan = make_plan(patches, config, sampling_of(model, config), composition=composition_of(run, config))
+    rows = dataclasses.replace(config, seed=config.seed + SEED_AFTER.get(name, 0))
+    plan = make_plan(patches, rows, sampling_of(model, config), composition=composition_of(run, config))
     if is_first():
         with atomic_path(folder / "plan.parquet") as temporary:
             plan.to_parquet(temporary)
-    layouts = layouts_of(run, config, patches)
+    layouts = layouts_of(run, config, patches, name=name)
     mine = share(plan)
     todo = mine[[not (folder / "images" / f"{name}.png").exists() for name in mine["id"]]]
     started, size = time.perf_counter(), config.generate.batch_size
@@ -64,22 +70,21 @@ def generate(run: RunFolder, config: RunConfig, *, name: str = "synthetic") -> N
 
 def _generator(run: RunFolder, config: RunConfig, name: str) -> Path:
     """Folder of the generator that draws a set."""
-    return {"synthetic": run.generator(config), "unstyled": run.diffusion, "annotated-only": run.control}[name]
+    return {"unstyled": run.diffusion, "annotated-only": run.control}.get(name, run.generator(config))
 
 
 def _of_set(config: RunConfig, name: str) -> RunConfig:
     """The config a set is drawn with; the controls are drawn by full generators, with everything else alike."""
     changes: dict[str, dict[str, Any]] = {
-        "synthetic": {},
         "unstyled": {"styles": "none", "generator": "full"},
         "annotated-only": {"styles": "annotated", "generator": "full"},
     }
-    return dataclasses.replace(config, generate=dataclasses.replace(config.generate, **changes[name]))
+    return dataclasses.replace(config, generate=dataclasses.replace(config.generate, **changes.get(name, {})))
 
 
-def layouts_of(run: RunFolder, config: RunConfig, patches: pd.DataFrame) -> PlanLayouts:
-    """The layouts of a run's plans; `read` ones by the segmenter that the filter judges by too."""
-    return PlanLayouts(run, patches, teacher=run.segmenter(TEACHER_ARM, config.seed))
+def layouts_of(run: RunFolder, config: RunConfig, patches: pd.DataFrame, *, name: str = "synthetic") -> PlanLayouts:
+    """The layouts of a set's plan; `read` ones by the segmenters that the filter judges it by too."""
+    return PlanLayouts(run, patches, teachers=run.teachers(config, name))
 
 
 def composition_of(run: RunFolder, config: RunConfig) -> CompositionTable | None:

@@ -7,7 +7,7 @@ No label map of an unannotated patient is read: layouts are judged by the losses
 import numpy as np
 import pandas as pd
 
-from stedm.models.segmenter import Segmenter
+from stedm.models.ensemble import Ensemble
 from stedm.stages.run_folder import RunFolder, train_patches
 
 _MOST_IMAGES = 32
@@ -28,7 +28,7 @@ def uncertainty(probabilities: np.ndarray) -> float:
     return float(-(p * np.log(p)).sum(1).mean() / np.log(p.shape[1]))
 
 
-def style_hardness(run: RunFolder, segmenter: Segmenter, patients: pd.Series) -> np.ndarray:
+def style_hardness(run: RunFolder, segmenter: Ensemble, patients: pd.Series) -> np.ndarray:
     """Uncertainty (n,) of the segmenter on real images of each row's style patient; 1 for rows without a style."""
     training = train_patches(run.patches())
     found = {"": 1.0}

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from stedm.data.composition import CompositionTable
 from stedm.data.layouts import PriorLayouts, RealLayouts
 from stedm.device import best_device
 from stedm.errors import UserError
-from stedm.models.segmenter import Segmenter
+from stedm.models.ensemble import Ensemble
 from stedm.stages.run_folder import RunFolder, train_patches
+
+_MOST_READ = 4096
+"""Readings of training images that are kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,14 @@ class LayoutSources:
 class PlanLayouts:
     """The layout of a plan row, a pure function of the row."""
 
-    def __init__(self, run: RunFolder, patches: pd.DataFrame, *, teacher: Path | None = None) -> None:
-        """teacher: folder of the segmenter behind `read` layouts; not needed without them."""
+    def __init__(self, run: RunFolder, patches: pd.DataFrame, *, teachers: Sequence[Path] = ()) -> None:
+        """teachers: folders of the segmenters behind `read` layouts, together; not needed without them."""
         annotated = train_patches(patches, annotated=True)
         self.maps, self.num_classes = run.label_maps(annotated), len(run.classes())
         self.position = {name: k for k, name in enumerate(annotated["patch_id"])}
         self.real = RealLayouts(self.maps)
-        self._run, self._patches, self._teacher_folder = run, patches.set_index("patch_id"), teacher
+        self._run, self._patches, self._teacher_folders = run, patches.set_index("patch_id"), teachers
+        self._read = functools.lru_cache(_MOST_READ)(self._read_image)
 
     @functools.cached_property
     def prior(self) -> PriorLayouts:
@@ -74,9 +79,8 @@ class PlanLayouts:
         return PriorLayouts.fit(self.maps, self.num_classes)
 
     @functools.cached_property
-    def _teacher(self) -> Segmenter:
-        assert self._teacher_folder is not None
-        return Segmenter.from_pretrained(self._teacher_folder).to(best_device())
+    def _teacher(self) -> Ensemble:
+        return Ensemble.from_pretrained(self._teacher_folders).to(best_device())
 
     def of(self, row: pd.Series) -> np.ndarray:
         """Label map (H, W) uint8."""
@@ -88,7 +92,7 @@ class PlanLayouts:
             return RealLayouts(self._read(row["layout_source"])).warp(0, rng)
         return self.real.warp(self.position[row["layout_source"]], rng)
 
-    def _read(self, patch_id: str) -> np.ndarray:
-        """What the teacher sees in a training image, (1, H, W) uint8: the mean of four views."""
+    def _read_image(self, patch_id: str) -> np.ndarray:
+        """What the teachers see in a training image, (1, H, W) uint8: the mean of four views and all of them."""
         image = self._run.images(self._patches.loc[[patch_id]])
         return self._teacher.probabilities(image, views=4).argmax(1).astype(np.uint8)

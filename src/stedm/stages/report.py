@@ -79,7 +79,9 @@ def _templates(*, autoescape: bool) -> jinja2.Environment:
 def _cautions(evidence: Evidence) -> list[str]:
     """Every warning, leaks first; those of several runs once each."""
     manifest, summary = evidence.manifest, evidence.summary
-    kept = float(manifest["keep"].mean()) if manifest is not None and "keep" in manifest else None
+    shares = [float(manifest["keep"].mean())] if manifest is not None and "keep" in manifest else []
+    again = report_synthetic.second_round(evidence)
+    kept = min([*shares, *([again["share"]] if again else [])], default=None)
     found = [
         caution
         for part in evidence.parts

@@ -61,6 +61,7 @@ def trained_on(arm: str) -> str:
         "mean-teacher": "a mean teacher on unannotated training images",
         "consistency": "consistency on unannotated training images",
         "synthetic": "synthetic images in the styles of unannotated training patients, filtered",
+        "second-round": "synthetic images drawn once more, read and filtered by segmenters trained with the first ones",
         "unfiltered": "the synthetic images without the filter",
         "unstyled": "synthetic images drawn without a style",
         "annotated-only": "synthetic images of a generator trained on annotated patients only",

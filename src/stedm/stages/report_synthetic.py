@@ -2,9 +2,14 @@
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
+from stedm.arms import SECOND_ROUND, first_round
 from stedm.stages import report_figures as figures
 from stedm.stages import report_pictures as pictures
-from stedm.stages.report_evidence import Evidence
+from stedm.stages.report_evidence import Evidence, table_of
+from stedm.stages.run_folder import RunFolder
 
 
 def filtered(evidence: Evidence) -> dict[str, Any] | None:
@@ -12,19 +17,10 @@ def filtered(evidence: Evidence) -> dict[str, Any] | None:
     manifest = evidence.manifest
     if manifest is None or not {"agreement", "keep"} <= set(manifest):
         return None
-    keep = manifest["keep"].astype(bool)
-    kinds = manifest.assign(keep=keep).groupby("layout_kind")["keep"].agg(["size", "sum"])
-    ignored = manifest.get("ignored_fraction")
-    threshold = (evidence.config.get("filter") or {}).get("min_agreement")
+    threshold = _threshold(evidence)
     return {
-        "images": len(manifest),
-        "kept": int(keep.sum()),
-        "share": float(keep.mean()),
-        "kinds": [
-            {"kind": kind, "images": int(row["size"]), "kept": int(row["sum"])} for kind, row in kinds.iterrows()
-        ],
-        "spared": int((keep & (manifest["agreement"] < (threshold or 0))).sum()),
-        "ignored": None if ignored is None else float(ignored[keep].mean()),
+        **_verdict(manifest, threshold),
+        "second_round": second_round(evidence),
         "agreement_figure": figures.histogram_figure(
             manifest["agreement"].to_numpy(float),
             label="agreement of segmenter and layout, mean IoU",
@@ -35,13 +31,50 @@ def filtered(evidence: Evidence) -> dict[str, Any] | None:
     }
 
 
+def second_round(evidence: Evidence) -> dict[str, Any] | None:
+    """What became of the images drawn once more, and who judged them; None without an arm or a filter of theirs."""
+    arm = first_round((evidence.config.get("segmentation") or {}).get("arms") or [])
+    manifest = table_of(RunFolder(evidence.run).synthetic_set(SECOND_ROUND) / "manifest.parquet")
+    if arm is None or manifest is None or not {"agreement", "keep", "nearest_real_distance"} <= set(manifest):
+        return None
+    nearest = manifest["nearest_real_distance"]
+    found = _verdict(manifest, _threshold(evidence))
+    return found | {"arm": arm, "nearest": float(nearest.min()), "usually_nearest": float(nearest.median())}
+
+
+def _threshold(evidence: Evidence) -> float | None:
+    threshold: float | None = (evidence.config.get("filter") or {}).get("min_agreement")
+    return threshold
+
+
+def _verdict(manifest: pd.DataFrame, threshold: float | None) -> dict[str, Any]:
+    """Images drawn and kept, in all and by kind of layout, and the share of pixels ignored in those kept."""
+    keep = manifest["keep"].astype(bool)
+    kinds = manifest.assign(keep=keep).groupby("layout_kind")["keep"].agg(["size", "sum"])
+    ignored = manifest.get("ignored_fraction")
+    return {
+        "images": len(manifest),
+        "kept": int(keep.sum()),
+        "share": float(keep.mean()),
+        "kinds": [
+            {"kind": kind, "images": int(row["size"]), "kept": int(row["sum"])} for kind, row in kinds.iterrows()
+        ],
+        "spared": int((keep & (manifest["agreement"] < (threshold or 0))).sum()),
+        "ignored": None if ignored is None else float(ignored[keep].mean()),
+    }
+
+
 def memorised(evidence: Evidence) -> dict[str, Any] | None:
     """Distances to the nearest training image, and the closest pairs; None before they were measured."""
     manifest, patches = evidence.manifest, evidence.patches
     if manifest is None or patches is None or not {"nearest_real", "nearest_real_distance"} <= set(manifest):
         return None
     distances = manifest["nearest_real_distance"].to_numpy(float)
+    again = second_round(evidence)
     return {
+        "again": again and {key: again[key] for key in ("nearest", "usually_nearest")},
+        "nearest": float(distances.min()),
+        "usually_nearest": float(np.median(distances)),
         "pairs": pictures.nearest_gallery(evidence.run, manifest, patches),
         "figure": figures.histogram_figure(
             distances,

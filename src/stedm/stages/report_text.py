@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from stedm.arms import OUR_SETS, synthetic_set
 from stedm.config import FULL_ARM, ingredients
-from stedm.evaluation.comparisons import OURS, STAIN_BASELINE
+from stedm.evaluation.comparisons import STAIN_BASELINE
 
 UNKNOWN = "\N{EN DASH}"
 """Stands in a table where a figure is not known."""
@@ -61,9 +62,14 @@ def synthesis_comparisons(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     top of stain augmentation, not instead of it.
     """
     headline = summary.get("headline")
-    alone = [c for c in summary["comparisons"] if ingredients(c["baseline"]) | {OURS} == ingredients(c["arm"])]
+    alone = [c for c in summary["comparisons"] if _is_synthesis_alone(c["arm"], c["baseline"])]
     alone.sort(key=lambda c: -len(ingredients(c["arm"])))
     return [headline, *(c for c in alone if c != headline)] if headline else alone
+
+
+def _is_synthesis_alone(arm: str, baseline: str) -> bool:
+    name = synthetic_set(arm)
+    return name in OUR_SETS and ingredients(baseline) | {name} == ingredients(arm)
 
 
 def is_clear(comparison: Mapping[str, Any]) -> bool:

@@ -98,7 +98,7 @@ def warnings(
     Args:
         summary: content of evaluation/summary.json, if there.
         generation: content of evaluation/generation.json, if there.
-        kept_share: share of synthetic images the filter kept, 0 to 1, if known.
+        kept_share: share of synthetic images the filter kept, of two rounds the smaller, 0 to 1, if known.
     """
     found = _evaluation_warnings(summary) + _generation_warnings(generation or {})
     if kept_share is not None and kept_share < FEW_KEPT:

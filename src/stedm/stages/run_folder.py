@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stedm.arms import FULL_ARM, SYNTHETIC_SETS
+from stedm.arms import FULL_ARM, SECOND_ROUND, SYNTHETIC_SETS, first_round
 from stedm.config import RunConfig
 from stedm.data.patches import LabelMaps, PatchImages
 from stedm.data.tables import read_parquet
@@ -14,6 +14,8 @@ from stedm.files import read_json, whole
 
 TEACHER_ARM = "real+stain"
 """The real-trained segmenter behind pseudo-layouts and filter: this arm, at the run's own seed."""
+SECOND_ROUND_TEACHERS = 3
+"""Segmenters behind the second round, at most: those of the first seeds, so that more seeds change nothing."""
 JUDGE_ARM = FULL_ARM
 """The segmenter that measures drawn images, at the run's own seed: it trains and filters nothing."""
 
@@ -50,6 +52,10 @@ class RunFolder:
         """Folder of one trained segmenter."""
         return self.segmentation / arm / f"seed{seed}"
 
+    def teachers(self, config: RunConfig, name: str = "synthetic") -> list[Path]:
+        """Folders of the segmenters behind a synthetic set."""
+        return [self.segmenter(*teacher) for teacher in teachers(config, name)]
+
     def patches(self) -> pd.DataFrame:
         """The patches table, one row per patch."""
         path = self.data / "patches.parquet"
@@ -82,6 +88,15 @@ class RunFolder:
         To measure with, and for the arm `full`, which is a ceiling: nothing else may read them.
         """
         return LabelMaps(self.data, patches["mask"].tolist(), cache_bytes=0).label_maps(range(len(patches)))
+
+
+def teachers(config: RunConfig, name: str = "synthetic") -> list[tuple[str, int]]:
+    """(arm, seed) of the segmenters that, together, read the layouts of a synthetic set and judge its pairs."""
+    if name != SECOND_ROUND:
+        return [(TEACHER_ARM, config.seed)]
+    arm = first_round(config.segmentation.arms)
+    assert arm is not None, "no arm asks for a second round"
+    return [(arm, seed) for seed in sorted(config.segmentation.seeds[:SECOND_ROUND_TEACHERS])]
 
 
 def train_patches(patches: pd.DataFrame, *, annotated: bool | None = None) -> pd.DataFrame:
