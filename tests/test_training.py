@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
 from stedm.stages import diffusion
 from stedm.stages.run_folder import RunFolder
+from stedm.training import loader
 from stedm.training.batches import (
     AutoencoderBatches,
     DiffusionBatches,
@@ -33,6 +35,7 @@ from stedm.training.batches import (
     ViewBatches,
 )
 from stedm.training.consistency import MeanTeacher, PseudoLabels
+from stedm.training.loader import Batches
 from stedm.training.log import Observation
 from stedm.training.stain_transfer import StainStatistics, StainTransfer
 from stedm.training.tasks import AutoencoderTask, Batch, DiffusionTask, SegmentationTask, Task, warmup_cosine
@@ -511,6 +514,54 @@ def test_batch_is_a_function_of_its_step(make: Callable[[], Any]) -> None:
     assert list(one) == list(again) and all(torch.equal(one[key], again[key]) for key in one)
     other = make()(6)
     assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("style_set", ["patient", "self"])
+def test_images_go_to_the_device_and_are_augmented_there(style_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without memory stands for a GPU: like one, it refuses what lies elsewhere."""
+    makers = [autoencoder_batches, view_batches, lambda: diffusion_batches(style_set)]
+    made = [make() for make in makers]
+    monkeypatch.setattr("stedm.training.batches.best_device", lambda: torch.device("meta"))
+    there = [{name for name, x in batches(3).items() if x.is_meta} for batches in made]
+    assert there == [{"images"}, {"images", "label_maps", "weak", "strong", "boxes"}, {"style_images"}]
+
+
+def test_batches_made_ahead_come_in_order_and_only_some_ahead() -> None:
+    made: list[int] = []
+
+    def batch(step: int) -> Batch:
+        time.sleep(0.02 * (step % 3))  # later ones may be ready first
+        made.append(step)
+        return {"step": torch.tensor(step)}
+
+    ahead = iter(Batches(batch, 5, 15, ahead=2))
+    first = int(next(ahead)["step"])
+    time.sleep(0.2)
+    assert first == 5 and sorted(made) == [5, 6, 7]
+    assert [int(x["step"]) for x in ahead] == list(range(6, 15))
+    assert sorted(made) == list(range(5, 15)), "each is made once"
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_what_goes_wrong_with_a_batch_is_raised_at_its_step(ahead: int) -> None:
+    def batch(step: int) -> Batch:
+        if step == 3:
+            raise UserError("slide3.png: damaged")
+        return {"step": torch.tensor(step)}
+
+    batches = iter(Batches(batch, 0, 6, ahead=ahead))
+    assert [int(next(batches)["step"]) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(UserError, match="damaged"):
+        next(batches)
+
+
+@pytest.mark.parametrize("name", ["diffusion", "semi-supervised"])
+def test_a_training_on_batches_made_ahead_ends_with_the_same_bits(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = train(name, tmp_path / "alone")
+    monkeypatch.setattr(loader, "made_ahead", lambda: 3)
+    assert equal(train(name, tmp_path / "ahead"), alone)
 
 
 def test_style_set_never_holds_the_target_and_stays_with_its_patient() -> None:

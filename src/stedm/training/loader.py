@@ -15,8 +15,11 @@ BatchOfStep = Callable[[int], Batch]
 
 Where ranks train together, this rank's share of its rows.
 """
-AHEAD = 3
-"""Batches that are made while a GPU works at one; each by a thread of its own. A CPU has no time to spare."""
+
+
+def made_ahead() -> int:
+    """How many batches are made while one is worked at, each by a thread of its own: a CPU has no time to spare."""
+    return 3 if best_device().type == "cuda" else 0
 
 
 class Loader(L.LightningDataModule):
@@ -29,7 +32,7 @@ class Loader(L.LightningDataModule):
     def train_dataloader(self) -> "Batches":
         start = self.trainer.global_step if self.trainer else 0
         stop = min((start // self.stretch + 1) * self.stretch, self.steps)
-        return Batches(self.batch_of_step, start, stop, ahead=AHEAD if best_device().type == "cuda" else 0)
+        return Batches(self.batch_of_step, start, stop, ahead=made_ahead())
 
 
 class Batches:
