@@ -59,7 +59,7 @@ _SMALLEST_RUN = {
     "diffusion.annotated_only_control": "false",
     "segmentation.steps": 3,
     "segmentation.seeds": "[0]",
-    "segmentation.arms": "[real, real+stain+synthetic]",
+    "segmentation.arms": "[real, real+stain+synthetic, real+stain+second-round]",
     "generate.images": 8,
     "generate.batch_size": 8,
     "generate.nfe": 2,

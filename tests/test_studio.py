@@ -267,6 +267,15 @@ def test_filters_are_those_of_the_manifest(bench: Workbench) -> None:
     assert view.select(order="highest agreement")["agreement"].is_monotonic_decreasing
 
 
+def test_every_synthetic_set_of_the_run_can_be_looked_through(bench: Workbench) -> None:
+    assert list(bench.synthetic_sets) == ["synthetic", "second-round"]
+    again = bench.synthetic_sets["second-round"]
+    row = again.manifest.iloc[1]
+    image = np.asarray(Image.open(bench.run.root / "synthetic-second-round" / row["image"]))
+    assert (again.pair(row["id"]).image == image).all()
+    assert (bench.synthetic.pair(row["id"]).image != image).any()
+
+
 def test_a_pair_is_shown_with_what_it_came_from(bench: Workbench) -> None:
     row = bench.synthetic.manifest.iloc[3]
     pair = bench.synthetic.pair(row["id"])

@@ -420,6 +420,12 @@ def test_explore_filters_and_shows_what_a_pair_came_from(visit: Visit, served: S
     visit.page.keyboard.press("Enter")
     visit.page.wait_for_function("document.querySelectorAll('#explore-detail figure').length >= 5")
     assert "nearest real" in visit.page.locator("#explore-detail").inner_text()
+    visit.open("second-round")
+    again = visit.page.locator("#explore-grid-second-round .tile")
+    again.first.wait_for()
+    assert again.count() == len(served.bench.synthetic_sets["second-round"].manifest)
+    again.nth(1).click()
+    visit.page.wait_for_function("document.querySelectorAll('#explore-detail-second-round figure').length >= 5")
 
 
 def test_results_show_arms_patients_and_outlines(visit: Visit, served: Served) -> None:

@@ -1,4 +1,4 @@
-"""Tab Explore: the synthetic set, filtered, and single pairs beside what they came from."""
+"""Tab Explore: the synthetic sets, filtered, and single pairs beside what they came from."""
 
 import math
 
@@ -7,7 +7,7 @@ import gradio as gr
 from stedm.errors import UserError
 from stedm.studio.figures import figures, note, tiles
 from stedm.studio.page_parts import AT_ONCE, told
-from stedm.studio.synthetic_view import ORDERS, Fate, Pair
+from stedm.studio.synthetic_view import ORDERS, Fate, Pair, SyntheticView
 from stedm.studio.workbench import Workbench
 
 PER_PAGE = 24
@@ -21,12 +21,23 @@ element.addEventListener("click", (event) => {
 
 
 def add_explore(bench: Workbench) -> None:
-    """Build the tab; a run without a synthetic set says what to do."""
+    """Build the tab, with one of its own for each set; a run without a synthetic set says what to do."""
     try:
-        view = bench.synthetic
+        sets = bench.synthetic_sets
     except UserError as error:
         gr.HTML(note(str(error)))
         return
+    if len(sets) == 1:
+        _add_set(bench.synthetic)
+        return
+    with gr.Tabs():
+        for name, view in sets.items():
+            with gr.Tab(name):
+                _add_set(view, suffix="" if view is bench.synthetic else f"-{name}")
+
+
+def _add_set(view: SyntheticView, *, suffix: str = "") -> None:
+    """suffix: what sets the names of its parts apart from those of another set."""
     with gr.Row():
         patient = gr.Dropdown([_EVERYONE, *view.patients()], value=_EVERYONE, label="Style patient", min_width=160)
         fate = gr.Radio(["all", "kept", "dropped"], value="all", label="Filter", interactive=view.judged, min_width=200)
@@ -35,10 +46,10 @@ def add_explore(bench: Workbench) -> None:
         least = gr.Slider(0, 1, 0, step=0.01, label="Agreement from", interactive=view.judged, min_width=160)
         most = gr.Slider(0, 1, 1, step=0.01, label="Agreement to", interactive=view.judged, min_width=160)
         number = gr.Number(1, label="Page", precision=0, minimum=1, min_width=100)
-    explore = _Explore(bench)
-    count = gr.HTML(elem_id="explore-count")
-    grid = gr.HTML(js_on_load=_CHOOSE, elem_id="explore-grid")
-    detail = gr.HTML(note("Choose a picture to see what it came from."), elem_id="explore-detail")
+    explore = _Explore(view)
+    count = gr.HTML(elem_id=f"explore-count{suffix}")
+    grid = gr.HTML(js_on_load=_CHOOSE, elem_id=f"explore-grid{suffix}")
+    detail = gr.HTML(note("Choose a picture to see what it came from."), elem_id=f"explore-detail{suffix}")
     filters = [patient, fate, least, most, order]
     for part in (patient.input, fate.input, least.release, most.release, order.input):
         part(told(explore.first_page), filters, [count, grid, number], **AT_ONCE)
@@ -50,8 +61,8 @@ def add_explore(bench: Workbench) -> None:
 class _Explore:
     """What the filters and the pictures do."""
 
-    def __init__(self, bench: Workbench) -> None:
-        self._view = bench.synthetic
+    def __init__(self, view: SyntheticView) -> None:
+        self._view = view
 
     def first_page(self, *filters: object) -> tuple[str, str, int]:
         """(count, pictures, page number) after a filter has changed."""

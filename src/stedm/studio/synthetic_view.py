@@ -1,4 +1,4 @@
-"""The synthetic set of a run, as a person looks through it."""
+"""The synthetic sets of a run, as a person looks through them."""
 
 import json
 from dataclasses import dataclass
@@ -46,12 +46,13 @@ class Pair:
 
 
 class SyntheticView:
-    """Filters over the manifest, and the pictures of single rows."""
+    """Filters over the manifest of a set, and the pictures of single rows."""
 
-    def __init__(self, run: RunFolder, patches: pd.DataFrame) -> None:
+    def __init__(self, run: RunFolder, patches: pd.DataFrame, name: str = "synthetic") -> None:
+        """name: one of `arms.SYNTHETIC_SETS`. Raises UserError before it is drawn."""
         self._run, self._patches = run, patches.set_index("patch_id")
-        self._drawn = SyntheticSet(run.synthetic, mask="layout")
-        self._filtered = SyntheticSet(run.synthetic)
+        self._drawn = SyntheticSet(run.synthetic_set(name), mask="layout")
+        self._filtered = SyntheticSet(run.synthetic_set(name))
         self._row = {str(name): k for k, name in enumerate(self.manifest["id"])}
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stedm.arms import SYNTHETIC_SETS
 from stedm.config_file import load_config
 from stedm.diffusion.pipeline import INDEX, read_index
 from stedm.diffusion.sampling import Sampling
@@ -87,6 +88,13 @@ class Workbench:
     def synthetic(self) -> SyntheticView:
         """The synthetic set. Raises UserError before it is drawn."""
         return SyntheticView(self.run, self.patches)
+
+    @functools.cached_property
+    def synthetic_sets(self) -> dict[str, SyntheticView]:
+        """The synthetic set by its name, then the run's others. Raises UserError before it is drawn."""
+        others = [name for name in SYNTHETIC_SETS if self.run.synthetic_set(name) != self.run.synthetic]
+        drawn = [name for name in others if (self.run.synthetic_set(name) / "manifest.parquet").is_file()]
+        return {"synthetic": self.synthetic} | {name: SyntheticView(self.run, self.patches, name) for name in drawn}
 
     @functools.cached_property
     def results(self) -> Results:
