@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stedm.config import RunConfig
+from stedm.config import DiffusionConfig, RunConfig
 from stedm.device import best_device, has_fast_bf16
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.sampling import Sampling
@@ -31,9 +31,9 @@ def first_stage_of(config: RunConfig) -> FirstStage:
     )
 
 
-def generator_of(size: str) -> tuple[StyleDiffusion, RunConfig]:
-    """An untrained generator of a preset (speed does not depend on the weights), and the preset."""
-    config = resolve(RunConfig(size=size))  # type: ignore[arg-type]
+def generator_of(size: str, **diffusion: Any) -> tuple[StyleDiffusion, RunConfig]:
+    """An untrained generator of a preset, with other settings, and the preset: speed does not depend on the weights."""
+    config = resolve(RunConfig(size=size, diffusion=DiffusionConfig(**diffusion)))  # type: ignore[arg-type]
     model = _untrained(first_stage_of(config), config, CLASSES, Sampling(), mpp=1.0)
     return model.eval().to(memory_format=torch.channels_last), config
 

@@ -9,6 +9,8 @@ borders of stretches (checkpoint, the watch's pictures) is left out; it is eight
 """
 
 import argparse
+import copy
+import dataclasses
 import tempfile
 import time
 from itertools import pairwise
@@ -28,7 +30,7 @@ from stedm.data.style_sets import StyleSets
 from stedm.device import autocast, best_device
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.stages.diffusion import _variants
-from stedm.stages.latents import encode
+from stedm.stages.latents import encode, frozen_places
 from stedm.training.batches import DiffusionBatches, StylePatches
 from stedm.training.tasks import Batch, DiffusionTask
 from stedm.training.trainer import fit
@@ -49,7 +51,12 @@ def batches_of(
     table = table.assign(source=table["slide"], x_um=np.arange(count) % patches * float(side_px), y_um=0.0)
     return DiffusionBatches(
         _variants(model.first_stage, images, layouts, annotated, seed=0),
-        StylePatches(images, encode(model.first_stage, images).half(), torch.from_numpy(layouts)),
+        StylePatches(
+            images,
+            encode(model.first_stage, images).half(),
+            torch.from_numpy(layouts),
+            frozen_places(model.style_extractor, images),
+        ),
         StyleSets(table, mode="patient", size=options.style_images or 1, nearby_um=500.0, patch_um=float(side_px)),
         batch_size=options.batch_size or 8,
         set_size=options.style_images or 1,
@@ -72,9 +79,9 @@ class Marked(DiffusionTask):
         super().on_train_batch_start(batch, batch_idx)
 
 
-def task_of(size: str, steps: int) -> Marked:
+def task_of(size: str, steps: int, **diffusion: Any) -> Marked:
     """A fresh task of the preset."""
-    model, config = generator_of(size)
+    model, config = generator_of(size, **diffusion)
     return Marked(
         model.unet.train(),
         model.style_extractor.train(),
@@ -84,10 +91,10 @@ def task_of(size: str, steps: int) -> Marked:
     )
 
 
-def training_seconds(size: str, batches: DiffusionBatches, steps: int) -> list[tuple[float, float]]:
+def training_seconds(size: str, batches: DiffusionBatches, steps: int, **diffusion: Any) -> list[tuple[float, float]]:
     """Processor and wall time of each step but the first two of a real training."""
     with tempfile.TemporaryDirectory() as folder:
-        task = task_of(size, steps)
+        task = task_of(size, steps, **diffusion)
         task.marks = []
         fit(task, batches, folder=Path(folder), description="training", ema_decay=0.999, stretches=1)
     return [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(task.marks[2:])]
@@ -96,8 +103,8 @@ def training_seconds(size: str, batches: DiffusionBatches, steps: int) -> list[t
 class Bare:
     """Forward, backward and optimiser step on one batch."""
 
-    def __init__(self, size: str, batch: Batch) -> None:
-        self.task = task_of(size, 1000).to(best_device(), memory_format=torch.channels_last)
+    def __init__(self, size: str, batch: Batch, **diffusion: Any) -> None:
+        self.task = task_of(size, 1000, **diffusion).to(best_device(), memory_format=torch.channels_last)
         self.optimiser = self.task.configure_optimizers()["optimizer"]
         self.batch = {name: x.to(best_device()) for name, x in batch.items()}
         self.average = AveragedModel(self.task, multi_avg_fn=get_ema_multi_avg_fn(0.999))
@@ -128,16 +135,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", choices=["smoke", "tiny", "small", "base"], default="tiny")
     parser.add_argument("--side", type=int, default=64, help="of the patches, pixels")
+    parser.add_argument("--frozen", metavar="NAME", help="a timm backbone as frozen style encoder, its features kept")
     parser.add_argument("--steps", type=int, default=16, help="of a turn")
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
-    model, config = generator_of(options.size)
+    frozen = {"style_encoder": options.frozen, "freeze_style_encoder": True} if options.frozen else {}
+    model, config = generator_of(options.size, **frozen)
     batches = batches_of(model, config, patients=16, patches=4, side_px=options.side)
-    bare = Bare(options.size, batches(0))
+    bare = Bare(options.size, batches(0), **frozen)
     training: list[tuple[float, float]] = []
     alone: list[tuple[float, float]] = []
     for _ in range(options.turns):
-        training += training_seconds(options.size, batches, options.steps)
+        training += training_seconds(options.size, batches, options.steps, **frozen)
         alone += [seconds(bare.step) for _ in range(options.steps)][2:]
     parts = {
         "forward and backward": bare.forward_and_backward,
@@ -146,6 +155,10 @@ def main() -> None:
         "averaged weights": bare.average_weights,
         "batch (data)": lambda: batches(1),
     }
+    if frozen:
+        asking = copy.copy(batches)
+        asking.style_patches = dataclasses.replace(batches.style_patches, places=None)
+        parts["bare step that asks the backbone"] = Bare(options.size, asking(0), **frozen).step
     found = {"training step": training, "bare step": alone}
     found |= {name: [seconds(action) for _ in range(options.steps)][2:] for name, action in parts.items()}
     cpu, wall = np.median(np.array(alone), axis=0)

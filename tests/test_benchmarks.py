@@ -34,9 +34,10 @@ def rows(folder: Path, name: str) -> Any:
 
 
 def test_training_step(tmp_path: Path) -> None:
-    run("train", "--out", tmp_path, "--size", "smoke", "--steps", 4, "--turns", 1)
+    run("train", "--out", tmp_path, "--size", "smoke", "--steps", 4, "--turns", 1, "--frozen", "test_resnet")
     found = {row["what"]: row["/ bare, processor"] for row in rows(tmp_path, "train-smoke.json")["rows"]}
     assert found["bare step"] == 1 and all(ratio > 0 for ratio in found.values())
+    assert "bare step that asks the backbone" in found
 
 
 def test_sampling(tmp_path: Path) -> None:
@@ -45,6 +46,14 @@ def test_sampling(tmp_path: Path) -> None:
     )
     assert "style sets of 2 images read per second" in printed
     assert all(row["images/s processor"] > 0 for row in rows(tmp_path, "sample-smoke.json")["rows"])
+
+
+def test_throughput(tmp_path: Path) -> None:
+    given = ["--sizes", "smoke", "--sides", 64, "--batch", 2, "--repeats", 1, "--samplers", "full", "--write"]
+    run("throughput", "--out", tmp_path, *given)
+    found = rows(tmp_path, "throughput.json")["rows"]
+    assert [row["sampler"] for row in found] == ["full", "full, and PNG written"]
+    assert all(row["least"] <= row["images/s"] <= row["most"] for row in found)
 
 
 def test_first_stage(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from stedm.models.autoencoder import FirstStage
 from stedm.models.segmenter import Segmenter
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
-from stedm.stages import diffusion
+from stedm.stages import diffusion, latents
+from stedm.stages.latents import frozen_places
 from stedm.stages.run_folder import RunFolder
 from stedm.training import loader
 from stedm.training.batches import (
@@ -443,6 +444,30 @@ def test_every_combination_trains_everything_within_two_steps(style_set: str, ag
 
 def test_timm_style_encoder_trains_within_two_steps() -> None:
     assert two_steps("patient", diffusion_task(encoder="test_resnet")) == set()
+
+
+def test_features_of_a_frozen_backbone_are_kept_and_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor = diffusion_task(encoder="test_resnet", trainable=False).style_extractor
+    asked, kept = diffusion_batches(), diffusion_batches()
+    kept.style_patches.places = frozen_places(extractor, IMAGES)
+    one, other = asked(3), kept(3)
+    extractor.eval()
+    seen = extractor.describe(one["style_images"], one["style_latents"])
+    monkeypatch.setattr(extractor.encoder, "places", None)  # the backbone is not asked again
+    again = extractor.describe(None, other["style_latents"], places=other["style_places"])
+    assert "style_images" not in other and seen[0].std() > 0.1
+    for mine, theirs in zip(again, seen, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0.01, atol=0.01)
+
+
+def test_features_are_kept_of_a_frozen_backbone_only_and_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert frozen_places(diffusion_task(encoder="test_resnet").style_extractor, IMAGES) is None
+    frozen = diffusion_task(encoder="test_resnet", trainable=False).style_extractor
+    places = frozen_places(frozen, IMAGES)
+    assert places is not None and places.shape[:2] == (16, 8)
+    monkeypatch.setattr(latents, "MOST_BYTES", places.nbytes - 1)
+    assert frozen_places(frozen, IMAGES) is None
+    assert frozen.training and frozen.aggregation.training, "as it was"
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

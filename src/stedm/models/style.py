@@ -5,6 +5,7 @@ K = 1: one vector an image. K = N + 1: one for each layout class, and a last one
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -139,10 +140,17 @@ class TimmStyleEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, dim), and log-probabilities (B, K, h, w) of the regions in the backbone's places."""
+        return self.pooled(self.places(images))
+
+    def places(self, images: Tensor) -> Tensor:
+        """What the backbone says of images (B, 3, H, W) in [-1, 1]: (B, h, w, F)."""
         x = ((images + 1) / 2 - self.mean) / self.std  # (B, 3, H, W)
         if x.shape[-2:] != (self.input_px, self.input_px):
             x = F.interpolate(x, size=(self.input_px, self.input_px), mode="bilinear", antialias=True)
-        places = self._places(self.backbone.forward_features(x))  # type: ignore[operator]
+        return self._places(self.backbone.forward_features(x))  # type: ignore[operator]
+
+    def pooled(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """The rest of `forward`, which always learns."""
         flat = places.flatten(1, 2)  # (B, P, F)
         vectors, found = self.pool(flat, flat.square())
         return vectors, found.unflatten(2, places.shape[1:3])
@@ -253,10 +261,23 @@ class StyleExtractor(FolderModel):
         """style_images (B, N, 3, H, W) in [-1, 1], their latents (B, N, C, h, w) -> (B, K, dim + 2 C)."""
         return self.describe(style_images, style_latents)[0]
 
-    def describe(self, style_images: Tensor, style_latents: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and the log-probabilities (B, N, K, h', w') of the regions in the style images."""
-        B, N = style_images.shape[:2]
-        vectors, found = self.encoder(style_images.flatten(0, 1))  # (B N, K, d), (B N, K, h', w')
+    @property
+    def frozen_places(self) -> Callable[[Tensor], Tensor] | None:
+        """`places` of a backbone that does not learn, which can be kept; None where the encoder learns."""
+        return (
+            self.encoder.places if isinstance(self.encoder, TimmStyleEncoder) and not self.encoder.trainable else None
+        )
+
+    def describe(
+        self, style_images: Tensor | None, style_latents: Tensor, *, places: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and the log-probabilities (B, N, K, h', w') of the regions in the style images.
+
+        places: what `frozen_places` said of the style images (B, N, h', w', F), which are then not needed.
+        """
+        B, N = style_latents.shape[:2]
+        read, x = (self.encoder, style_images) if places is None else (self.encoder.pooled, places)
+        vectors, found = read(x.flatten(0, 1))  # type: ignore[operator, union-attr]  # (B N, K, d), (B N, K, h', w')
         of_region = vectors.unflatten(0, (B, N)).transpose(1, 2).flatten(0, 1)  # (B K, N, d)
         learned = self.aggregation(of_region).unflatten(0, (B, -1))  # (B, K, d)
         found = found.unflatten(0, (B, N))  # (B, N, K, h', w')

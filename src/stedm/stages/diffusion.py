@@ -20,7 +20,7 @@ from stedm.models.unet import UNet
 from stedm.ranks import is_first
 from stedm.stages.grain import best_grain
 from stedm.stages.grids import StyleGrid, save_style_grid
-from stedm.stages.latents import encode
+from stedm.stages.latents import encode, frozen_places
 from stedm.stages.run_folder import TEACHER_ARM, RunFolder, train_patches
 from stedm.stages.watch import IMAGES, GeneratorWatch
 from stedm.training.augment import dihedral
@@ -61,7 +61,7 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str, **
     first_stage = FirstStage.from_pretrained(run.autoencoder)
     sampling = Sampling(grain=best_grain(run, first_stage, patches, seed=config.seed))
     model = _untrained(first_stage, config, run.classes(), sampling, mpp=_common_mpp(patches))
-    batches = _batches(run, config, first_stage, patches, images)
+    batches = _batches(run, config, model, patches, images)
     task = DiffusionTask(
         model.unet,
         model.style_extractor,
@@ -79,13 +79,14 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str, **
 
 
 def _batches(
-    run: RunFolder, config: RunConfig, first_stage: FirstStage, patches: pd.DataFrame, images: np.ndarray
+    run: RunFolder, config: RunConfig, model: StyleDiffusion, patches: pd.DataFrame, images: np.ndarray
 ) -> DiffusionBatches:
-    options = config.diffusion
+    options, first_stage = config.diffusion, model.first_stage
     layouts, regions = _layouts(run, config, patches, images)
+    places = frozen_places(model.style_extractor, images) if options.style_set != "self" else None
     return DiffusionBatches(
         _variants(first_stage, images, layouts, patches["annotated"].to_numpy(bool), seed=config.seed),
-        StylePatches(images, encode(first_stage, images).half(), torch.from_numpy(regions)),
+        StylePatches(images, encode(first_stage, images).half(), torch.from_numpy(regions), places),
         _style_sets(patches, config),
         batch_size=options.batch_size,
         set_size=options.style_images,

@@ -68,11 +68,13 @@ class StylePatches:
     """The training patches as they lend their style: what `Variants.patch` points to.
 
     images (n, H, W, 3) uint8; z (n, C, h, w), their latents, half precision; layout (n, H, W) uint8, 255 = unknown.
+    places (n, 8, h', w', F) half precision: what a frozen backbone says of them in each symmetry, instead of images.
     """
 
     images: np.ndarray
     z: Tensor
     layout: Tensor
+    places: Tensor | None = None
 
 
 class DiffusionBatches:
@@ -128,7 +130,8 @@ class DiffusionBatches:
         }
 
     def _style(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[Batch, np.ndarray]:
-        """Style sets: images (b, N, 3, H, W) in [-1, 1], latents (b, N, C, h, w), layouts (b, N, H, W) of b = B / W.
+        """Style sets: images (b, N, 3, H, W) in [-1, 1], or places (b, N, h', w', F), latents (b, N, C, h, w), layouts
+        (b, N, H, W) of b = B / W.
 
         And which of all rows (B,) have one; rows without get the null style.
         """
@@ -142,16 +145,16 @@ class DiffusionBatches:
         )  # (B, N)
         mine = share(np.arange(len(rows)))
         sets = sets[mine]
-        lent = {
-            "style_images": to_network(self.style_patches.images[sets], best_device()),
-            "style_latents": self.style_patches.z[sets],
-            "style_layouts": self.style_patches.layout[sets],
-        }
+        lent = {"style_latents": self.style_patches.z[sets], "style_layouts": self.style_patches.layout[sets]}
+        if self.style_patches.places is None:
+            lent["style_images"] = to_network(self.style_patches.images[sets], best_device())
         codes = rng.integers(8, size=sets.shape[1])
         lent = {
             name: torch.stack([dihedral(x[:, n], int(code)) for n, code in enumerate(codes)], dim=1)
             for name, x in lent.items()
         }
+        if self.style_patches.places is not None:
+            lent["style_places"] = self.style_patches.places[sets, codes].float()
         return (_crop(lent, rng, mine, len(rows)) if self.zoom_style else lent), has_style
 
 

@@ -113,7 +113,8 @@ class DiffusionTask(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         z = batch["z"].float()  # (B, C, h, w)
-        style, found = self.style_extractor.describe(batch["style_images"], batch["style_latents"])
+        places = batch.get("style_places")
+        style, found = self.style_extractor.describe(batch.get("style_images"), batch["style_latents"], places=places)
 
         def velocity(z_t: Tensor, t: Tensor) -> Tensor:
             return self.unet(
