@@ -90,6 +90,14 @@ def test_ignored_conditions_show(perfect):
     assert figures(deaf)["layout_sensitivity"] < 0.2 < figures(perfect)["layout_sensitivity"]
 
 
+def test_sensitivity_to_the_layout_is_unknown_where_all_images_share_one(perfect):
+    """As few images as `repeats`: 0 would say that the layout is ignored."""
+    names = ("drawn", "layouts", "drawn_readings", "elsewhere")
+    few = [dataclasses.replace(p, **{name: getattr(p, name)[-4:] for name in names}) for p in perfect]
+    found = figures(few)
+    assert found["layout_sensitivity"] is None and found["layout_agreement"] == 1
+
+
 def test_one_image_again_and_again_has_no_diversity(perfect):
     repeated = [dataclasses.replace(p, drawn=np.repeat(p.drawn[-1:], 8, axis=0)) for p in perfect]
     assert figures(repeated)["diversity"] == 0

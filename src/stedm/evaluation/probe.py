@@ -195,20 +195,22 @@ def layout_figures(probes: Sequence[StyleProbe]) -> dict[str, float | None]:
     """Agreement of drawn images with their layout, and what is lost with the layout of another image of the style.
 
     Returns:
-        layout_agreement, layout_sensitivity: means over patients.
+        layout_agreement, layout_sensitivity: means over patients; the latter None where all images share one layout.
     """
     agreements, own, other = [], [], []
     for probe in probes:
         options = {"num_classes": probe.num_classes}
         names = [probe.patient] * len(probe.drawn)
         agreements.append(layout_agreement(names, probe.drawn_readings, probe.layouts, **options)[0])
-        different = max(1, len(probe.drawn) - probe.repeats + 1)  # the others repeat the last of these layouts
+        different = len(probe.drawn) - probe.repeats + 1  # the others repeat the last of these layouts
+        if different < 2:
+            continue
         readings, layouts = probe.drawn_readings[:different], probe.layouts[:different]
         own.append(layout_agreement(names[:different], readings, layouts, **options)[0])
         other.append(layout_agreement(names[:different], readings, np.roll(layouts, 1, axis=0), **options)[0])
     return {
         "layout_agreement": mean_or_none(agreements),
-        "layout_sensitivity": mean_or_none(np.subtract(own, other)) if len(probes[0].drawn) > 1 else None,
+        "layout_sensitivity": mean_or_none(np.subtract(own, other)),
     }
 
 
