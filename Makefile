@@ -3,6 +3,7 @@
 #
 #   make demo     the whole method on a procedural cohort; ARGS="--seed 1" passes options on
 #   make test     the tests; ARGS="-m slow" for the long ones
+#   make nnunet   whether nnU-Net reads our export: what `make test` skips
 #   make lint     style, types, layers
 #   make format   mend the style
 #   make docs     the documentation as a site, in site/
@@ -14,7 +15,7 @@ INSTALLED := .venv/.installed
 PYTHON ?=
 CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 
-.PHONY: help demo test lint format docs
+.PHONY: help demo test nnunet lint format docs
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +26,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
+
+nnunet: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/nnunet -r tests/nnunet.txt
+	PYTHONPATH=$(CURDIR)/.venv/nnunet $(BIN)/python -m pytest -n 0 tests/test_export.py -k nnunet_itself
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 nnU-Net is not among the development tools (it holds timm back): `assert_nnunet_reads` has the rules of its
 `verify_dataset_integrity`, of its label manager and of its reader NaturalImage2DIO in our own words, and where nnunetv2
-is installed a test asks nnU-Net itself.
+is installed a test asks nnU-Net itself: `make nnunet` puts it beside the environment and runs that test, as CI does.
 """
 
 import io
@@ -204,7 +204,7 @@ def test_nnunet_raw_format_keeps_nnunets_rules(run: Path) -> None:
 
 def test_nnunet_itself_reads_its_raw_format(run: Path) -> None:
     """The library, where it is installed: its own check of a raw data set, and each case through its own reader."""
-    pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed: pip install nnunetv2")
+    pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed: make nnunet")
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
     from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
