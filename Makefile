@@ -29,6 +29,7 @@ test: $(INSTALLED)
 
 nnunet: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/nnunet -r tests/nnunet.txt
+	PYTHONPATH=$(CURDIR)/.venv/nnunet $(BIN)/python -c "import nnunetv2" # without it the test would skip
 	PYTHONPATH=$(CURDIR)/.venv/nnunet $(BIN)/python -m pytest -n 0 tests/test_export.py -k nnunet_itself
 
 lint: $(INSTALLED)

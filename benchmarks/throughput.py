@@ -72,18 +72,14 @@ def rows_of(drawing: Drawing, given: dict[str, Any], samplers: list[str], repeat
                 cold[name] = wall
             peaks[name] = peak_mib()
     return [
-        given
-        | {"sampler": name, "images/s": float(np.median(found)), "least": min(found), "most": max(found)}
-        | {"first call, s": cold[name], "peak MiB": peaks[name]}
+        given | speed(name, found) | {"first call, s": cold[name], "peak MiB": peaks[name]}
         for name, found in times.items()
     ]
 
 
-def compiled(model: StyleDiffusion) -> StyleDiffusion:
-    """The same model, whose U-Net and decoder are compiled at their first call."""
-    for part in (model.unet, model.first_stage.kl.decoder):
-        part.compile(dynamic=False)
-    return model
+def speed(name: str, found: list[float]) -> dict[str, Any]:
+    """Images per second in repeats."""
+    return {"sampler": name, "images/s": float(np.median(found)), "least": min(found), "most": max(found)}
 
 
 def written(drawing: Drawing, given: dict[str, Any], repeats: int) -> dict[str, Any]:
@@ -94,12 +90,7 @@ def written(drawing: Drawing, given: dict[str, Any], repeats: int) -> dict[str, 
             start = time.perf_counter()
             drawing.write(Path(folder), batches=4)
             found.append(4 * drawing.batch / (time.perf_counter() - start))
-    return given | {
-        "sampler": "full, and PNG written",
-        "images/s": float(np.median(found)),
-        "least": min(found),
-        "most": max(found),
-    }
+    return given | speed("full, and PNG written", found)
 
 
 def main() -> None:
@@ -117,11 +108,12 @@ def main() -> None:
     for size in options.sizes:
         model, config = generator_of(size)
         model = model.to(best_device())
+        if options.compile:
+            model.unet.compile(dynamic=False)
+            model.first_stage.kl.decoder.compile(dynamic=False)
         for side in options.sides:
             given = {"preset": size, "side": side, "batch": options.batch, "compiled": options.compile}
             drawing = Drawing(model, side, options.batch, config.diffusion.style_images or 1)
-            if options.compile:
-                compiled(model)
             rows += rows_of(drawing, given, options.samplers, options.repeats)
             if options.write:
                 rows.append(written(drawing, given, options.repeats))

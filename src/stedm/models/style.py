@@ -262,8 +262,8 @@ class StyleExtractor(FolderModel):
         return self.describe(style_images, style_latents)[0]
 
     @property
-    def frozen_places(self) -> Callable[[Tensor], Tensor] | None:
-        """`places` of a backbone that does not learn, which can be kept; None where the encoder learns."""
+    def frozen_backbone(self) -> Callable[[Tensor], Tensor] | None:
+        """`places` of a backbone that does not learn: what it says can be kept. None where the encoder learns."""
         return (
             self.encoder.places if isinstance(self.encoder, TimmStyleEncoder) and not self.encoder.trainable else None
         )
@@ -273,7 +273,7 @@ class StyleExtractor(FolderModel):
     ) -> tuple[Tensor, Tensor]:
         """The same, and the log-probabilities (B, N, K, h', w') of the regions in the style images.
 
-        places: what `frozen_places` said of the style images (B, N, h', w', F), which are then not needed.
+        places: what `frozen_backbone` said of the style images (B, N, h', w', F), which are then not needed.
         """
         B, N = style_latents.shape[:2]
         read, x = (self.encoder, style_images) if places is None else (self.encoder.pooled, places)

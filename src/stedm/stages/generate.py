@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stedm.arms import SECOND_ROUND
+from stedm.arms import OUR_SETS, SECOND_ROUND
 from stedm.config import RunConfig
 from stedm.data.composition import CompositionTable
 from stedm.device import best_device
@@ -70,16 +70,17 @@ def generate(run: RunFolder, config: RunConfig, *, name: str = "synthetic") -> N
 
 def _generator(run: RunFolder, config: RunConfig, name: str) -> Path:
     """Folder of the generator that draws a set."""
-    return {"unstyled": run.diffusion, "annotated-only": run.control}.get(name, run.generator(config))
+    ours = dict.fromkeys(OUR_SETS, run.generator(config))
+    return (ours | {"unstyled": run.diffusion, "annotated-only": run.control})[name]
 
 
 def _of_set(config: RunConfig, name: str) -> RunConfig:
     """The config a set is drawn with; the controls are drawn by full generators, with everything else alike."""
-    changes: dict[str, dict[str, Any]] = {
+    changes: dict[str, dict[str, Any]] = {ours: {} for ours in OUR_SETS} | {
         "unstyled": {"styles": "none", "generator": "full"},
         "annotated-only": {"styles": "annotated", "generator": "full"},
     }
-    return dataclasses.replace(config, generate=dataclasses.replace(config.generate, **changes.get(name, {})))
+    return dataclasses.replace(config, generate=dataclasses.replace(config.generate, **changes[name]))
 
 
 def layouts_of(run: RunFolder, config: RunConfig, patches: pd.DataFrame, *, name: str = "synthetic") -> PlanLayouts:

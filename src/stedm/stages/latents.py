@@ -37,7 +37,7 @@ def frozen_places(extractor: StyleExtractor, images: np.ndarray) -> Tensor | Non
 
     None for an encoder that learns, and where it would be more than `MOST_BYTES`.
     """
-    read = extractor.frozen_places
+    read = extractor.frozen_backbone
     if read is None:
         return None
     extractor.to(best_device()).eval()

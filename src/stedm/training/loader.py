@@ -22,19 +22,6 @@ def made_ahead() -> int:
     return 3 if best_device().type == "cuda" else 0
 
 
-class Loader(L.LightningDataModule):
-    """Each Lightning epoch is one stretch of steps between two checkpoints."""
-
-    def __init__(self, batch_of_step: BatchOfStep, *, steps: int, stretch: int) -> None:
-        super().__init__()
-        self.batch_of_step, self.steps, self.stretch = batch_of_step, steps, stretch
-
-    def train_dataloader(self) -> "Batches":
-        start = self.trainer.global_step if self.trainer else 0
-        stop = min((start // self.stretch + 1) * self.stretch, self.steps)
-        return Batches(self.batch_of_step, start, stop, ahead=made_ahead())
-
-
 class Batches:
     """The batches of steps start, start + 1, ..., stop - 1, in that order."""
 
@@ -57,6 +44,19 @@ class Batches:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+
+
+class Loader(L.LightningDataModule):
+    """Each Lightning epoch is one stretch of steps between two checkpoints."""
+
+    def __init__(self, batch_of_step: BatchOfStep, *, steps: int, stretch: int) -> None:
+        super().__init__()
+        self.batch_of_step, self.steps, self.stretch = batch_of_step, steps, stretch
+
+    def train_dataloader(self) -> Batches:
+        start = self.trainer.global_step if self.trainer else 0
+        stop = min((start // self.stretch + 1) * self.stretch, self.steps)
+        return Batches(self.batch_of_step, start, stop, ahead=made_ahead())
 
 
 def _on_same_gpu(batch_of_step: BatchOfStep) -> BatchOfStep:
