@@ -4,6 +4,8 @@ import io
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -41,6 +43,14 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     except SystemExit as ended:
         assert ended.code == 0
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "code"), [("", 141), ("--version", 141), ("run --help", 0)])
+def test_a_reader_that_stops_early_is_no_error(words: str, code: int) -> None:
+    """As in `stedm | head`; argparse itself writes on into nothing."""
+    command = f"{{ {sys.executable} -m stedm.cli {words}; echo $? >&2; }} | true"
+    said = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    assert said.stderr == f"{code}\n"
 
 
 def test_without_an_argument_the_next_steps_are_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import select
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -97,9 +98,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code.
 
     0, 1 when slides were skipped or `doctor` finds something broken, 2 for a mistake of the user's, 130 and 143 when
-    interrupted by Ctrl-C and SIGTERM.
+    interrupted by Ctrl-C and SIGTERM, 141 when nobody reads on, as in `stedm --help | head`.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        try:
+            return _explained(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if _is_read():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be written
+        return 141
+
+
+def _is_read() -> bool:
+    """Whether standard output still has a reader: the broken pipe may be another."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    return not any(event & select.POLLERR for _, event in pipe.poll(0))
+
+
+def _explained(words: list[str]) -> int:
+    """The exit code, after a line for what went wrong."""
     try:
         with terminable(), ranks.joined():
             if not ranks.is_first():
