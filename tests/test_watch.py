@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from stedm.config import RunConfig
+from stedm.config import DiffusionConfig, RunConfig
 from stedm.files import read_json
 from stedm.models.autoencoder import FirstStage
 from stedm.models.style import StyleExtractor
@@ -69,9 +69,10 @@ def networks() -> tuple[Any, DiffusionTask]:
     return SimpleNamespace(first_stage=first_stage), task.eval()  # type: ignore[return-value]
 
 
-def watch_of(run: SmallRun) -> tuple[GeneratorWatch, DiffusionTask]:
+def watch_of(run: SmallRun, **diffusion: Any) -> tuple[GeneratorWatch, DiffusionTask]:
     model, task = networks()
-    return GeneratorWatch(run, resolve(RunConfig(size="smoke")), model, grid=None), task  # type: ignore[arg-type]
+    config = resolve(RunConfig(size="smoke", diffusion=DiffusionConfig(**diffusion)))
+    return GeneratorWatch(run, config, model, grid=None), task  # type: ignore[arg-type]
 
 
 def test_only_validation_patients_are_read() -> None:
@@ -83,13 +84,16 @@ def test_only_validation_patients_are_read() -> None:
     assert list(values) == ["val_loss", "val_style_gain", "val_layout_gain"] and all(np.isfinite(list(values.values())))
 
 
-def test_style_set_is_other_patches_of_the_patient_or_the_image_itself() -> None:
-    watch, _ = watch_of(SmallRun())
+@pytest.mark.parametrize("style_set", ["patient", "self"])
+def test_style_set_is_other_patches_of_the_patient_or_the_image_itself(style_set: str) -> None:
+    watch, _ = watch_of(SmallRun(), style_set=style_set)
     shades = ((watch.style_images[:, :, 0, 0, 0] + 1) * 127.5 - 40).div(10).round().int()  # (n, N), patch numbers
     targets = [k for k in range(18) if SPLITS[k] == "val" and TABLE["annotated"][k]]
     for target, patient, lenders in zip(targets, watch.patients, shades.tolist(), strict=True):
-        assert {PATIENTS[lender] for lender in lenders} == {patient}
-        assert (target in lenders) == (patient == "c")  # the only image of its patient
+        if style_set == "self" or patient == "c":  # the only image of its patient
+            assert set(lenders) == {target}
+        else:
+            assert {PATIENTS[lender] for lender in lenders} == {patient} and target not in lenders
 
 
 def test_same_weights_give_the_same_observation_twice() -> None:

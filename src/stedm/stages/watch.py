@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stedm.config import RunConfig
-from stedm.data.style_sets import StyleSets
+from stedm.data.style_sets import Mode, StyleSets
 from stedm.device import autocast
 from stedm.diffusion.pipeline import StyleDiffusion, to_network
 from stedm.diffusion.sampling import noise_from_seeds
@@ -33,7 +33,8 @@ class GeneratorWatch:
     """Validation losses of a generator in training, and a grid of what it draws.
 
     Images and layouts are those of annotated validation patients, never of test patients; a style set is other patches
-    of the same patient, or the image itself where that patient has no others. Everything is encoded and drawn once.
+    of the same patient, or the image itself where that patient has no others, or where the generator is trained so:
+    another photograph of a class need not look like this one. Everything is encoded and drawn once.
     """
 
     def __init__(
@@ -146,10 +147,11 @@ def _in_turn(patients: pd.Series, most: int, *, seed: int) -> np.ndarray:
 
 
 def _style_rows(patches: pd.DataFrame, rows: np.ndarray, config: RunConfig) -> np.ndarray:
-    """Style sets as positions (n, N): other patches of the patient, else the image itself."""
+    """Style sets as positions (n, N): other patches of the patient, else, and with style sets `self`, the image."""
     size = config.diffusion.style_images
     patch_um = patches["mpp"].to_numpy() * config.prepare.patch_px
-    sets = StyleSets(patches, mode="patient", size=size, nearby_um=config.diffusion.nearby_um, patch_um=patch_um)
+    mode: Mode = "self" if config.diffusion.style_set == "self" else "patient"
+    sets = StyleSets(patches, mode=mode, size=size, nearby_um=config.diffusion.nearby_um, patch_um=patch_um)
     rng = np.random.default_rng([config.seed, 8])
     return np.stack([sets.draw(i, rng) if sets.has_candidates(i) else np.full(size, i) for i in map(int, rows)])
 
