@@ -21,6 +21,7 @@ from stedm.files import write_json
 from stedm.models.ensemble import Ensemble
 from stedm.models.segmenter import Segmenter
 from stedm.segment import segment_slides
+from stedm.stages.run_folder import MIRROR_AGREEMENT
 from stedm.stages.segment import SegmentOptions, segment_slide
 from stedm.stages.segmenter_choice import chosen_segmenters
 
@@ -313,6 +314,11 @@ def test_a_run_stands_for_its_best_arm(tmp_path) -> None:
         tmp_path / "segmentation" / "real" / f"seed{seed}" for seed in (0, 1)
     )
     assert chosen_segmenters(best / "seed1") == (best / "seed1",)
+    for arm, agreement in {"real": 0.9, "real+stain": 0.8}.items():  # a second laboratory's images were read
+        for seed in (0, 1):
+            path = tmp_path / "segmentation" / arm / f"seed{seed}" / MIRROR_AGREEMENT
+            write_json(path, {"mirror_agreement": agreement})
+    assert chosen_segmenters(tmp_path)[0].parent.name == "real"
     with pytest.raises(UserError, match="no trained segmenter"):
         chosen_segmenters(tmp_path / "segmentation" / "none")
     with pytest.raises(UserError, match=r"for instance .*budget2-fold0"):

@@ -186,6 +186,11 @@ def test_two_tables_two_budgets_and_two_folds_from_end_to_end(tmp_path: Path, co
     parts = {(budget, j): root / f"budget{budget}-fold{j}" for budget in (1, 2) for j in (0, 1)}
     for folder in parts.values():
         checked(RunFolder(folder))
+        trained = len(train_patches(RunFolder(folder).patches()).query("laboratory == 'target'"))
+        for path in folder.glob("segmentation/*/seed0"):
+            steady = read_json(path / "mirror_agreement.json")
+            assert steady["images"] == trained > 0 and 0 <= steady["mirror_agreement"] <= 1
+        assert read_json(folder / "evaluation" / "summary.json")["chosen_by"] == "mirror_agreement"
     scores = pd.read_csv(root / "evaluation" / "per_patient.csv", dtype={"patient": str})
     for _, rows in scores.groupby(["budget", "arm"]):
         assert sorted(rows["patient"]) == [f"b-{k}" for k in range(5)]  # everyone with masks, once

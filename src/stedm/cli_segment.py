@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("slides", nargs="*", metavar="SLIDE", help="slide or image, pattern in quotes, or folder")
-    add("--model", help="segmenter's folder; an arm's: mean of its seeds; a run's: its arm best on validation patients")
+    add("--model", help="segmenter's folder; an arm's: mean of its seeds; a run's: its best arm, not by test patients")
     add("--out", default="segmentation", help="folder of the results (default: segmentation)")
     add("--mpp", type=float, help="microns per pixel of the slides, where files do not say, or say it wrong")
     add(

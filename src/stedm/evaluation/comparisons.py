@@ -34,17 +34,16 @@ def _is_ours_replaced(arm: set[str], baseline: set[str]) -> bool:
     return bool(ours) and any(baseline == arm - set(ours) | {other} for other in others)
 
 
-def headline_comparison(validation_iou: Mapping[str, float | None]) -> tuple[str, str] | None:
-    """Choose (best arm with our synthetic images, best arm without any) by validation patients; None without both.
+def headline_comparison(merits: Mapping[str, float]) -> tuple[str, str] | None:
+    """Choose (best arm with our synthetic images, best arm without any); None without both.
 
-    The ceiling `full` and the control sets are neither: the first may not be had, the others are not ours.
+    Arms with the control sets are neither: they are not ours.
 
     Args:
-        validation_iou: mean IoU over validation patients of each arm; None where it is not known.
+        merits: what arms are chosen by (`choice.merits`), without the ceiling `full`.
     """
-    scores = {arm: iou for arm, iou in validation_iou.items() if iou is not None and arm != FULL_ARM}
-    ours = [arm for arm in scores if synthetic_set(arm) in OUR_SETS]
-    without = [arm for arm in scores if not ingredients(arm) & set(SYNTHETIC_SETS)]
+    ours = [arm for arm in merits if synthetic_set(arm) in OUR_SETS]
+    without = [arm for arm in merits if not ingredients(arm) & set(SYNTHETIC_SETS)]
     if not ours or not without:
         return None
-    return max(ours, key=scores.__getitem__), max(without, key=scores.__getitem__)
+    return max(ours, key=merits.__getitem__), max(without, key=merits.__getitem__)

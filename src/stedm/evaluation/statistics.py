@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from stedm.config import FULL_ARM
+from stedm.evaluation import choice
 from stedm.evaluation.comparisons import STAIN_BASELINE, default_comparisons, headline_comparison
 
 
@@ -225,14 +226,6 @@ def _gap_entry(scores: Mapping[str, pd.DataFrame], arm: str, **options: int) -> 
     return {"gap_closed": found and found.value, "gap_closed_ci95": found and list(found.ci95)}
 
 
-def _validation_iou(per_patient: pd.DataFrame, arm: str) -> float | None:
-    """Mean over an arm's segmenters of their validation patients' IoU; None where it is not known."""
-    if "validation_iou" not in per_patient:
-        return None
-    mean = per_patient.loc[per_patient["arm"] == arm, "validation_iou"].mean()
-    return float(mean) if np.isfinite(mean) else None
-
-
 def _groups(per_patient: pd.DataFrame, scores: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """Mean and spread of each arm over the patients of each group that has a name."""
     if "group" not in per_patient:
@@ -265,17 +258,18 @@ def summary_table(
     """Build the content of `evaluation/summary.json` from the per-patient table.
 
     Args:
-        per_patient: columns arm, seed, patient, iou, dice; group where patients have one; and validation_iou, the IoU
-            over validation patients of the segmenter that the scores are of: the headline's two arms are chosen by it.
+        per_patient: columns arm, seed, patient, iou, dice; group where patients have one; and `choice.CRITERIA` of the
+            segmenter that the scores are of, the same for all its patients: the headline's two arms are chosen by them.
         arms: the arms to summarise, in the order they are to be shown.
         label_budget: number of annotated patients.
         resamples: bootstrap resamples.
         seed: seed of the bootstrap.
     """
     scores = {arm: seeds_by_patients(per_patient, arm) for arm in arms}
-    validation = {arm: _validation_iou(per_patient, arm) for arm in arms}
+    chosen_by = {arm: choice.means(per_patient[per_patient["arm"] == arm]) for arm in arms}
+    criterion, merits = choice.merits(chosen_by)
     options = {"resamples": resamples, "seed": seed}
-    headline = headline_comparison(validation)
+    headline = headline_comparison(merits)
     pairs = default_comparisons(list(arms))
     pairs += [headline] if headline and headline not in pairs else []
     comparisons = [_comparison_entry(scores, arm, baseline, **options) for arm, baseline in pairs]
@@ -286,12 +280,11 @@ def summary_table(
         "n_test_patients": int(per_patient["patient"].nunique()),
         "seeds": sorted(int(value) for value in per_patient["seed"].unique()),
         "arms": {
-            arm: _arm_entry(per_patient, arm, **options)
-            | {"validation_iou": validation[arm]}
-            | _gap_entry(scores, arm, **options)
+            arm: _arm_entry(per_patient, arm, **options) | chosen_by[arm] | _gap_entry(scores, arm, **options)
             for arm in arms
         },
         "comparisons": comparisons,
         "headline": comparisons[pairs.index(headline)] if headline else None,
+        "chosen_by": criterion,
         "groups": _groups(per_patient, scores),
     }

@@ -15,7 +15,7 @@ from stedm.files import atomic_path, read_json, write_json
 from stedm.models.segmenter import Segmenter
 from stedm.stages.grids import best_and_worst, save_overlays
 from stedm.stages.measure import measure_generator
-from stedm.stages.run_folder import RunFolder, train_patches, validation_iou
+from stedm.stages.run_folder import RunFolder, chosen_by, train_patches
 
 _MOST_SHOWN = 4
 
@@ -61,7 +61,7 @@ def _per_patient(
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Scores per arm, seed and patient, and the predictions (n, H, W) of each arm's first seed, for pictures.
 
-    `validation_iou` is the segmenter's, the same for all its patients: arms are chosen by it and never by the scores.
+    The last columns are the segmenter's, the same for all its patients: arms are chosen by them, never by the scores.
     """
     classes = run.classes()
     tables, shown = [], {}
@@ -75,8 +75,7 @@ def _per_patient(
             table = patient_scores(test["patient"].tolist(), confusions, classes=classes, groups=test["group"].tolist())
             table.insert(0, "seed", seed)
             table.insert(0, "arm", arm)
-            table["validation_iou"] = validation_iou(folder)
-            tables.append(table)
+            tables.append(table.assign(**chosen_by(folder)))
     return pd.concat(tables, ignore_index=True), shown
 
 

@@ -6,11 +6,12 @@ from typing import Any
 import jinja2
 
 from stedm.config import FULL_ARM, ingredients
+from stedm.evaluation import choice
 from stedm.stages.report_evidence import Evidence
 from stedm.stages.report_generation import style_counts, style_table
 from stedm.stages.report_run import cohort, data_source, settings
 from stedm.stages.report_tables import in_markdown, markdown_table
-from stedm.stages.report_text import UNKNOWN
+from stedm.stages.report_text import CHOSEN, UNKNOWN
 
 
 def model_card(template: jinja2.Template, evidence: Evidence, cautions: Sequence[str]) -> str:
@@ -39,6 +40,7 @@ def model_card(template: jinja2.Template, evidence: Evidence, cautions: Sequence
         seed=seeds[0] if seeds else None,
         score=summary["arms"][arm] if summary and arm else None,
         summary=summary,
+        chosen=CHOSEN[(summary or {}).get("chosen_by", "validation_iou")],
         trained_on=trained_on(arm) if arm else "",
         group_rows=_group_table(summary, arm),
         cautions=list(map(in_markdown, cautions)),
@@ -47,10 +49,11 @@ def model_card(template: jinja2.Template, evidence: Evidence, cautions: Sequence
 
 
 def shipped_arm(summary: Mapping[str, Any] | None) -> str | None:
-    """The arm that validation patients like best, the ceiling `full` apart; the last where they were not asked."""
-    arms = {arm: score for arm, score in (summary or {"arms": {}})["arms"].items() if arm != FULL_ARM}
-    known = {arm: score["validation_iou"] for arm, score in arms.items() if score.get("validation_iou") is not None}
-    return max(known, key=known.__getitem__) if known else next(reversed(arms), None)
+    """The arm that `choice.merits` likes best, the ceiling `full` apart; the last where nothing was asked."""
+    arms = (summary or {"arms": {}})["arms"]
+    _, merits = choice.merits(arms)
+    last = next((arm for arm in reversed(arms) if arm != FULL_ARM), None)
+    return max(merits, key=merits.__getitem__) if merits else last
 
 
 def trained_on(arm: str) -> str:

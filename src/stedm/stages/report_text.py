@@ -11,6 +11,11 @@ UNKNOWN = "\N{EN DASH}"
 """Stands in a table where a figure is not known."""
 SURE = 0.05
 """Adjusted p-value up to which a difference is claimed."""
+CHOSEN = {
+    "validation_iou": "the best of its kind on validation patients",
+    "mirror_agreement": "the steadiest of its kind on the target's images without masks",
+}
+"""How the arms of the headline were chosen, by `choice.CRITERIA`."""
 
 
 def signed(value: float) -> str:
@@ -57,7 +62,7 @@ def count(number: int, noun: str) -> str:
 def synthesis_comparisons(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Pick the comparisons that say what synthetic images are worth, the headline first.
 
-    The headline is the best arm with them against the best without, as validation patients choose them. The others
+    The headline is the best arm with them against the best without, as `choice.merits` chooses them. The others
     differ by synthetic images alone, those with most ingredients first: synthetic images have to earn their place on
     top of stain augmentation, not instead of it.
     """
@@ -114,7 +119,7 @@ def answer(summary: Mapping[str, Any] | None) -> str:
             f"{score['patient_iou_mean']:.3f} (95 % interval {low:.3f} to {high:.3f}; {scope})."
         )
     first = pairs[0]
-    chosen = ", each the best of its kind on validation patients," if summary.get("headline") else ","
+    chosen = f", each {CHOSEN[summary.get('chosen_by', 'validation_iou')]}," if summary.get("headline") else ","
     before, after = (summary["arms"][first[key]]["patient_iou_mean"] for key in ("baseline", "arm"))
     return (
         f"{verdict(first)}: from {first['baseline']} to {first['arm']}{chosen} the mean patient IoU went from "

@@ -1,5 +1,6 @@
 """The run folder: where each stage keeps its results, and how the next ones read them."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ SECOND_ROUND_TEACHERS = 3
 """Segmenters behind the second round, at most: those of the first seeds, so that more seeds change nothing."""
 JUDGE_ARM = FULL_ARM
 """The segmenter that measures drawn images, at the run's own seed: it trains and filters nothing."""
+MIRROR_AGREEMENT = "mirror_agreement.json"
+"""In a segmenter's folder, where there is a second laboratory: how steadily it reads that one's training images."""
 
 
 class RunFolder:
@@ -107,7 +110,13 @@ def train_patches(patches: pd.DataFrame, *, annotated: bool | None = None) -> pd
     return patches[rows].reset_index(drop=True)
 
 
-def validation_iou(segmenter: Path) -> float:
-    """IoU over validation patients of the weights that were kept, the best of their training; NaN if never scored."""
-    with whole(segmenter / "metrics.csv", fix="train this segmenter again"):
-        return float(pd.read_csv(segmenter / "metrics.csv")["val_iou"].max())
+def chosen_by(segmenter: Path) -> dict[str, float]:
+    """What a trained segmenter may be chosen by, `choice.CRITERIA`; NaN for what was not measured.
+
+    `validation_iou` is that of the weights that were kept, the best of their training.
+    """
+    log, views = segmenter / "metrics.csv", segmenter / MIRROR_AGREEMENT
+    with whole(log, fix="train this segmenter again"):
+        validation = float(pd.read_csv(log)["val_iou"].max()) if log.is_file() else math.nan
+    agreement = float(read_json(views)["mirror_agreement"]) if views.is_file() else math.nan
+    return {"mirror_agreement": agreement, "validation_iou": validation}

@@ -1,6 +1,7 @@
 """Stage `train segmentation`: one segmenter per arm and seed, the best by validation patients."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,12 +9,15 @@ import torch
 
 from stedm.arms import FULL_ARM, ingredients, synthetic_set
 from stedm.config import RunConfig
+from stedm.data.laboratories import TARGET
 from stedm.data.synthetic import SyntheticSet
 from stedm.errors import UserError
+from stedm.evaluation.choice import mirror_agreement
 from stedm.evaluation.segmentation import confusion, patient_scores
+from stedm.files import write_json
 from stedm.models.segmenter import Segmenter
 from stedm.stages.report_pictures import class_colours
-from stedm.stages.run_folder import RunFolder, train_patches
+from stedm.stages.run_folder import MIRROR_AGREEMENT, RunFolder, train_patches
 from stedm.training.batches import Pairs, SegmentationBatches, ViewBatches
 from stedm.training.consistency import Consistency, MeanTeacher, PseudoLabels
 from stedm.training.loader import BatchOfStep
@@ -23,6 +27,8 @@ from stedm.training.trainer import BestByValidation, fit
 
 DECODER = [64, 48, 32, 16]
 """Channels of the decoder's levels, coarse to fine; a fold of the pixels leaves out the coarsest."""
+_MOST_MIRRORED = 1024
+"""Images that are read twice to see how steadily, at most."""
 
 
 def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -> None:
@@ -53,6 +59,20 @@ def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -
     best = BestByValidation(_validation(run, config), name="val_iou")
     fit(task, batches, folder=folder, description=f"segmenter {arm} seed {seed}", best=best)
     task.trained.save_pretrained(folder)
+    _measure_mirror_agreement(run, task.trained, folder)
+
+
+def _measure_mirror_agreement(run: RunFolder, segmenter: Segmenter, folder: Path) -> None:
+    """Leave behind how steadily a second laboratory's training images are read; nothing where there is none."""
+    patches = train_patches(run.patches())
+    rows = np.flatnonzero(patches["laboratory"] == TARGET)
+    if len(rows) == 0:
+        return
+    shown = patches.iloc[rows[np.linspace(0, len(rows) - 1, min(len(rows), _MOST_MIRRORED)).astype(int)]]
+    found = mirror_agreement(
+        segmenter.predict, run.images(shown), patients=shown["patient"].tolist(), classes=run.classes()
+    )
+    write_json(folder / MIRROR_AGREEMENT, {"mirror_agreement": found, "images": len(shown)})
 
 
 def _consistency(segmenter: Segmenter, config: RunConfig, arm: str) -> list[Consistency]:

@@ -1,19 +1,21 @@
 """Which segmenters a folder of a run stands for."""
 
-import math
 from pathlib import Path
+
+import pandas as pd
 
 from stedm.arms import FULL_ARM
 from stedm.errors import UserError
+from stedm.evaluation import choice
 from stedm.models.model_folder import CONFIG
-from stedm.stages.run_folder import RunFolder, validation_iou
+from stedm.stages.run_folder import RunFolder, chosen_by
 
 
 def chosen_segmenters(folder: Path) -> tuple[Path, ...]:
     """Segmenter folders: `folder` itself; or every seed of an arm; or those of a run's best arm.
 
-    The best arm has the highest mean IoU on validation patients, `full` left aside: it knows more masks than the label
-    budget allows. Raises UserError when there is no segmenter.
+    The best arm is the one `choice.merits` likes best, `full` left aside: it knows more masks than the label budget
+    allows. Raises UserError when there is no segmenter.
     """
     if (folder / CONFIG).is_file():
         return (folder,)
@@ -25,7 +27,8 @@ def chosen_segmenters(folder: Path) -> tuple[Path, ...]:
     if len(arms) > 1:
         arms.pop(FULL_ARM, None)
     if arms:
-        return max(arms.values(), key=_score)
+        _, merits = choice.merits({arm: choice.means(pd.DataFrame(map(chosen_by, arms[arm]))) for arm in arms})
+        return arms[max(arms, key=lambda arm: merits.get(arm, -1.0))]
     parts = sorted(path.parent.name for path in folder.glob("*/segmentation"))
     hint = f"one of its runs, for instance {folder / parts[0]}" if parts else "a run, or a segmenter's folder in one"
     raise UserError(f"--model {folder}: no trained segmenter there; name {hint}")
@@ -33,9 +36,3 @@ def chosen_segmenters(folder: Path) -> tuple[Path, ...]:
 
 def _seeds(arm: Path) -> tuple[Path, ...]:
     return tuple(sorted(path.parent for path in arm.glob(f"seed*/{CONFIG}")))
-
-
-def _score(seeds: tuple[Path, ...]) -> float:
-    scores = [validation_iou(seed) for seed in seeds if (seed / "metrics.csv").is_file()]
-    known = [score for score in scores if not math.isnan(score)]
-    return sum(known) / len(known) if known else -1.0

@@ -18,7 +18,7 @@ def add_segment(bench: Workbench) -> None:
     except UserError as error:
         gr.HTML(note(str(error)))
         return
-    gr.HTML(note(f"Segmenters of the arm {arm}, the best on validation patients; several seeds are averaged."))
+    gr.HTML(note(f"Segmenters of the arm {arm}, chosen as for stedm segment; several seeds are averaged."))
     with gr.Row():
         with gr.Column(min_width=280):
             dropped = gr.File(label="An image", file_types=IMAGE_TYPES, height=140)

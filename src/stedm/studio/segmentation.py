@@ -53,7 +53,7 @@ class SlideSegmenter:
 
     @property
     def arm(self) -> str:
-        """Name of the arm, chosen on validation patients."""
+        """Name of the arm, the best without a look at test patients."""
         return self.model[0].parent.name
 
     def segment(
