@@ -116,7 +116,9 @@ def chosen_by(segmenter: Path) -> dict[str, float]:
     `validation_iou` is that of the weights that were kept, the best of their training.
     """
     log, views = segmenter / "metrics.csv", segmenter / MIRROR_AGREEMENT
-    with whole(log, fix="train this segmenter again"):
+    fix = "train this segmenter again"
+    with whole(log, fix=fix):
         validation = float(pd.read_csv(log)["val_iou"].max()) if log.is_file() else math.nan
-    agreement = float(read_json(views)["mirror_agreement"]) if views.is_file() else math.nan
+    with whole(views, fix=fix):
+        agreement = float(read_json(views)["mirror_agreement"]) if views.is_file() else math.nan
     return {"mirror_agreement": agreement, "validation_iou": validation}
