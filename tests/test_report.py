@@ -495,6 +495,20 @@ def test_stale_tables_do_not_survive(copied_run):
     assert names == {"arms", "comparisons", "groups", "per_patient"}
 
 
+def test_arms_of_a_second_laboratory_are_chosen_by_their_steadiness_and_the_report_says_so(copied_run):
+    assert "mirror agreement" not in _page(copied_run)
+    path = copied_run / "evaluation" / "summary.json"
+    summary = files.read_json(path)
+    for arm, score in summary["arms"].items():
+        score["mirror_agreement"] = 0.987 if arm == "real+synthetic" else 0.5
+    files.write_json(path, summary | {"chosen_by": "mirror_agreement"})
+    report(copied_run)
+    page, card = _page(copied_run), (copied_run / "report" / "model_card.md").read_text()
+    assert "mirror agreement, target" in page and '<td class="n">0.987</td>' in page
+    assert "steadiest of its kind on the target&#39;s images without masks" in page
+    assert "segmentation/real+synthetic/seed0/`: the arm that is steadiest on the target's images" in card
+
+
 def test_model_card_names_data_licence_figures_and_limits(copied_run):
     card = (copied_run / "report" / "model_card.md").read_text()
     summary = files.read_json(copied_run / "evaluation" / "summary.json")

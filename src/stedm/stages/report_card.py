@@ -40,7 +40,7 @@ def model_card(template: jinja2.Template, evidence: Evidence, cautions: Sequence
         seed=seeds[0] if seeds else None,
         score=summary["arms"][arm] if summary and arm else None,
         summary=summary,
-        chosen=CHOSEN[(summary or {}).get("chosen_by", "validation_iou")],
+        chosen=" ".join(CHOSEN[(summary or {}).get("chosen_by", "validation_iou")]),
         trained_on=trained_on(arm) if arm else "",
         group_rows=_group_table(summary, arm),
         cautions=list(map(in_markdown, cautions)),

@@ -12,8 +12,8 @@ UNKNOWN = "\N{EN DASH}"
 SURE = 0.05
 """Adjusted p-value up to which a difference is claimed."""
 CHOSEN = {
-    "validation_iou": "the best of its kind on validation patients",
-    "mirror_agreement": "the steadiest of its kind on the target's images without masks",
+    "validation_iou": ("best", "on validation patients"),
+    "mirror_agreement": ("steadiest", "on the target's images without masks"),
 }
 """How the arms of the headline were chosen, by `choice.CRITERIA`."""
 
@@ -119,7 +119,8 @@ def answer(summary: Mapping[str, Any] | None) -> str:
             f"{score['patient_iou_mean']:.3f} (95 % interval {low:.3f} to {high:.3f}; {scope})."
         )
     first = pairs[0]
-    chosen = f", each {CHOSEN[summary.get('chosen_by', 'validation_iou')]}," if summary.get("headline") else ","
+    what, where = CHOSEN[summary.get("chosen_by", "validation_iou")]
+    chosen = f", each the {what} of its kind {where}," if summary.get("headline") else ","
     before, after = (summary["arms"][first[key]]["patient_iou_mean"] for key in ("baseline", "arm"))
     return (
         f"{verdict(first)}: from {first['baseline']} to {first['arm']}{chosen} the mean patient IoU went from "
