@@ -504,7 +504,7 @@ def test_arms_of_a_second_laboratory_are_chosen_by_their_steadiness_and_the_repo
     files.write_json(path, summary | {"chosen_by": "mirror_agreement"})
     report(copied_run)
     page, card = _page(copied_run), (copied_run / "report" / "model_card.md").read_text()
-    assert "mirror agreement, target" in page and '<td class="n">0.987</td>' in page
+    assert "mirror agreement, target" in page and "arms are chosen by it" in page and '<td class="n">0.987</td>' in page
     assert "steadiest of its kind on the target&#39;s images without masks" in page
     assert "segmentation/real+synthetic/seed0/`: the arm that is steadiest on the target's images" in card
 
