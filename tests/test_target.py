@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,13 +13,13 @@ from stedm.config import CohortConfig, RunConfig, TargetConfig
 from stedm.config_file import load_config
 from stedm.data.laboratories import joined, read_laboratories, resolve_label_maps
 from stedm.errors import UserError
-from stedm.files import read_json
+from stedm.files import read_json, write_json
 from stedm.graph import fingerprint_of, stages_of
 from stedm.run import run_all
 from stedm.stages.inputs import inputs_of
 from stedm.stages.prepare import prepare
-from stedm.stages.run_folder import RunFolder, train_patches
-from stedm.stages.segmentation import _batches
+from stedm.stages.run_folder import MIRROR_AGREEMENT, RunFolder, train_patches
+from stedm.stages.segmentation import _batches, _measure_mirror_agreement
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DISC_UM = 20.0
@@ -197,6 +198,14 @@ def test_two_tables_two_budgets_and_two_folds_from_end_to_end(tmp_path: Path, co
     assert list(read_json(root / "evaluation" / "summary.json")["budgets"]) == ["1", "2"]
     ceilings = {(folder / "segmentation/full/seed0/model.safetensors").read_bytes() for folder in parts.values()}
     assert len(ceilings) == 4  # each was trained on the masks of other patients
+
+
+def test_a_run_that_lost_its_target_keeps_no_agreement_with_it(tmp_path: Path) -> None:
+    left = tmp_path / MIRROR_AGREEMENT
+    write_json(left, {"mirror_agreement": 0.9})
+    table = pd.DataFrame({"split": ["train"], "laboratory": ["source"]})
+    _measure_mirror_agreement(SimpleNamespace(patches=lambda: table), None, tmp_path)  # type: ignore[arg-type]
+    assert not left.exists()
 
 
 def test_patches_are_cut_once_though_a_budget_leaves_patients_out(tmp_path: Path, config: RunConfig) -> None:

@@ -266,8 +266,8 @@ def summary_table(
         seed: seed of the bootstrap.
     """
     scores = {arm: seeds_by_patients(per_patient, arm) for arm in arms}
-    chosen_by = {arm: choice.means(per_patient[per_patient["arm"] == arm]) for arm in arms}
-    criterion, merits = choice.merits(chosen_by)
+    criteria = {arm: choice.means(per_patient[per_patient["arm"] == arm]) for arm in arms}
+    criterion, merits = choice.merits(criteria)
     options = {"resamples": resamples, "seed": seed}
     headline = headline_comparison(merits)
     pairs = default_comparisons(list(arms))
@@ -280,7 +280,7 @@ def summary_table(
         "n_test_patients": int(per_patient["patient"].nunique()),
         "seeds": sorted(int(value) for value in per_patient["seed"].unique()),
         "arms": {
-            arm: _arm_entry(per_patient, arm, **options) | chosen_by[arm] | _gap_entry(scores, arm, **options)
+            arm: _arm_entry(per_patient, arm, **options) | criteria[arm] | _gap_entry(scores, arm, **options)
             for arm in arms
         },
         "comparisons": comparisons,

@@ -15,7 +15,7 @@ from stedm.files import atomic_path, read_json, write_json
 from stedm.models.segmenter import Segmenter
 from stedm.stages.grids import best_and_worst, save_overlays
 from stedm.stages.measure import measure_generator
-from stedm.stages.run_folder import RunFolder, chosen_by, train_patches
+from stedm.stages.run_folder import RunFolder, criteria_of, train_patches
 
 _MOST_SHOWN = 4
 
@@ -75,7 +75,7 @@ def _per_patient(
             table = patient_scores(test["patient"].tolist(), confusions, classes=classes, groups=test["group"].tolist())
             table.insert(0, "seed", seed)
             table.insert(0, "arm", arm)
-            tables.append(table.assign(**chosen_by(folder)))
+            tables.append(table.assign(**criteria_of(folder)))
     return pd.concat(tables, ignore_index=True), shown
 
 

@@ -110,7 +110,7 @@ def train_patches(patches: pd.DataFrame, *, annotated: bool | None = None) -> pd
     return patches[rows].reset_index(drop=True)
 
 
-def chosen_by(segmenter: Path) -> dict[str, float]:
+def criteria_of(segmenter: Path) -> dict[str, float]:
     """What a trained segmenter may be chosen by, `choice.CRITERIA`; NaN for what was not measured.
 
     `validation_iou` is that of the weights that were kept, the best of their training.

@@ -67,6 +67,7 @@ def _measure_mirror_agreement(run: RunFolder, segmenter: Segmenter, folder: Path
     patches = train_patches(run.patches())
     rows = np.flatnonzero(patches["laboratory"] == TARGET)
     if len(rows) == 0:
+        (folder / MIRROR_AGREEMENT).unlink(missing_ok=True)  # of a config that named one
         return
     shown = patches.iloc[rows[np.linspace(0, len(rows) - 1, min(len(rows), _MOST_MIRRORED)).astype(int)]]
     found = mirror_agreement(

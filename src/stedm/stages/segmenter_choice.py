@@ -8,7 +8,7 @@ from stedm.arms import FULL_ARM
 from stedm.errors import UserError
 from stedm.evaluation import choice
 from stedm.models.model_folder import CONFIG
-from stedm.stages.run_folder import RunFolder, chosen_by
+from stedm.stages.run_folder import RunFolder, criteria_of
 
 
 def chosen_segmenters(folder: Path) -> tuple[Path, ...]:
@@ -27,7 +27,7 @@ def chosen_segmenters(folder: Path) -> tuple[Path, ...]:
     if len(arms) > 1:
         arms.pop(FULL_ARM, None)
     if arms:
-        _, merits = choice.merits({arm: choice.means(pd.DataFrame(map(chosen_by, arms[arm]))) for arm in arms})
+        _, merits = choice.merits({arm: choice.means(pd.DataFrame(map(criteria_of, arms[arm]))) for arm in arms})
         return arms[max(arms, key=lambda arm: merits.get(arm, -1.0))]
     parts = sorted(path.parent.name for path in folder.glob("*/segmentation"))
     hint = f"one of its runs, for instance {folder / parts[0]}" if parts else "a run, or a segmenter's folder in one"
