@@ -57,7 +57,7 @@ class Experiment:
     """Runs experiments whose stages only write what the root reads; `ran` lists them as sub-run/stage."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.ran, self.stop_at = folder, list[str](), ""
+        self.folder, self.ran, self.stop_at, self.all_alike = folder, list[str](), "", False
 
     def stages(self, config: RunConfig, run: RunFolder) -> list[Stage]:
         return [self.fake(stage, config, run) for stage in stages_of(config, run)]
@@ -72,7 +72,8 @@ class Experiment:
             (stage.folder / "half").unlink(missing_ok=True)
             (stage.folder / f"result-{stage.name}").write_text(stage.name)
             if stage.name == "prepare":
-                annotated = [f"p{k}" for k in range(config.split.label_budget or 9)]
+                draw = "" if self.all_alike else config.split.draw or ""
+                annotated = [f"p{draw}{k}" for k in range(config.split.label_budget or 9)]
                 write_json(run.data / "splits.json", {"train_annotated": annotated})
             if stage.name == "evaluate":
                 scores(config, run).to_csv(run.evaluation / "per_patient.csv", index=False)
@@ -279,13 +280,43 @@ def test_scores_of_all_budgets_and_folds_are_pooled(run: Experiment) -> None:
     parts = [
         pd.read_csv(run.folder / name / "evaluation" / "per_patient.csv", dtype={"patient": str}) for name in names
     ]
-    pd.testing.assert_frame_equal(table.drop(columns=["budget", "fold"]), pd.concat(parts, ignore_index=True))
+    pd.testing.assert_frame_equal(table.drop(columns=["budget", "draw", "fold"]), pd.concat(parts, ignore_index=True))
     assert table["budget"].tolist() == [2] * 27 + [9] * 27
     assert table["fold"].tolist() == [fold for fold in (0, 1, 2) for _ in range(9)] * 2
     summary = read_json(run.folder / "evaluation" / "summary.json")
     assert list(summary.pop("budgets")) == ["2", "9"] and summary["label_budget"] == 9
     assert summary["n_test_patients"] == 9
     assert summary == summary_table(table[table["budget"] == 9], ARMS, label_budget=9, resamples=50)
+
+
+def test_draws_share_what_does_not_see_who_is_annotated_and_are_what_is_resampled(run: Experiment) -> None:
+    ran = run("experiment.budgets=[2, all]", "experiment.draws=3", "evaluate.bootstrap=50", "segmentation.seeds=[0, 1]")
+    names = ["budget2", "budget2-draw1", "budget2-draw2", "budgetall"]
+    trained = {name.partition("/")[0] for name in ran if name.endswith("segmentation real seed 1")}
+    assert trained == set(names) and "budget2-draw1/autoencoder" not in ran
+    table = pd.read_csv(run.folder / "evaluation" / "per_patient.csv", dtype={"patient": str})
+    assert table.groupby(["budget", "draw"])["seed"].nunique().to_dict() == {(2, k): 2 for k in range(3)} | {(9, 0): 2}
+    budgets = read_json(run.folder / "evaluation" / "summary.json")["budgets"]
+    assert budgets["2"]["draws"] == [0, 1, 2] and budgets["9"]["draws"] == [0]
+    assert set(budgets["2"]["arms"]["real"]["iou_by_draw"]) == {"0", "1", "2"}
+    assert "iou_by_draw" not in budgets["9"]["arms"]["real"]
+    page = (run.folder / "report" / "index.html").read_text()
+    assert "by draw of annotated patients" in page and "paired bootstrap over" in page
+
+
+def test_a_finished_plain_run_is_the_first_draw(run: Experiment) -> None:
+    run("split.label_budget=2")
+    run.ran.clear()
+    assert main(["run", "--out", str(run.folder), "--draws", "2", "--jobs", "1"]) == 0
+    assert not any(name.startswith("budget2/") for name in run.ran) and "budget2-draw1/diffusion" in run.ran
+    assert load_config(run.folder / "budget2-draw1" / "config.yaml").split.draw == 1
+
+
+def test_two_draws_of_the_same_patients_are_refused_before_anything_is_trained(run: Experiment) -> None:
+    run.all_alike = True
+    with pytest.raises(UserError, match="budget2 and budget2-draw1 annotate the same patients"):
+        run("split.label_budget=2", "experiment.draws=2")
+    assert {name.partition("/")[2] for name in run.ran} == {"prepare"}
 
 
 def test_folds_do_not_share_what_they_train(run: Experiment) -> None:
@@ -306,6 +337,12 @@ def test_two_budgets_that_are_the_same_are_refused_before_anything_is_trained(ru
         (["experiment.budgets=[0]"], "0 is too few"),
         (["experiment.budgets=[al]"], r"experiment\.budgets\[0\]` is 'al'; expected whole number or all"),
         (["experiment.folds=0"], "experiment.folds"),
+        (["experiment.draws=0"], r"experiment\.draws: 0 is too few"),
+        (["experiment.draws=2", "split.draw=1"], "split.draw"),
+        (["experiment.draws=2", "split.annotated=[p1]"], "split.annotated"),
+        (["experiment.draws=2", "split.label_budget=null"], "there is one draw"),
+        (["experiment.draws=2", "experiment.budgets=[all]"], "there is one draw"),
+        (["split.draw=-1"], r"split\.draw: -1 is below 0"),
         (["experiment.budgets=[2]", "split.annotated=[p1]"], "split.annotated"),
         (["experiment.folds=2", "split.annotated=[p1]"], "split.annotated"),
         (["experiment.folds=2", "split.fold=[0, 2]"], "split.fold"),
@@ -412,17 +449,18 @@ def test_a_budget_that_is_too_large_is_refused_before_any_patch_is_cut(tmp_path:
     assert not (tmp_path / "root").exists()
 
 
-def test_first_stage_and_ceiling_are_the_same_bits_whatever_the_label_budget(tmp_path: Path) -> None:
+def test_first_stage_and_ceiling_are_the_same_bits_whoever_is_annotated(tmp_path: Path) -> None:
     """What the shared fingerprints promise: trained apart, with other patients annotated, they come out the same."""
     table = own_cohort(tmp_path / "cohort", 9)
     options = ["size=smoke", f"cohort.table={table}", "prepare.patch_px=32", "prepare.min_tissue=0"]
     options += ["split.val_patients=2", "split.test_patients=2", "split.unseen_patients=1"]
     folders = ("autoencoder", "segmentation/full/seed0", "data")
     weights, markers = [], []
-    for budget in (1, 3):
+    for budget, draw in ((1, 0), (3, 1)):
         out = tmp_path / f"alone{budget}"
         for until in ("autoencoder", "segmentation full"):
-            run_all(load_config(overrides=[*options, f"split.label_budget={budget}"]), out, until=until)
+            chosen = [f"split.label_budget={budget}", f"split.draw={draw}"]
+            run_all(load_config(overrides=[*options, *chosen]), out, until=until)
         weights.append({str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.safetensors")})
         markers.append({name: read_json(out / name / "fingerprint.json")["fingerprint"] for name in folders})
     assert weights[0] == weights[1] and len(weights[0]) == 2

@@ -3,6 +3,7 @@
 import dataclasses
 from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -78,6 +79,28 @@ def test_a_label_budget_moves_nobody_but_the_annotated(seed, unmasked, unseen, f
         assert set(smaller["train_annotated"]) < set(larger["train_annotated"])
         assert all(smaller[role] == larger[role] for role in ("val", "test", "unseen"))
     assert len(drawn[-1]["unseen"]) == unseen and not set(drawn[-1]["unseen"]) & set(drawn[-1]["train_annotated"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 99), unseen=st.integers(0, 8), fold=st.sampled_from([None, [1, 3]]), shifted=st.booleans())
+def test_another_draw_moves_nobody_but_the_annotated(seed, unseen, fold, shifted):
+    table = cohort(40, groups=4)
+    table["may_annotate"] = table["patient"] != "p20"
+    if shifted:
+        table["laboratory"] = np.where(np.arange(80) < 50, "source", "target")
+    config = SplitConfig(val_patients=2, test_patients=5, unseen_patients=unseen, fold=fold, seed=seed)
+    roles = {
+        (draw, budget): split_patients(table, dataclasses.replace(config, draw=draw, label_budget=budget))
+        for draw in range(4)
+        for budget in (3, 6)
+    }
+    assert len({tuple(found["train_annotated"]) for found in roles.values()}) > 4
+    for (draw, _), found in roles.items():
+        assert all(found[role] == roles[0, 3][role] for role in ("val", "test", "unseen"))
+        assert set(roles[draw, 3]["train_annotated"]) < set(roles[draw, 6]["train_annotated"])
+        assert not set(found["train_annotated"]) & {"p20", *found["val"], *found["test"], *found["unseen"]}
+        groups = table.set_index("patient").loc[roles[draw, 3]["train_annotated"], "group"]
+        assert groups.nunique() == 3
 
 
 @settings(max_examples=25, deadline=None)

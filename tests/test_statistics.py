@@ -14,10 +14,10 @@ from stedm.evaluation.statistics import (
     gap_closed,
     holm,
     paired_bootstrap,
-    seeds_by_patients,
     summarise,
     summary_table,
 )
+from stedm.evaluation.trainings import trainings_by_patients
 
 
 def test_summary_of_known_numbers():
@@ -217,8 +217,40 @@ def test_summary_does_not_depend_on_the_order_of_the_patients():
 
 
 def test_pivot_is_sorted_and_keeps_gaps(per_patient):
-    frame = seeds_by_patients(per_patient.drop(per_patient.index[0]), "real")
+    frame = trainings_by_patients(per_patient.drop(per_patient.index[0]), "real")
     assert frame.shape == (2, 12) and frame.index.tolist() == [0, 1] and frame.columns.is_monotonic_increasing
+
+
+def test_of_several_draws_a_training_is_a_draw_with_the_mean_of_its_seeds(per_patient):
+    draws = [per_patient.assign(draw=draw, iou=per_patient["iou"] + 0.1 * draw) for draw in range(3)]
+    draws[2] = draws[2][(draws[2]["seed"] == 0) | (draws[2]["patient"] != draws[2]["patient"].iloc[0])]
+    table = pd.concat(draws)
+    one, frame = (trainings_by_patients(rows, "real") for rows in (per_patient, table))
+    assert one.index.name == "seed" and frame.index.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(frame.loc[1], one.mean() + 0.1)
+    assert frame.loc[2].isna().sum() == 1
+    summary = summary_table(table, ["real", "real+stain"], label_budget=4, resamples=500)
+    assert summary["draws"] == [0, 1, 2] and summary["seeds"] == [0, 1]
+    by_draw = summary["arms"]["real"]["iou_by_draw"]
+    assert by_draw["1"] - by_draw["0"] == pytest.approx(0.1)
+
+
+def test_an_interval_over_draws_holds_what_the_draws_differ_by():
+    """Seeds agree, draws do not: pooled as if all were seeds, the interval would be too sure of itself."""
+    patients = np.random.default_rng(0).normal(size=40) * 0.01
+    rows = [
+        {"arm": arm, "seed": seed, "draw": draw, "patient": k, "iou": 0.5 + score + (arm == "b") * (0.05 * draw - 0.02)}
+        for arm in "ab"
+        for seed in range(5)
+        for draw in range(3)
+        for k, score in enumerate(patients)
+    ]
+    table = pd.DataFrame(rows)
+    crossed = paired_bootstrap(*(trainings_by_patients(table, arm).to_numpy() for arm in "ba"))
+    pooled = [table[table["arm"] == arm].pivot(index=["draw", "seed"], columns="patient", values="iou") for arm in "ba"]
+    assert crossed.ci95[0] < 0 < crossed.ci95[1]
+    assert crossed.delta == pytest.approx(0.03)
+    assert paired_bootstrap(*(frame.to_numpy() for frame in pooled)).ci95[0] > 0
 
 
 def test_summary_table_has_the_contracted_keys_and_no_nan(per_patient):

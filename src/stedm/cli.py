@@ -177,11 +177,13 @@ def _run_command(name: str, command: Command, words: list[str]) -> int:
     config_path = options.config
     saved = Path(options.out) / "config.yaml"
     added = {key: getattr(options, flag) for flag, key in LISTS.items() if getattr(options, flag) is not None}
-    continues = name not in ("demo", "run") or (added and not options.size)  # a saved config has its size's presets
+    extends = bool(added) or options.draws is not None
+    continues = name not in ("demo", "run") or (extends and not options.size)  # a saved config has its size's presets
     if config_path is None and continues and saved.exists():
         config_path = str(saved)
-    lists = [extended(key, listed, saved) for key, listed in added.items()]
-    config = load_config(config_path, [*_flags(overrides, options.size), *lists])
+    more = [extended(key, listed, saved) for key, listed in added.items()]
+    more += [] if options.draws is None else [f"experiment.draws={options.draws}"]
+    config = load_config(config_path, [*_flags(overrides, options.size), *more])
     if options.print_config:
         print(dump_config(config), end="")
         return 0
@@ -226,6 +228,9 @@ def parser(name: str, command: Command) -> argparse.ArgumentParser:
     parser.add_argument("--size", help="smoke, tiny, small or base: the one dial")
     for flag, key in LISTS.items():
         parser.add_argument(f"--{flag}", help=f"separated by commas: added to those of the run folder, if any ({key})")
+    parser.add_argument(
+        "--draws", type=int, help="of annotated patients, those that are there included (experiment.draws)"
+    )
     parser.add_argument(
         "--jobs",
         type=int,

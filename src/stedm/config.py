@@ -21,6 +21,9 @@ class SplitConfig:
     """Number of training patients treated as annotated; null uses every training patient that has masks."""
     annotated: Optional[list[str]] = None
     """Patients treated as annotated, by name; overrides `label_budget`."""
+    draw: int = 0
+    """Who is annotated, other things equal: 0, 1, 2, ... draw other patients, and validation, test and unseen patients
+    stay."""
     val_patients: int = 8
     """Validation patients drawn when the table has no `split` column."""
     test_patients: int = 24

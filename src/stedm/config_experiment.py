@@ -9,10 +9,14 @@ Budget = int | Literal["all"]
 
 @dataclass
 class ExperimentConfig:
-    """Several label budgets and test folds in one run, each in a run folder of its own: `budget<k>[-fold<j>]/`."""
+    """Several label budgets, draws of annotated patients and test folds in one run, each in a run folder of its own:
+    `budget<k>[-draw<d>][-fold<j>]/`, the first draw without a number."""
 
     budgets: list[Budget] = field(default_factory=list)
     """Label budgets, the main one last, instead of `split.label_budget`; `all`: whoever may be annotated."""
+    draws: int = 1
+    """Draws of annotated patients, other things equal: how much depends on who was annotated. Of the budget `all` there
+    is one."""
     folds: int = 1
     """Test folds: every patient with masks (of a target laboratory, if any) is tested once; 2 or more replace
     `split.test_patients`."""

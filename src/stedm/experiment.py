@@ -1,11 +1,13 @@
-"""The experiment: label budgets and test folds of one config, each in a run folder of its own below the root.
+"""The experiment: label budgets, draws of annotated patients and test folds of one config, each in a run folder.
 
-Every sub-run, `budget<k>[-fold<j>]/`, is an ordinary run folder, which could be resumed and reported alone. The root
-adds what all of them say together: `evaluation/per_patient.csv`, `evaluation/summary.json` and the report.
+Every sub-run, `budget<k>[-draw<d>][-fold<j>]/` (the first draw without a number), is an ordinary run folder, which
+could be resumed and reported alone. The root adds what all of them say together: `evaluation/per_patient.csv`,
+`evaluation/summary.json` and the report.
 """
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,23 +48,24 @@ class Part:
 
 def is_experiment(config: RunConfig) -> bool:
     """Whether a run of this config has sub-runs."""
-    return bool(config.experiment.budgets) or config.experiment.folds > 1
+    return bool(config.experiment.budgets) or config.experiment.draws > 1 or config.experiment.folds > 1
 
 
 def parts_of(config: RunConfig, root: str | Path) -> list[Part]:
-    """The sub-runs, budget after budget and fold after fold, then the root; the root alone for a plain run."""
+    """The sub-runs, budget by budget, draw by draw, fold by fold, then the root; the root alone for a plain run."""
     return [*(_sub_runs(config, Path(root)) if is_experiment(config) else []), Part("", config, RunFolder(root))]
 
 
 def _sub_runs(config: RunConfig, root: Path) -> list[Part]:
-    folds = config.experiment.folds
+    draws, folds = config.experiment.draws, config.experiment.folds
     parts = []
     for budget in _budgets(config):
-        for j in range(folds):
-            name = f"budget{budget}" + (f"-fold{j}" if folds > 1 else "")
+        for draw, j in itertools.product(range(1 if budget == "all" else draws), range(folds)):
+            name = f"budget{budget}" + (f"-draw{draw}" if draw else "") + (f"-fold{j}" if folds > 1 else "")
             split = dataclasses.replace(
                 config.split,
                 label_budget=None if budget == "all" else budget,
+                draw=draw if draws > 1 else config.split.draw,
                 fold=[j, folds] if folds > 1 else config.split.fold,
             )
             own = dataclasses.replace(config, split=split, experiment=ExperimentConfig())
@@ -102,20 +105,28 @@ def root_stages(config: RunConfig, run: RunFolder) -> list[Stage]:
 def annotated_patients(config: RunConfig, root: Path) -> dict[str, int]:
     """Number of annotated patients of each sub-run, by name; of `all`, which may differ between folds, the most.
 
-    Raises UserError for two budgets that come to the same.
+    Raises UserError for two budgets, or two draws, that come to the same.
     """
     parts = _sub_runs(config, root)
-    counts = [len(read_json(part.run.data / "splits.json")["train_annotated"]) for part in parts]
     most: dict[Budget, int] = {}
-    for part, count in zip(parts, counts, strict=True):
-        most[_budget(part.config)] = max(count, most.get(_budget(part.config), 0))
+    earlier: dict[Any, str] = {}
+    for part in parts:
+        names = read_json(part.run.data / "splits.json")["train_annotated"]
+        budget, fold = _budget(part.config), part.config.split.fold
+        most[budget] = max(len(names), most.get(budget, 0))
+        same = earlier.setdefault((budget, str(fold), tuple(names)), part.name)
+        if same != part.name:
+            raise UserError(
+                f"experiment.draws: {same} and {part.name} annotate the same patients: there are too few with masks to"
+                " draw from; ask for fewer draws, or another label budget"
+            )
     if len(set(most.values())) < len(most):
         raise UserError(f"experiment.budgets: `all` is {most['all']} patients here, like another; remove one")
     return {part.name: most[_budget(part.config)] for part in parts}
 
 
 def evaluate_root(run: RunFolder, config: RunConfig) -> None:
-    """Write the root's per_patient.csv, with the columns budget and fold, and summary.json.
+    """Write the root's per_patient.csv, with the columns budget, draw and fold, and summary.json.
 
     The patients of all folds are pooled before any statistics. The summary is that of the main budget, the last one,
     and has those of all of them under `budgets`, by the number of annotated patients.
@@ -129,8 +140,9 @@ def evaluate_root(run: RunFolder, config: RunConfig) -> None:
             keep_default_na=False,
             na_values=[""],
         )
-        fold = part.config.split.fold
-        tables.append(table.assign(budget=budgets[part.name], fold=fold[0] if fold else 0))
+        split = part.config.split
+        fold = split.fold[0] if split.fold else 0
+        tables.append(table.assign(budget=budgets[part.name], draw=split.draw, fold=fold))
     pooled = pd.concat(tables, ignore_index=True)
     with atomic_path(run.evaluation / "per_patient.csv") as temporary:
         pooled.to_csv(temporary, index=False)
@@ -149,6 +161,11 @@ def _summary(pooled: pd.DataFrame, config: RunConfig, budget: int) -> dict[str, 
     )
 
 
+def _place(config: RunConfig) -> tuple[Budget, int, list[int] | None]:
+    """What tells a sub-run from the others."""
+    return _budget(config), config.split.draw, config.split.fold
+
+
 def adopt(parts: Sequence[Part]) -> None:
     """Move the results of an earlier plain run in the root into the sub-run that it is: its stages are done.
 
@@ -161,8 +178,7 @@ def adopt(parts: Sequence[Part]) -> None:
     earlier = load_config(saved)
     if is_experiment(earlier):
         return
-    earlier_is = (_budget(earlier), earlier.split.fold)
-    same = [part for part in parts[:-1] if (_budget(part.config), part.config.split.fold) == earlier_is]
+    same = [part for part in parts[:-1] if _place(part.config) == _place(earlier)]
     if not same:
         raise UserError(
             f"{root.run.root}: holds a run with label budget {_budget(earlier)}, which is not among experiment.budgets;"

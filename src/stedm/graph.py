@@ -53,7 +53,7 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
     Not so with a second laboratory unless `keep_source`: then the budget decides who of the first is trained on at all.
     """
     digest = inputs_of(config.cohort, run.data).digest
-    blind = () if _leaves_out_by_budget(config) else ("autoencoder", f"segmentation {FULL_ARM} ")
+    blind = () if _leaves_out_unannotated(config) else ("autoencoder", f"segmentation {FULL_ARM} ")
     return [
         _whoever_is_annotated(stage, digest) if stage.name.startswith(blind) else stage
         for stage in _stages(config, run, digest)
@@ -180,16 +180,16 @@ def _control_stage(run: RunFolder, config: RunConfig) -> Stage:
 
 
 def _whoever_is_annotated(stage: Stage, digest: str) -> Stage:
-    """The same stage for every label budget, which moves no patient into or out of the training images.
+    """The same stage for every label budget and draw, which move no patient into or out of the training images.
 
     Patches and roles follow from these keys and `digest`, that of the inputs.
     """
-    keys = (*stage.keys, *_cohort_keys(), "prepare", *_keys("split", SplitConfig, without=("label_budget",)))
+    keys = (*stage.keys, *_cohort_keys(), "prepare", *_keys("split", SplitConfig, without=("label_budget", "draw")))
     return dataclasses.replace(stage, keys=keys, needs=(), after=stage.needs, extra=f"{stage.extra} {digest}")
 
 
-def _leaves_out_by_budget(config: RunConfig) -> bool:
-    """Whether training patients beyond the label budget are left out: those of the source, beside a target."""
+def _leaves_out_unannotated(config: RunConfig) -> bool:
+    """Whether training patients who are not annotated are left out: those of the source, beside a target."""
     cohort, phantom = config.cohort, config.cohort.phantom
     drawn = cohort.table is None and (phantom.annotated_families is not None or phantom.annotated_scanners is not None)
     return (cohort.target is not None or drawn) and not config.split.keep_source

@@ -171,7 +171,8 @@ def _check_counts(config: RunConfig) -> None:
 
 
 def _check_numbers(config: RunConfig) -> None:
-    seeds = {"seed": config.seed, "split.seed": config.split.seed, "cohort.phantom.seed": config.cohort.phantom.seed}
+    split = {"split.seed": config.split.seed, "split.draw": config.split.draw}
+    seeds = {"seed": config.seed, **split, "cohort.phantom.seed": config.cohort.phantom.seed}
     for key, seed in [*seeds.items(), *(("segmentation.seeds", seed) for seed in config.segmentation.seeds)]:
         if seed < 0:
             raise UserError(f"{key}: {seed} is below 0; give 0 or more")
@@ -189,16 +190,25 @@ def _check_unfolding(config: RunConfig) -> None:
 
 
 def _check_experiment(config: RunConfig) -> None:
-    budgets, folds, fold = config.experiment.budgets, config.experiment.folds, config.split.fold
+    budgets, draws, folds = config.experiment.budgets, config.experiment.draws, config.experiment.folds
+    fold = config.split.fold
     if len(set(budgets)) < len(budgets):
         raise UserError(f"experiment.budgets: {budgets} names one twice; remove it")
     for budget in budgets:
         if budget != "all" and budget < 1:
             raise UserError(f"experiment.budgets: {budget} is too few; give 1 or more, or all")
-    if folds < 1:
-        raise UserError(f"experiment.folds: {folds} is too few; give 1 or more")
-    if budgets and config.split.annotated:
-        raise UserError("split.annotated names the annotated patients; remove it, or experiment.budgets")
+    for name, number in (("draws", draws), ("folds", folds)):
+        if number < 1:
+            raise UserError(f"experiment.{name}: {number} is too few; give 1 or more")
+    if draws > 1 and config.split.draw:
+        raise UserError("experiment.draws takes draw after draw; remove split.draw, which names one")
+    if draws > 1 and set(budgets or [config.split.label_budget or "all"]) == {"all"}:
+        raise UserError("experiment.draws: with everyone annotated there is one draw; set a label budget, or remove it")
+    if (budgets or draws > 1 or config.split.draw) and config.split.annotated:
+        raise UserError(
+            "split.annotated names the annotated patients; remove it, or experiment.budgets, experiment.draws and"
+            " split.draw"
+        )
     if fold is not None and not (len(fold) == 2 and 0 <= fold[0] < fold[1] >= 2):
         raise UserError(f"split.fold: {fold} is not [j, n] with n of 2 or more and j from 0 to n - 1")
     if folds > 1 and fold is not None:

@@ -49,7 +49,8 @@ def split_patients(cohort: pd.DataFrame, config: SplitConfig) -> dict[str, list[
     budget = len(named) or config.label_budget or 1
     unseen = _unseen(train.drop(index=named), order, config, rng, spare=len(train) - budget)
     hint = ", or lower split.unseen_patients" if unseen else ""
-    annotated = named or _annotated([name for name in order if name not in unseen], config, hint=hint)
+    order = _redrawn(train.drop(index=unseen), [name for name in order if name not in unseen], config)
+    annotated = named or _annotated(order, config, hint=hint)
     unannotated = train.index.difference([*annotated, *unseen])
     held_out = (parts["val"].index, parts["test"].index, [*parts["unseen"].index, *unseen])
     return _roles(annotated, unannotated, *held_out)
@@ -92,7 +93,7 @@ def _split_laboratories(patients: pd.DataFrame, config: SplitConfig) -> dict[str
     if val.empty:
         raise UserError(f"no val patient with masks in the {SOURCE} table; give some in its column 'split'")
     train = source[source["split"] == "train"]
-    annotated = named or _annotated(_order(train, rng), config)
+    annotated = named or _annotated(_redrawn(train, _order(train, rng), config), config)
     rng = np.random.default_rng([config.seed, 1])
     test = _target_test_patients(target, config, rng)
     named_test = target["split"] == "test"  # those without masks are left out, as in a single cohort
@@ -272,6 +273,11 @@ def _order(train: pd.DataFrame, rng: np.random.Generator) -> list[str]:
     """Who is annotated first, second, ...: group after group."""
     candidates = train[train["may_annotate"]]
     return list(_ranks(candidates, rng).sort_values(["rank", "place"], kind="stable").index)
+
+
+def _redrawn(train: pd.DataFrame, order: list[str], config: SplitConfig) -> list[str]:
+    """The first draw's `order`, or that of `split.draw`: no other role depends on it."""
+    return _order(train, np.random.default_rng([config.seed, config.draw])) if config.draw else order
 
 
 def _annotated(order: list[str], config: SplitConfig, *, hint: str = "") -> list[str]:

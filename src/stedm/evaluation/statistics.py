@@ -1,4 +1,4 @@
-"""What we claim: means, spread and paired comparisons over patients and seeds, with bootstrap intervals.
+"""What we claim: means, spread and paired comparisons over patients and trainings, with bootstrap intervals.
 
 Every bootstrap here draws n - 1 of n units with replacement, which makes the variance of the resampled mean equal to
 the unbiased estimate s^2 / n (Rao and Wu, 1988). Drawing n of n would be too sure of itself by (n - 1) / n: a third
@@ -16,6 +16,7 @@ import pandas as pd
 from stedm.config import FULL_ARM
 from stedm.evaluation import choice
 from stedm.evaluation.comparisons import STAIN_BASELINE, default_comparisons, headline_comparison
+from stedm.evaluation.trainings import draws_of, trainings_by_patients
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Summary:
     """One arm over patients, in the units of the values."""
 
     mean: float
-    """Mean over patients of the mean over seeds."""
+    """Mean over patients of the mean over trainings."""
     std: float
     """Sample standard deviation over patients; 0 for a single patient."""
     worst_decile: float
@@ -39,7 +40,7 @@ class Comparison:
     delta: float
     """Mean difference, first minus second."""
     ci95: tuple[float, float]
-    """95 % bootstrap interval over patients and seeds."""
+    """95 % bootstrap interval over patients and trainings."""
     p_value: float
     """Two-sided bootstrap p-value of "no difference"."""
 
@@ -51,7 +52,7 @@ class Share:
     value: float
     """0 at the baseline, 1 at the ceiling; below 0 and above 1 are possible."""
     ci95: tuple[float, float]
-    """95 % bootstrap interval over patients and seeds."""
+    """95 % bootstrap interval over patients and trainings."""
 
 
 def _weights(rng: np.random.Generator, units: int, resamples: int) -> np.ndarray:
@@ -74,7 +75,7 @@ def summarise(values: np.ndarray, *, resamples: int = 5000, seed: int = 0) -> Su
     """Summarise scores over patients.
 
     Args:
-        values: (seeds, patients); a patient that is NaN in any seed is left out.
+        values: (trainings, patients); a patient that is NaN in any training is left out.
         resamples: bootstrap resamples.
         seed: seed of the bootstrap.
 
@@ -96,14 +97,14 @@ def summarise(values: np.ndarray, *, resamples: int = 5000, seed: int = 0) -> Su
 
 
 def paired_bootstrap(a: np.ndarray, b: np.ndarray, *, resamples: int = 5000, seed: int = 0) -> Comparison:
-    """Compare two arms scored on the same patients with the same seeds.
+    """Compare two arms scored on the same patients with the same trainings.
 
-    Patients and seeds are crossed, and both are resampled (the pigeonhole bootstrap, Owen 2007): the interval speaks
-    about other patients and other trainings. With one seed it speaks about other patients only.
+    Patients and trainings are crossed, and both are resampled (the pigeonhole bootstrap, Owen 2007): the interval
+    speaks about other patients and other trainings. With one training it speaks about other patients only.
 
     Args:
-        a: (seeds, patients).
-        b: the same shape, same patients and seeds in the same order.
+        a: (trainings, patients).
+        b: the same shape, same patients and trainings in the same order.
         resamples: bootstrap resamples.
         seed: seed of the bootstrap.
 
@@ -112,7 +113,7 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, *, resamples: int = 5000, see
     """
     a, b = np.atleast_2d(np.asarray(a, dtype=float)), np.atleast_2d(np.asarray(b, dtype=float))
     if a.shape != b.shape:
-        raise ValueError(f"arms differ in (seeds, patients): {a.shape} and {b.shape}")
+        raise ValueError(f"arms differ in (trainings, patients): {a.shape} and {b.shape}")
     difference = a - b
     difference = difference[:, np.isfinite(difference).all(axis=0)]  # (S, P)
     if difference.size == 0:
@@ -142,11 +143,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def gap_closed(
     arm: np.ndarray, baseline: np.ndarray, ceiling: np.ndarray, *, resamples: int = 5000, seed: int = 0
 ) -> Share | None:
-    """Return (arm - baseline) / (ceiling - baseline) of the means, the same patients and seeds resampled in all three.
+    """Return (arm - baseline) / (ceiling - baseline) of the means, all three under the same resampling.
 
     Args:
-        arm: (seeds, patients).
-        baseline: the same shape, same patients and seeds in the same order.
+        arm: (trainings, patients).
+        baseline: the same shape, same patients and trainings in the same order.
         ceiling: likewise.
         resamples: bootstrap resamples.
         seed: seed of the bootstrap.
@@ -160,7 +161,7 @@ def gap_closed(
     """
     scores = [np.atleast_2d(np.asarray(values, dtype=float)) for values in (arm, baseline, ceiling)]
     if len({values.shape for values in scores}) > 1:
-        raise ValueError(f"arms differ in (seeds, patients): {[values.shape for values in scores]}")
+        raise ValueError(f"arms differ in (trainings, patients): {[values.shape for values in scores]}")
     known = np.isfinite(scores).all(axis=(0, 1))
     if not known.any():
         raise ValueError("no patient is scored in all three arms")
@@ -173,31 +174,27 @@ def gap_closed(
 
 
 def _crossed_means(tables: Sequence[np.ndarray], *, resamples: int, seed: int) -> list[np.ndarray]:
-    """Means (resamples,) of each table (seeds, patients), all of them under the same resampling of both."""
+    """Means (resamples,) of each table (trainings, patients), all of them under the same resampling of both."""
     rng = np.random.default_rng(seed)
-    of_seeds = _weights(rng, tables[0].shape[0], resamples)
+    of_trainings = _weights(rng, tables[0].shape[0], resamples)
     of_patients = _weights(rng, tables[0].shape[1], resamples)
-    return [((of_seeds @ table) * of_patients).sum(axis=1) for table in tables]
-
-
-def seeds_by_patients(per_patient: pd.DataFrame, arm: str, *, metric: str = "iou") -> pd.DataFrame:
-    """Pivot the per-patient table to one arm's (seeds, patients) frame, both sorted; missing scores are NaN."""
-    rows = per_patient[per_patient["arm"] == arm]
-    return rows.pivot(index="seed", columns="patient", values=metric).sort_index(axis=0).sort_index(axis=1)
+    return [((of_trainings @ table) * of_patients).sum(axis=1) for table in tables]
 
 
 def _arm_entry(per_patient: pd.DataFrame, arm: str, **options: int) -> dict[str, Any]:
-    scores = seeds_by_patients(per_patient, arm)
+    scores = trainings_by_patients(per_patient, arm)
     iou = summarise(scores.to_numpy(), **options)
-    dice = summarise(seeds_by_patients(per_patient, arm, metric="dice").to_numpy(), **options)
+    dice = summarise(trainings_by_patients(per_patient, arm, metric="dice").to_numpy(), **options)
+    by_seed = per_patient[per_patient["arm"] == arm].groupby("seed")["iou"].mean().dropna()
+    by_draw = scores.mean(axis=1).dropna() if scores.index.name == "draw" else None
     return {
         "patient_iou_mean": iou.mean,
         "patient_iou_std": iou.std,
         "worst_decile_iou": iou.worst_decile,
         "patient_dice_mean": dice.mean,
         "ci95": list(iou.ci95),
-        "iou_by_seed": {str(seed): float(mean) for seed, mean in scores.mean(axis=1).dropna().items()},
-    }
+        "iou_by_seed": {str(seed): float(mean) for seed, mean in by_seed.items()},
+    } | ({} if by_draw is None else {"iou_by_draw": {str(draw): float(mean) for draw, mean in by_draw.items()}})
 
 
 def _comparison_entry(scores: Mapping[str, pd.DataFrame], arm: str, baseline: str, **options: int) -> dict[str, Any]:
@@ -218,10 +215,10 @@ def _gap_entry(scores: Mapping[str, pd.DataFrame], arm: str, **options: int) -> 
     if not set(names) <= set(scores):
         return {"gap_closed": None, "gap_closed_ci95": None}
     first, *others = [scores[name] for name in names]
-    seeds, patients = first.index, first.columns
+    trainings, patients = first.index, first.columns
     for other in others:
-        seeds, patients = seeds.intersection(other.index), patients.intersection(other.columns)
-    tables = [scores[name].loc[seeds, patients].to_numpy() for name in names]
+        trainings, patients = trainings.intersection(other.index), patients.intersection(other.columns)
+    tables = [scores[name].loc[trainings, patients].to_numpy() for name in names]
     found = gap_closed(tables[0], tables[1], tables[2], **options)
     return {"gap_closed": found and found.value, "gap_closed_ci95": found and list(found.ci95)}
 
@@ -258,14 +255,15 @@ def summary_table(
     """Build the content of `evaluation/summary.json` from the per-patient table.
 
     Args:
-        per_patient: columns arm, seed, patient, iou, dice; group where patients have one; and `choice.CRITERIA` of the
-            segmenter that the scores are of, the same for all its patients: the headline's two arms are chosen by them.
+        per_patient: columns arm, seed, patient, iou, dice; draw where annotated patients were drawn several times;
+            group where patients have one; and `choice.CRITERIA` of the segmenter that the scores are of, the same for
+            all its patients: the headline's two arms are chosen by them.
         arms: the arms to summarise, in the order they are to be shown.
         label_budget: number of annotated patients.
         resamples: bootstrap resamples.
         seed: seed of the bootstrap.
     """
-    scores = {arm: seeds_by_patients(per_patient, arm) for arm in arms}
+    scores = {arm: trainings_by_patients(per_patient, arm) for arm in arms}
     criteria = {arm: choice.means(per_patient[per_patient["arm"] == arm]) for arm in arms}
     criterion, merits = choice.merits(criteria)
     options = {"resamples": resamples, "seed": seed}
@@ -279,6 +277,7 @@ def summary_table(
         "label_budget": label_budget,
         "n_test_patients": int(per_patient["patient"].nunique()),
         "seeds": sorted(int(value) for value in per_patient["seed"].unique()),
+        "draws": draws_of(per_patient),
         "arms": {
             arm: _arm_entry(per_patient, arm, **options) | criteria[arm] | _gap_entry(scores, arm, **options)
             for arm in arms

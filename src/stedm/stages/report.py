@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stedm import files
-from stedm.config import ARMS
+from stedm.arms import ARMS, OUR_SETS
 from stedm.errors import UserError
 from stedm.stages import report_figures as figures
 from stedm.stages import report_generation as generator
@@ -25,6 +25,7 @@ from stedm.stages.report_leaks import leaks
 from stedm.stages.report_slides import slide_warnings, slides_section
 from stedm.stages.report_tables import summary_markdown, write_tables
 from stedm.stages.report_warnings import ignored_conditions, warnings
+from stedm.stages.run_folder import RunFolder
 
 
 def report(run: Path) -> None:
@@ -70,6 +71,9 @@ def _templates(*, autoescape: bool) -> jinja2.Environment:
         "p_text": text.p_text,
         "duration": text.duration,
         "closed_gap": text.closed_gap,
+        "chosen_on": text.chosen_on,
+        "trainings": text.trainings,
+        "resampled": text.resampled,
         "forest": report_segmentation.forest,
         "best_of": report_segmentation.best_of,
     }
@@ -77,20 +81,27 @@ def _templates(*, autoescape: bool) -> jinja2.Environment:
 
 
 def _cautions(evidence: Evidence) -> list[str]:
-    """Every warning, leaks first; those of several runs once each."""
-    manifest, summary = evidence.manifest, evidence.summary
-    shares = [float(manifest["keep"].mean())] if manifest is not None and "keep" in manifest else []
-    again = report_synthetic.second_round(evidence)
-    kept = min([*shares, *([again["share"]] if again else [])], default=None)
+    """Every warning, leaks first; those of several runs once each, a generator's with the name of its run."""
     found = [
         caution
         for part in evidence.parts
         for caution in leaks(part / "data", table_of(part / "data" / "patches.parquet"))
     ]
     found += [caution for part in evidence.parts for caution in slide_warnings(part / "data")]
-    found += warnings(summary, evidence.generation, kept)
-    found += ignored_conditions(evidence.validation)
+    found += warnings(evidence.summary, None, None)
+    for part in evidence.parts:
+        which = "" if len(evidence.parts) == 1 else f"{part.name}: "
+        found += [which + caution for caution in _generator_cautions(part)]
     return list(dict.fromkeys(found))
+
+
+def _generator_cautions(run: Path) -> list[str]:
+    manifests = [table_of(RunFolder(run).synthetic_set(name) / "manifest.parquet") for name in OUR_SETS]
+    kept = [float(table["keep"].mean()) for table in manifests if table is not None and "keep" in table]
+    return [
+        *warnings(None, json_of(run / "evaluation" / "generation.json"), min(kept, default=None)),
+        *ignored_conditions(json_of(run / "diffusion" / "validation.json")),
+    ]
 
 
 def _context(evidence: Evidence) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The report on label budgets: what each arm reaches with how many annotated patients."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from stedm.stages.report_text import budgets_sentence, synthesis_comparisons
 
 
 def budgets_section(evidence: Evidence) -> dict[str, Any] | None:
-    """What the template shows of an experiment's label budgets and its runs; None for a single run."""
+    """What the template shows of an experiment's label budgets, draws and runs; None for a single run."""
     budgets = evidence.budgets
     if not budgets and len(evidence.parts) == 1:
         return None
@@ -26,6 +26,7 @@ def budgets_section(evidence: Evidence) -> dict[str, Any] | None:
         "sentence": budgets_sentence(budgets),
         "columns": list(budgets),
         "rows": {arm: [summary["arms"].get(arm) for summary in budgets.values()] for arm in arms},
+        "draws": _draws(budgets, arms),
         "others": {b: summary for b, summary in budgets.items() if b != evidence.summary["label_budget"]}
         if evidence.summary
         else {},
@@ -36,6 +37,19 @@ def budgets_section(evidence: Evidence) -> dict[str, Any] | None:
         ],
         "parts": [_part(evidence, part) for part in evidence.parts],
     }
+
+
+def _draws(budgets: Mapping[int, Mapping[str, Any]], arms: Sequence[str]) -> dict[str, Any] | None:
+    """Each arm's mean for each budget and draw of annotated patients, where there are several draws."""
+    columns = [(budget, draw) for budget, summary in budgets.items() for draw in summary.get("draws") or [0]]
+    if len(columns) == len(budgets):
+        return None
+
+    def mean(arm: str, budget: int, draw: int) -> float | None:
+        score = budgets[budget]["arms"].get(arm) or {}
+        return (score.get("iou_by_draw") or {"0": score.get("patient_iou_mean")}).get(str(draw))
+
+    return {"columns": columns, "rows": {arm: [mean(arm, *column) for column in columns] for arm in arms}}
 
 
 def _part(evidence: Evidence, part: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from stedm.errors import UserError
 from stedm.stages.run_folder import RunFolder
 from stedm.yaml_text import parse_yaml
 
-_PART = re.compile(r"budget(\d+|all)(?:-fold(\d+))?")
+_PART = re.compile(r"budget(\d+|all)(?:-draw(\d+))?(?:-fold(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,13 @@ def table_of(path: Path) -> pd.DataFrame | None:
 
 
 def _parts(root: Path) -> tuple[Path, ...]:
-    """The runs of an experiment, by budget and fold; `root` itself when it is a single run."""
+    """The runs of an experiment, by budget, draw and fold; `root` itself when it is a single run."""
     found = []
     for path in root.iterdir():
         named = _PART.fullmatch(path.name)
         if named and (path / "config.yaml").is_file():
             budget = float("inf") if named[1] == "all" else int(named[1])
-            found.append((budget, int(named[2] or 0), path))
+            found.append((budget, int(named[2] or 0), int(named[3] or 0), path))
     return tuple(path for *_, path in sorted(found)) or (root,)
 
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
-from stedm.evaluation.statistics import seeds_by_patients
+from stedm.evaluation.trainings import trainings_by_patients
 
 # Okabe and Ito's palette: told apart with any kind of colour vision, and in grey.
 ARM_COLOURS = {
@@ -79,7 +79,7 @@ def arms_figure(per_patient: pd.DataFrame, arms: Mapping[str, Mapping[str, Any]]
     with matplotlib.rc_context(STYLE):
         figure, (axes,) = _panels(1, FULL_IN, 0.75 + (0.62 if len(arms) <= 6 else 0.5) * len(arms))
         for row, (arm, score) in enumerate(arms.items()):
-            values = seeds_by_patients(per_patient, arm).mean(axis=0).dropna().to_numpy()
+            values = trainings_by_patients(per_patient, arm).mean(axis=0).dropna().to_numpy()
             mean, std, colour = score["patient_iou_mean"], score["patient_iou_std"], colours[arm]
             axes.scatter(values, row + 0.2 + rng.uniform(-0.1, 0.1, len(values)), s=13, c=colour, alpha=0.55, lw=0)
             axes.plot([mean - std, mean + std], [row - 0.18] * 2, c=colour, lw=7, alpha=0.25, solid_capstyle="butt")
@@ -88,7 +88,7 @@ def arms_figure(per_patient: pd.DataFrame, arms: Mapping[str, Mapping[str, Any]]
             axes.plot(score["worst_decile_iou"], row - 0.18, "<", c=colour, ms=6.5, mfc="white", mew=1.4)
         axes.set_yticks(range(len(arms)), list(arms))
         axes.tick_params(axis="y", length=0, labelsize=9.5)
-        axes.set(ylim=(len(arms) - 0.45, -0.55), xlabel="IoU of a test patient, mean over classes and seeds")
+        axes.set(ylim=(len(arms) - 0.45, -0.55), xlabel="IoU of a test patient, mean over classes and trainings")
         axes.grid(axis="x", c="#e6e9ee", lw=0.8)
         axes.set_axisbelow(True)
         axes.spines["left"].set_visible(False)
@@ -121,7 +121,7 @@ def paired_figure(per_patient: pd.DataFrame, pairs: Sequence[Mapping[str, Any]])
         figure, panels = _panels(len(pairs), FULL_IN, 3.5)
         for axes, pair in zip(panels, pairs, strict=True):
             names = pair["baseline"], pair["arm"]
-            baseline, arm = (seeds_by_patients(per_patient, name).mean(axis=0).dropna() for name in names)
+            baseline, arm = (trainings_by_patients(per_patient, name).mean(axis=0).dropna() for name in names)
             shared = baseline.index.intersection(arm.index)
             _paired_panel(axes, baseline[shared], arm[shared], names)
         low = min(axes.get_ylim()[0] for axes in panels)

@@ -27,6 +27,7 @@ SETTINGS = {
     "patch width, px": "prepare.patch_px",
     "label budget, patients": "split.label_budget",
     "label budgets": "experiment.budgets",
+    "draws of annotated patients": "experiment.draws",
     "folds": "experiment.folds",
     "unlabelled share": "diffusion.unlabelled_share",
     "style set": "diffusion.style_set",

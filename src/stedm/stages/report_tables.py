@@ -10,7 +10,17 @@ import pandas as pd
 from stedm.files import atomic_folder
 from stedm.stages.report_evidence import Evidence
 from stedm.stages.report_generation import figures_by_group
-from stedm.stages.report_text import UNKNOWN, answer, budgets_sentence, count, interval, second_sentence, signed
+from stedm.stages.report_text import (
+    UNKNOWN,
+    answer,
+    budgets_sentence,
+    count,
+    interval,
+    resampled,
+    second_sentence,
+    signed,
+    trainings,
+)
 
 
 def write_tables(folder: Path, evidence: Evidence) -> None:
@@ -142,7 +152,7 @@ def summary_markdown(evidence: Evidence, cautions: Sequence[str]) -> str:
             parts.append(arms_markdown(of_budget))
             parts += [_comparisons_markdown(of_budget)] if of_budget["comparisons"] else []
         parts.append(
-            "Over patients; the intervals of comparisons are over patients and seeds, the corrected p-values Holm's "
-            "over the comparisons of a table."
+            f"Over patients, {trainings(summary)}; the intervals of comparisons are over {resampled(summary)}, the "
+            "corrected p-values Holm's over the comparisons of a table."
         )
     return "\n\n".join(parts) + "\n"

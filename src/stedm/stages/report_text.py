@@ -18,6 +18,11 @@ CHOSEN = {
 """How the arms of the headline were chosen, by `choice.CRITERIA`."""
 
 
+def chosen_on(summary: Mapping[str, Any]) -> str:
+    """Say where the arms of the headline were chosen."""
+    return CHOSEN[summary.get("chosen_by", "validation_iou")][1]
+
+
 def signed(value: float) -> str:
     """Format a difference with its sign and three decimals."""
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
@@ -57,6 +62,18 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """Count a noun: `1 seed`, `24 patients`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def trainings(summary: Mapping[str, Any]) -> str:
+    """Count what a patient's score is the mean of: `5 seeds`, `5 seeds for each of 3 draws of annotated patients`."""
+    seeds, draws = count(len(summary["seeds"]), "seed"), len(summary.get("draws") or [0])
+    return seeds if draws == 1 else f"{seeds} for each of {draws} draws of annotated patients"
+
+
+def resampled(summary: Mapping[str, Any]) -> str:
+    """Name what the intervals of comparisons are over."""
+    several = len(summary.get("draws") or [0]) > 1
+    return f"patients and {'draws of annotated patients' if several else 'seeds'}"
 
 
 def synthesis_comparisons(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -106,7 +123,7 @@ def answer(summary: Mapping[str, Any] | None) -> str:
     if summary is None:
         return "There is no answer yet: this run has not been evaluated."
     scope = (
-        f"{count(summary['n_test_patients'], 'test patient')}, {count(len(summary['seeds']), 'seed')}, "
+        f"{count(summary['n_test_patients'], 'test patient')}, {trainings(summary)}, "
         f"{count(summary['label_budget'], 'annotated patient')}"
     )
     pairs = synthesis_comparisons(summary)

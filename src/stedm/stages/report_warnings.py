@@ -32,9 +32,12 @@ def _evaluation_warnings(summary: Mapping[str, Any] | None) -> list[str]:
             f"Only {count(summary['n_test_patients'], 'test patient')}: intervals over fewer than {FEW_PATIENTS} "
             "patients are rough, and the worst decile is a single patient."
         )
-    if len(summary["seeds"]) == 1:
+    draws = len(summary.get("draws") or [0])
+    if draws == 2:
+        found.append("Only 2 draws of annotated patients: how much depends on who was annotated is known roughly.")
+    elif draws == 1 and len(summary["seeds"]) == 1:
         found.append("One seed: the intervals do not contain the difference from one training to the next.")
-    elif len(summary["seeds"]) < FEW_SEEDS:
+    elif draws == 1 and len(summary["seeds"]) < FEW_SEEDS:
         found.append(
             f"Only {len(summary['seeds'])} seeds: how much one training differs from the next is known roughly."
         )
