@@ -1,11 +1,13 @@
 """What `stedm prepare` adds to reading and writing: patches per second beside bare OpenSlide, and memory by slides.
 
-A generated pyramid (JPEG tiles, rendered tissue with glass around it) is cut in one process by `prepare`'s own code. By
-turns with it plain loops read the same regions with bare OpenSlide (`read_region`, then RGB): one only reads, one
-writes what it read with `prepare`'s PNG encoder, one with Pillow's `save`; and `prepare` writes nothing, to see what
-its reading costs. The loops use one core, `prepare` also others, where there are any: its threads write meanwhile. So
-both ratios are given, of processor time (what the work costs) and of wall time (when it is done), with the cores there
-were (`cores`) and those that each had, processor by wall time (`cores_used`): 1 for a loop that nothing disturbed.
+Two generated pyramids (JPEG tiles, rendered tissue with glass around it) are cut in one process by `prepare`'s own
+code: `large` has the patches' resolution, 0.5 microns; `fine` is as scanners write at 40x, 0.25 microns and levels 1, 4
+and 16. By turns with it plain loops read the same regions with bare OpenSlide (`read_region`, RGB, `resize` where
+needed): one only reads, one also writes with `prepare`'s PNG encoder; and `prepare` writes nothing, to see what its
+reading costs. The loops use one core, `prepare` all there are: its threads read and
+write. So both ratios are given, of processor time (what the work costs) and of wall time (when it is done), with the
+cores there were (`cores`) and those that each had, processor by wall time (`cores_used`): 1 for a loop that nothing
+disturbed.
 Then 2 and 20 such slides are cut, in one process and in two, each time from a fresh process; its peak memory is taken,
 and that of the largest process below it.
 
@@ -23,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +40,7 @@ from stedm.config import PrepareConfig
 from stedm.data.labels import LabelMap
 from stedm.data.phantom import draw_layout, draw_style
 from stedm.data.phantom_render import render
+from stedm.data.slide import Slide
 from stedm.files import write_json
 from stedm.png import write_png
 from stedm.stages import prepare_slide, prepare_slides
@@ -46,8 +50,8 @@ PATCH_PX, MPP = 256, 0.5
 COLUMNS = ("patch_id", "slide", "x_um", "y_um", "mpp", "image")
 
 
-def write_slide(path: Path, side_px: int, seed: int) -> None:
-    """A pyramid of four levels in tiles of 256 px: 1024 px of rendered tissue, repeated, with glass all round."""
+def write_slide(path: Path, side_px: int, seed: int, *, mpp: float = MPP, factor: int = 2) -> None:
+    """A pyramid in tiles of 256 px, each level a `factor`-th of the last: rendered tissue, with glass all round."""
     rng = np.random.default_rng(seed)
     piece = render(draw_layout(1024, rng), draw_style("he", rng), rng)
     repeats = -(-side_px // len(piece))
@@ -56,12 +60,13 @@ def write_slide(path: Path, side_px: int, seed: int) -> None:
     image[:margin], image[-margin:], image[:, :margin], image[:, -margin:] = 240, 240, 240, 240
     options = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 85}}
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
-        for level in range(4):
-            dots = 1e4 / MPP / 2**level
+        for level in range(4 if factor == 2 else 3):
+            dots = 1e4 / mpp / factor**level
             resolution = {"resolution": (dots, dots), "resolutionunit": "CENTIMETER"}
             tiff.write(image, subfiletype=int(level > 0), metadata=None, **resolution, **options)
-            height, width = (size // 2 * 2 for size in image.shape[:2])
-            image = image[:height, :width].reshape(height // 2, 2, width // 2, 2, 3).mean((1, 3)).astype(np.uint8)
+            height, width = (size // factor for size in image.shape[:2])
+            squares = image[: height * factor, : width * factor].reshape(height, factor, width, factor, 3)
+            image = np.stack([row.mean((0, 2)) for row in squares]).astype(np.uint8)  # row by row: less memory
 
 
 def tasks_of(paths: list[Path], mpp: float = float("nan")) -> list[SlideTask]:
@@ -84,7 +89,7 @@ def cut(out: Path, tasks: list[SlideTask], jobs: int) -> None:
     """What `stedm prepare` does once the table is read and checked."""
     prepare_slides._BYTES_PER_PROCESS = 1  # as many processes as asked for, however small the slides
     labels = {"source": LabelMap.from_values([0, 1])}
-    cut_slides(out, tasks, PrepareConfig(PATCH_PX), labels, jobs=jobs)
+    cut_slides(out, tasks, PrepareConfig(PATCH_PX, mpp=MPP), labels, jobs=jobs)
 
 
 def cut_without_writing(out: Path, task: SlideTask) -> None:
@@ -93,32 +98,35 @@ def cut_without_writing(out: Path, task: SlideTask) -> None:
         cut(out, [task], 1)
 
 
-def bare_reads(path: Path, corners: list[tuple[int, int]]) -> Iterator[Image.Image]:
-    """The same regions as a script of three lines reads them."""
-    with openslide.OpenSlide(str(path)) as slide:
-        for corner in corners:
-            yield slide.read_region(corner, 0, (PATCH_PX, PATCH_PX)).convert("RGB")
+@dataclass(frozen=True)
+class Regions:
+    """Where patches lie, for a script that reads them with OpenSlide."""
+
+    path: Path
+    corners_um: list[tuple[float, float]]
+    mpp: float
+    """Of the slide's level 0."""
+
+    def read(self) -> Iterator[Image.Image]:
+        """The level that `prepare` reads too, shrunk where it is finer than the patches."""
+        with openslide.OpenSlide(str(self.path)) as slide:
+            level = slide.get_best_level_for_downsample(MPP / self.mpp * 1.001)
+            side = round(PATCH_PX * MPP / self.mpp / slide.level_downsamples[level])
+            for x_um, y_um in self.corners_um:
+                corner = round(x_um / self.mpp), round(y_um / self.mpp)
+                image = slide.read_region(corner, level, (side, side)).convert("RGB")
+                yield image if side == PATCH_PX else image.resize((PATCH_PX, PATCH_PX), Image.Resampling.BOX)
 
 
-def read_bare(path: Path, corners: list[tuple[int, int]]) -> None:
-    for _ in bare_reads(path, corners):
+def read_bare(regions: Regions) -> None:
+    for _ in regions.read():
         pass
 
 
-def read_and_write_bare(
-    folder: Path, path: Path, corners: list[tuple[int, int]], write: Callable[[Path, Image.Image], None]
-) -> None:
+def read_and_write_bare(folder: Path, regions: Regions) -> None:
     folder.mkdir(parents=True)
-    for number, image in enumerate(bare_reads(path, corners)):
-        write(folder / f"{number}.png", image)
-
-
-def same_png(path: Path, image: Image.Image) -> None:
-    write_png(path, np.asarray(image))
-
-
-def pillow_png(path: Path, image: Image.Image) -> None:
-    image.save(path)
+    for number, image in enumerate(regions.read()):
+        write_png(folder / f"{number}.png", np.asarray(image))
 
 
 def kilobytes(folder: Path) -> float:
@@ -134,37 +142,41 @@ def seconds(action: Callable[[], object]) -> tuple[float, float]:
 
 
 def throughput(out: Path, task: SlideTask, repeats: int) -> dict[str, object]:
-    """The least time of each, by turns, and what follows."""
+    """Patches per second of each, by turns, and what follows."""
     path = Path(task.row.image)
     shutil.rmtree(out / "first", ignore_errors=True)
     cut(out / "first", [task], 1)  # also warms the file cache up
     records = records_of(out / "first", [task], COLUMNS)
-    corners = [(round(row.x_um / row.mpp), round(row.y_um / row.mpp)) for row in records.itertuples()]
+    with Slide.open(path, mpp=None if np.isnan(task.row.mpp) else task.row.mpp) as slide:
+        regions = Regions(path, [(row.x_um, row.y_um) for row in records.itertuples()], slide.mpp)
     actions: dict[str, Callable[[Path], None]] = {
         "prepare": lambda folder: cut(folder, [task], 1),
         "prepare_without_writing": lambda folder: cut_without_writing(folder, task),
-        "bare_reads": lambda _: read_bare(path, corners),
-        "bare_reads_and_writes": lambda folder: read_and_write_bare(folder, path, corners, same_png),
-        "bare_reads_and_pillow": lambda folder: read_and_write_bare(folder, path, corners, pillow_png),
+        "bare_reads": lambda _: read_bare(regions),
+        "bare_reads_and_writes": lambda folder: read_and_write_bare(folder, regions),
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
     for _ in range(repeats):
         for name, action in actions.items():
             shutil.rmtree(out / name, ignore_errors=True)
             times[name].append(seconds(lambda action=action, folder=out / name: action(folder)))
-    found: dict[str, object] = {"patches": len(corners), "kb_per_patch": kilobytes(out / "prepare" / "images")}
-    found["kb_per_patch_pillow"] = kilobytes(out / "bare_reads_and_pillow")
+    found: dict[str, object] = {"patches": len(records), "kb_per_patch": kilobytes(out / "prepare" / "images")}
     found["cores"] = len(os.sched_getaffinity(0))
     found["cores_used"] = {name: max(cpu / wall for cpu, wall in times[name]) for name in actions}
     for kind, name in enumerate(("processor", "wall")):
-        least = {action: min(time[kind] for time in times[action]) for action in actions}
-        found[name] = {f"{action}_patches_per_s": len(corners) / time for action, time in least.items()} | {
-            "prepare_over_bare_reads": least["bare_reads"] / least["prepare"],
-            "prepare_over_bare_reads_and_writes": least["bare_reads_and_writes"] / least["prepare"],
-            "prepare_over_bare_reads_and_pillow": least["bare_reads_and_pillow"] / least["prepare"],
-            "the_first_without_writing": least["bare_reads"] / least["prepare_without_writing"],
+        of_rounds = {action: np.array([time[kind] for time in times[action]]) for action in actions}
+        found[name] = {f"{action}_patches_per_s": len(records) / np.median(t) for action, t in of_rounds.items()} | {
+            "prepare_over_bare_reads": _ratio(of_rounds, "prepare", "bare_reads"),
+            "prepare_over_bare_reads_and_writes": _ratio(of_rounds, "prepare", "bare_reads_and_writes"),
+            "the_first_without_writing": _ratio(of_rounds, "prepare_without_writing", "bare_reads"),
         }
     return found
+
+
+def _ratio(times: dict[str, np.ndarray], ours: str, other: str) -> dict[str, float]:
+    """How much faster than another, round by round: a shared processor is steadier within one than between."""
+    ratios = times[other] / times[ours]
+    return {"median": float(np.median(ratios)), "least": float(ratios.min()), "most": float(ratios.max())}
 
 
 def peak_mib(out: Path, slides: Path, number: int, jobs: int) -> dict[str, float]:
@@ -204,9 +216,11 @@ def _peak(process: int | str | None) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--side", type=int, default=6_000, help="width and height of the slide that is timed, pixels")
+    parser.add_argument(
+        "--side", type=int, default=12_000, help="width and height of the timed slides, pixels"
+    )
     parser.add_argument("--small", type=int, default=4_000, help="the same of the slides whose memory is measured")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--slide", type=Path, help="time this slide and measure no memory")
     parser.add_argument("--mpp", type=float, default=float("nan"), help="microns per pixel of --slide, if it has none")
     parser.add_argument("--slides", type=Path, help=argparse.SUPPRESS)
@@ -226,7 +240,12 @@ def main() -> None:
     for seed, (name, side_px) in enumerate(sides.items()):
         if not (slides / name).exists():
             write_slide(slides / name, side_px, seed)
-    result = {"throughput": throughput(options.out, *tasks_of([slides / "large.tif"]), options.repeats)}
+    if not (slides / "fine.tif").exists():
+        write_slide(slides / "fine.tif", options.side, 0, mpp=MPP / 2, factor=4)
+    result: dict[str, object] = {
+        name: throughput(options.out, *tasks_of([slides / f"{name}.tif"]), options.repeats)
+        for name in ("large", "fine")
+    }
     result["peak_mib"] = {
         f"{number} slides, {jobs} process(es)": peak_mib(options.out / "memory", slides, number, jobs)
         for number, jobs in ((2, 1), (20, 1), (2, 2), (20, 2))

@@ -1,6 +1,7 @@
 """Many slides: the same result in any number of processes, damaged ones left out, only what is new cut again."""
 
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from PIL import Image
 
 from stedm.config import IGNORE, CohortConfig, PrepareConfig, RunConfig, SplitConfig
 from stedm.data import slide_formats
+from stedm.data.slide import Slide
 from stedm.errors import UserError
 from stedm.files import read_json
-from stedm.stages import prepare_slides
+from stedm.stages import prepare_slide, prepare_slides
 from stedm.stages.prepare import prepare, skipped_slides
 
 SIDE = 640
@@ -106,6 +108,35 @@ def test_the_result_is_the_same_in_any_number_of_processes(tmp_path, config, mon
     monkeypatch.setattr(prepare_slides, "_cut_here", lambda *arguments: cut_here.append(arguments) or [])
     prepare(tmp_path / "three", config, jobs=3)
     assert cut_here == [] and snapshot(tmp_path / "three") == snapshot(tmp_path / "one")
+
+
+def test_the_result_is_the_same_with_any_number_of_threads(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(prepare_slide, "_BLOCK", 2)
+    readers = set()
+    read = Slide.read
+
+    def spied(slide, *place, **size):
+        readers.add(threading.get_ident())
+        return read(slide, *place, **size)
+
+    monkeypatch.setattr(Slide, "read", spied)
+    for threads in (1, 3):
+        monkeypatch.setattr(prepare_slides, "_threads", lambda jobs, threads=threads: threads)
+        readers.clear()
+        prepare(tmp_path / str(threads), config)
+        assert (len(readers - {threading.main_thread().ident}) > 1) == (threads > 1)
+    assert snapshot(tmp_path / "3") == snapshot(tmp_path / "1")
+
+
+def test_what_a_thread_finds_damaged_ends_its_slide_and_no_other(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(prepare_slide, "_BLOCK", 1)
+    monkeypatch.setattr(prepare_slides, "_threads", lambda jobs: 3)
+    damage(tmp_path / "s4.tif")
+    prepare(tmp_path / "data", config)
+    assert set(patches(tmp_path / "data")["patient"]) == {f"p{k}" for k in range(4)}
+    assert skipped_slides(tmp_path / "data")["slide"].tolist() == ["s4"]
+    assert not list((tmp_path / "data" / "images").glob("s4-*"))
+    assert not any("ThreadPool" in thread.name for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

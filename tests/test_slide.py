@@ -1,10 +1,13 @@
 """Regions of slides: right place, right resolution, white where there is nothing."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
+from stedm.data import slide_formats
 from stedm.data.slide import Slide
 from stedm.errors import UserError
 
@@ -97,3 +100,15 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     for name, expected in (("cut.jpg", "decoded"), ("deep.png", "8 bits")):
         with Slide.open(tmp_path / name, mpp=1) as slide, pytest.raises(UserError, match=f"{name}.*{expected}"):
             slide.read(0, 0, size_px=8, mpp=1)
+
+
+def test_threads_share_the_pixels_of_a_plain_image(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    decoded = []
+    flatten = slide_formats.flatten
+    monkeypatch.setattr(slide_formats, "flatten", lambda image: decoded.append(image) or flatten(image))
+    with Slide.open(tmp_path / "a.png", mpp=1.0) as slide, ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda k: slide.read(0, k, size_px=32, mpp=1.0), range(32)))
+    assert len(decoded) == 1
+    assert all((part == pixels[k : k + 32, :32]).all() for k, part in enumerate(parts))

@@ -18,6 +18,7 @@ from stedm.errors import UserError
 
 MOST_PX = 2**20
 """Most pixels along a side: a slide of 25 cm at 0.25 microns. A header that claims more is damaged or a trap."""
+_ALL_THREADS = -1
 _BLOCK_PX = 2048
 """Level pixels read at a time when a whole slide is shrunk."""
 _DAMAGE = (
@@ -72,7 +73,7 @@ class Slide:
         if not 0 < min(handle.header.size_px) <= max(handle.header.size_px) <= MOST_PX:
             raise DamagedSlide(f"{path}: {_size(handle.header.size_px)} pixels are no slide; replace the file")
         slide = cls(path, handle.header, mpp)
-        slide._handles[_worker()] = handle
+        slide._keep(handle)
         return slide
 
     @property
@@ -164,10 +165,16 @@ class Slide:
 
     def _handle(self) -> Backend:
         """The open file of this thread of this process. Those of a parent process are left alone."""
-        worker = _worker()
-        if worker not in self._handles:
-            self._handles[worker] = _open_handle(self.path)
-        return self._handles[worker]
+        process, thread = _worker()
+        for worker in ((process, _ALL_THREADS), (process, thread)):
+            if worker in self._handles:
+                return self._handles[worker]
+        return self._keep(_open_handle(self.path))
+
+    def _keep(self, handle: Backend) -> Backend:
+        process, thread = _worker()
+        self._handles[process, _ALL_THREADS if handle.for_all_threads else thread] = handle
+        return handle
 
     def close(self) -> None:
         """Release the files of all threads of this process; a slide that is read again opens its file again."""

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +48,10 @@ class Header:
 
 
 class Backend(Protocol):
-    """One open file of any format; used by one thread of one process."""
+    """One open file of any format; used by one process, and by one thread of it unless `for_all_threads`."""
 
     header: Header
+    for_all_threads: bool
 
     def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         """Region (height, width, 3) uint8 RGB in the level's own pixels; white where the level has none."""
@@ -103,15 +105,19 @@ def _colours(pixels: np.ndarray) -> np.ndarray:
 class PlainImage:
     """Any image Pillow reads, as a slide of one level; decoded at the first region and kept while open."""
 
+    for_all_threads = True
+
     def __init__(self, path: Path) -> None:
         self._image = Image.open(path)
         self._rgb: Image.Image | None = None
+        self._decoding = threading.Lock()
         self.header = Header(self._image.size)
 
     def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         """See `Backend.region`."""
-        if self._rgb is None:
-            self._rgb = flatten(self._image)
+        with self._decoding:
+            if self._rgb is None:
+                self._rgb = flatten(self._image)
         return np.asarray(self._rgb.crop((left, top, left + width, top + height)))
 
     def close(self) -> None:
@@ -127,6 +133,8 @@ def _openslide_cache(process: int) -> openslide.OpenSlideCache:
 
 class OpenSlideImage:
     """Whole-slide formats read through OpenSlide."""
+
+    for_all_threads = False
 
     def __init__(self, path: Path) -> None:
         self._slide = openslide.OpenSlide(str(path))
@@ -160,6 +168,8 @@ class OpenSlideImage:
 
 class TiffPyramid:
     """8-bit colour or grey TIFF read tile by tile: OME-TIFF, its levels in sub-IFDs, and generic pyramids."""
+
+    for_all_threads = False
 
     def __init__(self, tiff: tifffile.TiffFile) -> None:
         self._tiff, self.is_ome = tiff, bool(tiff.is_ome)

@@ -1,6 +1,8 @@
 """Stage `prepare`, one slide at a time: its patches, their label maps, and a record of each."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from stedm.data.patches import tile_grid
 from stedm.data.polygon_classes import UNCOVERED, glass_label, uncovered_label
 from stedm.data.slide import Slide
 from stedm.data.slide_tissue import SlideTissue
-from stedm.png import Writer, write_png
+from stedm.files import writing
+from stedm.png import write_png
 from stedm.stages.alignment import ALIGNMENT, write_alignment
 from stedm.stages.slide_overlay import overlay
 
@@ -39,12 +42,12 @@ def source_name(position: int) -> str:
 class SlideCutter:
     """Cuts the patches of one cohort row after the other into images/ and masks/.
 
-    Files are written in place, beside the reading: whoever calls must remove those of a slide that was not finished.
+    Files are written in place: whoever calls must remove those of a slide that was not finished.
     """
 
-    def __init__(self, out: Path, config: PrepareConfig, labels: LabelMap) -> None:
-        self._out, self._config, self._labels = out, config, labels
-        self._of_uncovered = np.uint8(glass_label(labels)), np.uint8(uncovered_label(labels))
+    def __init__(self, out: Path, config: PrepareConfig, labels: LabelMap, *, threads: int = 1) -> None:
+        """threads: that read, look at and write patches of a slide, each on its own."""
+        self._out, self._config, self._labels, self._threads = out, config, labels, threads
         for name in ("images", "masks"):
             (out / name).mkdir(parents=True, exist_ok=True)
 
@@ -54,49 +57,31 @@ class SlideCutter:
         Raises DamagedSlide, and UserError for what is wrong with its annotation or areas.
         """
         patch_px = self._config.patch_px
-        with open_slide(row) as slide, Writer(write_png) as writer:
+        with open_slide(row) as slide:
             mpp = self._config.mpp or slide.mpp
             origin = row.annotation_origin
             areas = {name: open_area(getattr(row, name), slide, origin=origin) for name in ("tissue", "roi")}
             tissue = SlideTissue(slide, patch_um=patch_px * mpp, **areas)
             corners = self._occupied(slide, tissue, mpp)
-            records = list(self._patches(position, row, slide, tissue, corners, mpp, tick, writer))
+            source = self._label_source(position, row, slide)
+            patches = _Patches(self._out, self._config, self._labels, position, row, slide, tissue, source, mpp)
+            records = []
+            for block, found in self._beside_each_other(patches.write, _in_blocks(corners, patch_px)):
+                records += found
+                tick(len(block) / len(corners), len(found))
         if tissue.is_slide or any(areas.values()):
             self._show(position, tissue, records, mpp)
         return sorted(records, key=lambda record: (record["y_um"], record["x_um"]))
 
-    def _patches(
-        self,
-        position: int,
-        row: Any,
-        slide: Slide,
-        tissue: SlideTissue,
-        corners: list[Corner],
-        mpp: float,
-        tick: Tick,
-        writer: Writer,
-    ) -> Iterator[dict[str, Any]]:
-        patch_px = self._config.patch_px
-        source = self._label_source(position, row, slide)
-        for x, y in _in_blocks(corners, patch_px):
-            image = slide.read(x * mpp, y * mpp, size_px=patch_px, mpp=mpp)
-            fraction, roi = tissue.of_patch(image, x * mpp, y * mpp, mpp=mpp)
-            kept = fraction >= self._config.min_tissue and (roi is None or bool(roi.any()))
-            if kept:
-                record = self._record(position, row, f"x{x:06d}-y{y:06d}")
-                files = [(self._out / record["image"], image)]
-                if source is not None:
-                    label_map = source.read(x * mpp, y * mpp, size_px=patch_px, mpp=mpp)
-                    if (uncovered := label_map == UNCOVERED).any():
-                        glass = tissue.glass(image, x * mpp, y * mpp, mpp=mpp)
-                        label_map[uncovered] = np.where(glass, *self._of_uncovered)[uncovered]
-                    if roi is not None:
-                        label_map[~roi] = IGNORE
-                    record |= self._labelled(record["patch_id"], label_map)
-                    files.insert(0, (self._out / record["mask"], label_map))
-                writer.put(*files)
-                yield record | {"x_um": x * mpp, "y_um": y * mpp, "mpp": mpp, "tissue_fraction": fraction}
-            tick(1 / len(corners), int(kept))
+    def _beside_each_other(
+        self, write: Callable[[list[Corner]], list[dict[str, Any]]], blocks: list[list[Corner]]
+    ) -> Iterator[tuple[list[Corner], list[dict[str, Any]]]]:
+        """Each block with its records, in order. After an error no further block is begun."""
+        if min(self._threads, len(blocks)) < 2:
+            yield from ((block, write(block)) for block in blocks)
+            return
+        with ThreadPoolExecutor(self._threads) as pool:
+            yield from zip(blocks, pool.map(write, blocks), strict=True)
 
     def _label_source(self, position: int, row: Any, slide: Slide) -> LabelSource | None:
         """What gives the slide's label maps; of polygons, a picture is left behind."""
@@ -121,14 +106,70 @@ class SlideCutter:
             if self._config.min_tissue <= 0 or tissue.may_hold(x * mpp, y * mpp, width_um=patch_px * mpp)
         ]
 
-    def _record(self, position: int, row: Any, place: str) -> dict[str, Any]:
-        patch_id = f"{_safe(row.slide)}-{source_name(position)}-{place}"
+    def _show(self, position: int, tissue: SlideTissue, records: list[dict[str, Any]], mpp: float) -> None:
+        places_um = [(record["x_um"], record["y_um"]) for record in records]
+        (self._out / "overlays").mkdir(exist_ok=True)
+        picture = overlay(tissue, places_um, patch_um=self._config.patch_px * mpp)
+        picture.save(self._out / "overlays" / f"{source_name(position)}.png")
+
+
+@dataclass(frozen=True)
+class _Patches:
+    """The patches of one slide, for several threads."""
+
+    out: Path
+    config: PrepareConfig
+    labels: LabelMap
+    position: int
+    row: Any
+    slide: Slide
+    tissue: SlideTissue
+    source: LabelSource | None
+    mpp: float
+
+    def write(self, corners: list[Corner]) -> list[dict[str, Any]]:
+        """Read patches and write those with tissue to cut; the records of these."""
+        return [record for x, y in corners if (record := self._write_one(x, y)) is not None]
+
+    def _write_one(self, x: int, y: int) -> dict[str, Any] | None:
+        place = {"x_um": x * self.mpp, "y_um": y * self.mpp, "mpp": self.mpp}
+        image = self.slide.read(**place, size_px=self.config.patch_px)
+        fraction, roi = self.tissue.of_patch(image, **place)
+        if fraction < self.config.min_tissue or not (roi is None or roi.any()):
+            return None
+        record = self._record(f"x{x:06d}-y{y:06d}")
+        if self.source is not None:
+            label_map = self._label_map(self.source, image, roi, place)
+            record |= self._labelled(record["patch_id"], label_map)
+            self._save(record["mask"], label_map)
+        self._save(record["image"], image)
+        return record | place | {"tissue_fraction": fraction}
+
+    def _label_map(
+        self, source: LabelSource, image: np.ndarray, roi: np.ndarray | None, place: dict[str, float]
+    ) -> np.ndarray:
+        label_map = source.read(**place, size_px=self.config.patch_px)
+        if (uncovered := label_map == UNCOVERED).any():
+            glass = self.tissue.glass(image, **place)
+            values = np.uint8(glass_label(self.labels)), np.uint8(uncovered_label(self.labels))
+            label_map[uncovered] = np.where(glass, *values)[uncovered]
+        if roi is not None:
+            label_map[~roi] = IGNORE
+        return label_map
+
+    def _save(self, name: str, pixels: np.ndarray) -> None:
+        with writing(self.out / name):
+            write_png(self.out / name, pixels)
+
+    def _record(self, place: str) -> dict[str, Any]:
+        row, source = self.row, source_name(self.position)
+        patch_id = f"{_safe(row.slide)}-{source}-{place}"
         return {
             "patch_id": patch_id,
             "patient": row.patient,
             "laboratory": row.laboratory,
             "slide": row.slide,
-            "source": source_name(position),
+            "source": source,
             "group": row.group,
             "has_mask": bool(row.mask or row.annotation),
             "image": f"images/{patch_id}.png",
@@ -138,22 +179,19 @@ class SlideCutter:
     def _labelled(self, patch_id: str, label_map: np.ndarray) -> dict[str, Any]:
         """Path of a patch's label map, and the share of each class in it."""
         fields: dict[str, Any] = {"mask": f"masks/{patch_id}.png"}
-        counts = np.bincount(label_map[label_map != IGNORE], minlength=len(self._labels.classes))
+        counts = np.bincount(label_map[label_map != IGNORE], minlength=len(self.labels.classes))
         if counts.sum():
             shares = (counts / counts.sum()).tolist()
-            fields |= {f"fraction_{name}": share for name, share in zip(self._labels.classes, shares, strict=True)}
+            fields |= {f"fraction_{name}": share for name, share in zip(self.labels.classes, shares, strict=True)}
         return fields
 
-    def _show(self, position: int, tissue: SlideTissue, records: list[dict[str, Any]], mpp: float) -> None:
-        places_um = [(record["x_um"], record["y_um"]) for record in records]
-        (self._out / "overlays").mkdir(exist_ok=True)
-        picture = overlay(tissue, places_um, patch_um=self._config.patch_px * mpp)
-        picture.save(self._out / "overlays" / f"{source_name(position)}.png")
 
-
-def _in_blocks(corners: list[Corner], patch_px: int) -> list[Corner]:
+def _in_blocks(corners: list[Corner], patch_px: int) -> list[list[Corner]]:
     side = _BLOCK * patch_px
-    return sorted(corners, key=lambda corner: (corner[1] // side, corner[0] // side, corner[1], corner[0]))
+    blocks: dict[Corner, list[Corner]] = {}
+    for x, y in corners:
+        blocks.setdefault((y // side, x // side), []).append((x, y))
+    return [blocks[place] for place in sorted(blocks)]
 
 
 def _safe(name: str) -> str:

@@ -9,6 +9,7 @@ a slide that is replaced costs only what is new.
 import hashlib
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -39,6 +40,7 @@ FORMAT = 3
 FOLDERS = ("images", "masks", "overlays", ALIGNMENT)
 _BYTES_PER_PROCESS = 2**25
 """Less of image files than this is read sooner than a process starts."""
+_MOST_THREADS = 8
 _REFRESH_S = 0.5
 
 
@@ -170,6 +172,11 @@ def _cut_one(out: Path, task: SlideTask, cutter: SlideCutter, tick: Callable[[fl
     return ""
 
 
+def _threads(jobs: int) -> int:
+    """Threads for a slide in each of so many processes: as many as there are cores, but each keeps tiles of its own."""
+    return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // jobs))
+
+
 Damaged = Iterable[tuple[int, str]]
 
 
@@ -177,7 +184,8 @@ def _cut_here(
     out: Path, tasks: Sequence[SlideTask], config: PrepareConfig, labels: dict[str, LabelMap], bar: "_Bar", jobs: int
 ) -> Damaged:
     """Cut slides in this process; position and reason of the damaged ones."""
-    cutters = {name: SlideCutter(out, config, label_map) for name, label_map in labels.items()}
+    threads = _threads(jobs)
+    cutters = {name: SlideCutter(out, config, label_map, threads=threads) for name, label_map in labels.items()}
     for task in tasks:
         size = task.size()
         reason = _cut_one(
@@ -193,7 +201,7 @@ def _cut_apart(
 ) -> Damaged:
     """The same in several processes, large slides first: at the end none waits for a last large one."""
     progress = multiprocessing.get_context("spawn").Array("d", 2)
-    with process_pool(jobs, _Worker.start, (out, config, labels, progress)) as pool:
+    with process_pool(jobs, _Worker.start, (out, config, labels, _threads(jobs), progress)) as pool:
         ordered = sorted(tasks, key=lambda task: -task.size())
         running: dict[Future[str], SlideTask] = {pool.submit(_Worker.cut, task): task for task in ordered}
         while running:
@@ -222,10 +230,10 @@ class _Worker:
     progress: Any
 
     @classmethod
-    def start(cls, out: Path, config: PrepareConfig, labels: dict[str, LabelMap], progress: Any) -> None:
+    def start(cls, out: Path, config: PrepareConfig, labels: dict[str, LabelMap], threads: int, progress: Any) -> None:
         """Set up this process. progress: shared; bytes of slides done and patches written since it was last read."""
         cls.out, cls.progress = out, progress
-        cls.cutters = {name: SlideCutter(out, config, label_map) for name, label_map in labels.items()}
+        cls.cutters = {name: SlideCutter(out, config, found, threads=threads) for name, found in labels.items()}
 
     @classmethod
     def cut(cls, task: SlideTask) -> str:
