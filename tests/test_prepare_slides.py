@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,26 @@ def test_what_a_thread_finds_damaged_ends_its_slide_and_no_other(tmp_path, confi
     assert set(patches(tmp_path / "data")["patient"]) == {f"p{k}" for k in range(4)}
     assert skipped_slides(tmp_path / "data")["slide"].tolist() == ["s4"]
     assert not list((tmp_path / "data" / "images").glob("s4-*"))
+    assert not any("ThreadPool" in thread.name for thread in threading.enumerate())
+
+
+def test_ctrl_c_ends_the_threads_of_a_slide_soon(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(prepare_slide, "_BLOCK", 1)
+    monkeypatch.setattr(prepare_slides, "_threads", lambda jobs: 2)
+    written = []
+
+    def write(path, pixels):
+        written.append(path)
+        time.sleep(0.02)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_slide, "write_png", write)
+    monkeypatch.setattr(prepare_slides._Bar, "add", interrupt)  # as a block of one patch is done
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "data", config)
+    assert 0 < len(written) < 20  # of 60 files of a slide
     assert not any("ThreadPool" in thread.name for thread in threading.enumerate())
 
 

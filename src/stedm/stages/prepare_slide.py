@@ -76,12 +76,15 @@ class SlideCutter:
     def _beside_each_other(
         self, write: Callable[[list[Corner]], list[dict[str, Any]]], blocks: list[list[Corner]]
     ) -> Iterator[tuple[list[Corner], list[dict[str, Any]]]]:
-        """Each block with its records, in order. After an error no further block is begun."""
+        """Each block with its records, in order. After an error, here or of the caller, no further block is begun."""
         if min(self._threads, len(blocks)) < 2:
             yield from ((block, write(block)) for block in blocks)
             return
-        with ThreadPoolExecutor(self._threads) as pool:
+        pool = ThreadPoolExecutor(self._threads)
+        try:
             yield from zip(blocks, pool.map(write, blocks), strict=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _label_source(self, position: int, row: Any, slide: Slide) -> LabelSource | None:
         """What gives the slide's label maps; of polygons, a picture is left behind."""
