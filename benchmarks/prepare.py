@@ -216,9 +216,7 @@ def _peak(process: int | str | None) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--side", type=int, default=12_000, help="width and height of the timed slides, pixels"
-    )
+    parser.add_argument("--side", type=int, default=12_000, help="width and height of the timed slides, pixels")
     parser.add_argument("--small", type=int, default=4_000, help="the same of the slides whose memory is measured")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--slide", type=Path, help="time this slide and measure no memory")

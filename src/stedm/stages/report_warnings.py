@@ -71,7 +71,7 @@ def _generation_warnings(generation: Mapping[str, Any]) -> list[str]:
     if _known(generation, "layout_sensitivity") and generation["layout_sensitivity"] < IGNORED_CONDITION:
         found.append(
             f"The layout condition is all but ignored: images agree with their own layouts by an IoU that is only "
-            f"{generation['layout_sensitivity']:.2f} above that with the layouts of other images."
+            f"{round(generation['layout_sensitivity'], 2) + 0:.2f} above that with the layouts of other images."
         )
     if _known(generation, "layout_agreement") and generation["layout_agreement"] < WEAK_LAYOUT:
         found.append(
