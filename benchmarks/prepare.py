@@ -4,10 +4,9 @@ Two generated pyramids (JPEG tiles, rendered tissue with glass around it) are cu
 code: `large` has the patches' resolution, 0.5 microns; `fine` is as scanners write at 40x, 0.25 microns and levels 1, 4
 and 16. By turns with it plain loops read the same regions with bare OpenSlide (`read_region`, RGB, `resize` where
 needed): one only reads, one also writes with `prepare`'s PNG encoder; and `prepare` writes nothing, to see what its
-reading costs. The loops use one core, `prepare` all there are: its threads read and
-write. So both ratios are given, of processor time (what the work costs) and of wall time (when it is done), with the
-cores there were (`cores`) and those that each had, processor by wall time (`cores_used`): 1 for a loop that nothing
-disturbed.
+reading costs. The loops use one core, `prepare` all there are: its threads read and write. So both ratios are given, of
+processor time (what the work costs) and of wall time (when it is done), with the cores there were (`cores`) and those
+that each had, processor by wall time (`cores_used`): 1 for a loop that nothing disturbed.
 Then 2 and 20 such slides are cut, in one process and in two, each time from a fresh process; its peak memory is taken,
 and that of the largest process below it.
 

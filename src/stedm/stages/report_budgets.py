@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from stedm.stages.report_evidence import Evidence, json_of
 from stedm.stages.report_figures import FULL_IN, STYLE, _uri, arm_colours, arm_markers, label_points
-from stedm.stages.report_text import budgets_sentence, synthesis_comparisons
+from stedm.stages.report_text import budgets_sentence, draws, synthesis_comparisons
 
 
 def budgets_section(evidence: Evidence) -> dict[str, Any] | None:
@@ -41,7 +41,7 @@ def budgets_section(evidence: Evidence) -> dict[str, Any] | None:
 
 def _draws(budgets: Mapping[int, Mapping[str, Any]], arms: Sequence[str]) -> dict[str, Any] | None:
     """Each arm's mean for each budget and draw of annotated patients, where there are several draws."""
-    columns = [(budget, draw) for budget, summary in budgets.items() for draw in summary.get("draws") or [0]]
+    columns = [(budget, draw) for budget, summary in budgets.items() for draw in draws(summary)]
     if len(columns) == len(budgets):
         return None
 

@@ -64,16 +64,20 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def draws(summary: Mapping[str, Any]) -> list[int]:
+    """The draws of annotated patients that a summary is over; those of before there were any had one."""
+    return summary.get("draws") or [0]
+
+
 def trainings(summary: Mapping[str, Any]) -> str:
     """Count what a patient's score is the mean of: `5 seeds`, `5 seeds for each of 3 draws of annotated patients`."""
-    seeds, draws = count(len(summary["seeds"]), "seed"), len(summary.get("draws") or [0])
-    return seeds if draws == 1 else f"{seeds} for each of {draws} draws of annotated patients"
+    seeds, number = count(len(summary["seeds"]), "seed"), len(draws(summary))
+    return seeds if number == 1 else f"{seeds} for each of {number} draws of annotated patients"
 
 
 def resampled(summary: Mapping[str, Any]) -> str:
     """Name what the intervals of comparisons are over."""
-    several = len(summary.get("draws") or [0]) > 1
-    return f"patients and {'draws of annotated patients' if several else 'seeds'}"
+    return f"patients and {'draws of annotated patients' if len(draws(summary)) > 1 else 'seeds'}"
 
 
 def synthesis_comparisons(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

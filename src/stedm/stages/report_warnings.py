@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stedm.stages.report_text import count, is_clear, signed, synthesis_comparisons
+from stedm.stages.report_text import count, draws, is_clear, signed, synthesis_comparisons
 
 FEW_PATIENTS = 10
 FEW_SEEDS = 3
@@ -32,12 +32,12 @@ def _evaluation_warnings(summary: Mapping[str, Any] | None) -> list[str]:
             f"Only {count(summary['n_test_patients'], 'test patient')}: intervals over fewer than {FEW_PATIENTS} "
             "patients are rough, and the worst decile is a single patient."
         )
-    draws = len(summary.get("draws") or [0])
-    if draws == 2:
+    number = len(draws(summary))
+    if number == 2:
         found.append("Only 2 draws of annotated patients: how much depends on who was annotated is known roughly.")
-    elif draws == 1 and len(summary["seeds"]) == 1:
+    elif number == 1 and len(summary["seeds"]) == 1:
         found.append("One seed: the intervals do not contain the difference from one training to the next.")
-    elif draws == 1 and len(summary["seeds"]) < FEW_SEEDS:
+    elif number == 1 and len(summary["seeds"]) < FEW_SEEDS:
         found.append(
             f"Only {len(summary['seeds'])} seeds: how much one training differs from the next is known roughly."
         )
