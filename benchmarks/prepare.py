@@ -2,16 +2,19 @@
 
 Two generated pyramids (JPEG tiles, rendered tissue with glass around it) are cut in one process by `prepare`'s own
 code: `large` has the patches' resolution, 0.5 microns; `fine` is as scanners write at 40x, 0.25 microns and levels 1, 4
-and 16. By turns with it plain loops read the same regions with bare OpenSlide (`read_region`, RGB, `resize` where
-needed): one only reads, one also writes with `prepare`'s PNG encoder; and `prepare` writes nothing, to see what its
-reading costs. The loops use one core, `prepare` all there are: its threads read and write. So both ratios are given, of
-processor time (what the work costs) and of wall time (when it is done), with the cores there were (`cores`) and those
-that each had, processor by wall time (`cores_used`): 1 for a loop that nothing disturbed.
+and 16. By turns with it plain loops read the same regions (also those that prove to be glass: someone must look) with
+bare OpenSlide (`read_region`, RGB, `resize` where needed): one only reads, one also writes with `prepare`'s PNG
+encoder; and `prepare` writes nothing, to see what its reading costs. The loops use one core, `prepare` all there are:
+its threads read and write. So both ratios are given, of processor time (what the work costs) and of wall time (when it
+is done), with the cores there were (`cores`) and those that each had, processor by wall time (`cores_used`): 1 for a
+loop that nothing disturbed. What is written stays until all rounds are over: ext4 looks past every inode that was freed
+within the last minute, so that a new file costs ten times as much where many were just removed.
 Then 2 and 20 such slides are cut, in one process and in two, each time from a fresh process; its peak memory is taken,
 and that of the largest process below it.
 
     python benchmarks/prepare.py --out runs/prepare
     python benchmarks/prepare.py --out runs/prepare-mine --slide MINE.svs    # the same of your slide, without memory
+    python benchmarks/prepare.py --out runs/prepare-real --tissue SMALL.svs  # of `large` with a small slide's tissue
     taskset -c 0 python benchmarks/prepare.py --out runs/prepare             # on one core
 """
 
@@ -21,6 +24,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +32,7 @@ from dataclasses import dataclass
 from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -49,12 +54,22 @@ PATCH_PX, MPP = 256, 0.5
 COLUMNS = ("patch_id", "slide", "x_um", "y_um", "mpp", "image")
 
 
-def write_slide(path: Path, side_px: int, seed: int, *, mpp: float = MPP, factor: int = 2) -> None:
-    """A pyramid in tiles of 256 px, each level a `factor`-th of the last: rendered tissue, with glass all round."""
+def rendered(seed: int) -> np.ndarray:
+    """Procedural tissue (1024, 1024, 3) uint8."""
     rng = np.random.default_rng(seed)
-    piece = render(draw_layout(1024, rng), draw_style("he", rng), rng)
-    repeats = -(-side_px // len(piece))
-    image = np.tile(piece, (repeats, repeats, 1))[:side_px, :side_px]
+    return render(draw_layout(1024, rng), draw_style("he", rng), rng)
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    """The pixels (H, W, 3) uint8 of a small slide's finest level."""
+    with openslide.OpenSlide(str(path)) as slide:
+        return np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
+
+
+def write_slide(path: Path, side_px: int, piece: np.ndarray, *, mpp: float = MPP, factor: int = 2) -> None:
+    """A pyramid in tiles of 256 px, each level a `factor`-th of the last: tissue repeated, with glass all round."""
+    repeats = [-(-side_px // size) for size in piece.shape[:2]]
+    image = np.tile(piece, (*repeats, 1))[:side_px, :side_px]
     margin = side_px // 8
     image[:margin], image[-margin:], image[:, :margin], image[:, -margin:] = 240, 240, 240, 240
     options = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 85}}
@@ -66,6 +81,18 @@ def write_slide(path: Path, side_px: int, seed: int, *, mpp: float = MPP, factor
             height, width = (size // factor for size in image.shape[:2])
             squares = image[: height * factor, : width * factor].reshape(height, factor, width, factor, 3)
             image = np.stack([row.mean((0, 2)) for row in squares]).astype(np.uint8)  # row by row: less memory
+
+
+def write_slides(folder: Path, options: argparse.Namespace) -> Path:
+    """The timed slides and those whose memory is measured, unless they are there."""
+    folder.mkdir(exist_ok=True)
+    sides = {"large.tif": options.side} | {f"s{number:02d}.tif": options.small for number in range(20)}
+    for seed, (name, side_px) in enumerate(sides.items()):
+        if not (folder / name).exists():
+            write_slide(folder / name, side_px, rendered(seed))
+    if not (folder / "fine.tif").exists():
+        write_slide(folder / "fine.tif", options.side, rendered(0), mpp=MPP / 2, factor=4)
+    return folder
 
 
 def tasks_of(paths: list[Path], mpp: float = float("nan")) -> list[SlideTask]:
@@ -103,18 +130,39 @@ class Regions:
 
     path: Path
     corners_um: list[tuple[float, float]]
+    kept: set[tuple[float, float]]
+    """Those with tissue enough to be cut."""
     mpp: float
     """Of the slide's level 0."""
 
-    def read(self) -> Iterator[Image.Image]:
-        """The level that `prepare` reads too, shrunk where it is finer than the patches."""
+    @classmethod
+    def of(cls, out: Path, task: SlideTask) -> "Regions":
+        """What `prepare` reads: the patches it cuts, and those it had to look at to see that they are nearly glass."""
+        looked_at = []
+        read = Slide.read
+
+        def noted(slide: Slide, x_um: float, y_um: float, **size: Any) -> np.ndarray:
+            looked_at.append((x_um, y_um))
+            return read(slide, x_um, y_um, **size)
+
+        with mock.patch.object(Slide, "read", noted):
+            cut(out, [task], 1)
+        kept = {(row.x_um, row.y_um) for row in records_of(out, [task], COLUMNS).itertuples()}
+        path = Path(task.row.image)
+        with Slide.open(path, mpp=None if np.isnan(task.row.mpp) else task.row.mpp) as slide:
+            return cls(path, sorted(looked_at, key=lambda corner: corner[::-1]), kept, slide.mpp)
+
+    def read(self) -> Iterator[tuple[bool, Image.Image]]:
+        """Whether it is kept, and the image: of the level `prepare` reads too, shrunk where that is finer."""
         with openslide.OpenSlide(str(self.path)) as slide:
             level = slide.get_best_level_for_downsample(MPP / self.mpp * 1.001)
             side = round(PATCH_PX * MPP / self.mpp / slide.level_downsamples[level])
             for x_um, y_um in self.corners_um:
                 corner = round(x_um / self.mpp), round(y_um / self.mpp)
                 image = slide.read_region(corner, level, (side, side)).convert("RGB")
-                yield image if side == PATCH_PX else image.resize((PATCH_PX, PATCH_PX), Image.Resampling.BOX)
+                if side != PATCH_PX:
+                    image = image.resize((PATCH_PX, PATCH_PX), Image.Resampling.BOX)
+                yield (x_um, y_um) in self.kept, image
 
 
 def read_bare(regions: Regions) -> None:
@@ -124,8 +172,9 @@ def read_bare(regions: Regions) -> None:
 
 def read_and_write_bare(folder: Path, regions: Regions) -> None:
     folder.mkdir(parents=True)
-    for number, image in enumerate(regions.read()):
-        write_png(folder / f"{number}.png", np.asarray(image))
+    for number, (kept, image) in enumerate(regions.read()):
+        if kept:
+            write_png(folder / f"{number}.png", np.asarray(image))
 
 
 def kilobytes(folder: Path) -> float:
@@ -142,12 +191,8 @@ def seconds(action: Callable[[], object]) -> tuple[float, float]:
 
 def throughput(out: Path, task: SlideTask, repeats: int) -> dict[str, object]:
     """Patches per second of each, by turns, and what follows."""
-    path = Path(task.row.image)
-    shutil.rmtree(out / "first", ignore_errors=True)
-    cut(out / "first", [task], 1)  # also warms the file cache up
-    records = records_of(out / "first", [task], COLUMNS)
-    with Slide.open(path, mpp=None if np.isnan(task.row.mpp) else task.row.mpp) as slide:
-        regions = Regions(path, [(row.x_um, row.y_um) for row in records.itertuples()], slide.mpp)
+    regions = Regions.of(out / "first", task)  # also warms the file cache up
+    patches = len(regions.kept)
     actions: dict[str, Callable[[Path], None]] = {
         "prepare": lambda folder: cut(folder, [task], 1),
         "prepare_without_writing": lambda folder: cut_without_writing(folder, task),
@@ -155,21 +200,31 @@ def throughput(out: Path, task: SlideTask, repeats: int) -> dict[str, object]:
         "bare_reads_and_writes": lambda folder: read_and_write_bare(folder, regions),
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
-    for _ in range(repeats):
+    for number in range(repeats):
         for name, action in actions.items():
-            shutil.rmtree(out / name, ignore_errors=True)
-            times[name].append(seconds(lambda action=action, folder=out / name: action(folder)))
-    found: dict[str, object] = {"patches": len(records), "kb_per_patch": kilobytes(out / "prepare" / "images")}
+            folder = out / f"{name}-{number}"
+            times[name].append(seconds(lambda action=action, folder=folder: action(folder)))
+    found: dict[str, object] = {"patches": patches, "looked_at": len(regions.corners_um)}
+    found["kb_per_patch"] = kilobytes(out / "first" / "images")
     found["cores"] = len(os.sched_getaffinity(0))
     found["cores_used"] = {name: max(cpu / wall for cpu, wall in times[name]) for name in actions}
     for kind, name in enumerate(("processor", "wall")):
         of_rounds = {action: np.array([time[kind] for time in times[action]]) for action in actions}
-        found[name] = {f"{action}_patches_per_s": len(records) / np.median(t) for action, t in of_rounds.items()} | {
+        found[name] = {f"{action}_patches_per_s": patches / np.median(t) for action, t in of_rounds.items()} | {
             "prepare_over_bare_reads": _ratio(of_rounds, "prepare", "bare_reads"),
             "prepare_over_bare_reads_and_writes": _ratio(of_rounds, "prepare", "bare_reads_and_writes"),
             "the_first_without_writing": _ratio(of_rounds, "prepare_without_writing", "bare_reads"),
         }
     return found
+
+
+def timings(out: Path, slides: list[Path], options: argparse.Namespace) -> dict[str, object]:
+    """`throughput` of each slide by its name; what was written is removed when all is over, not before."""
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        return {
+            slide.stem: throughput(Path(folder) / slide.stem, *tasks_of([slide], options.mpp), options.repeats)
+            for slide in slides
+        }
 
 
 def _ratio(times: dict[str, np.ndarray], ours: str, other: str) -> dict[str, float]:
@@ -219,6 +274,7 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=4_000, help="the same of the slides whose memory is measured")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--slide", type=Path, help="time this slide and measure no memory")
+    parser.add_argument("--tissue", type=Path, help="the same of a large slide made of this small one's pixels")
     parser.add_argument("--mpp", type=float, default=float("nan"), help="microns per pixel of --slide, if it has none")
     parser.add_argument("--slides", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--cut", type=int, nargs=2, help=argparse.SUPPRESS)
@@ -227,22 +283,15 @@ def main() -> None:
         paths = sorted(options.slides.glob("s*.tif"))[: options.cut[0]]
         print(json.dumps(cut_and_watch(options.out, paths, options.cut[1])))
         return
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.tissue:
+        options.slide = options.out / "tissue.tif"
+        write_slide(options.slide, options.side, pixels_of(options.tissue))
     if options.slide:
-        (task,) = tasks_of([options.slide], options.mpp)
-        print(json.dumps(throughput(options.out, task, options.repeats), indent=2))
+        print(json.dumps(timings(options.out, [options.slide], options), indent=2))
         return
-    slides = options.out / "slides"
-    slides.mkdir(parents=True, exist_ok=True)
-    sides = {"large.tif": options.side} | {f"s{number:02d}.tif": options.small for number in range(20)}
-    for seed, (name, side_px) in enumerate(sides.items()):
-        if not (slides / name).exists():
-            write_slide(slides / name, side_px, seed)
-    if not (slides / "fine.tif").exists():
-        write_slide(slides / "fine.tif", options.side, 0, mpp=MPP / 2, factor=4)
-    result: dict[str, object] = {
-        name: throughput(options.out, *tasks_of([slides / f"{name}.tif"]), options.repeats)
-        for name in ("large", "fine")
-    }
+    slides = write_slides(options.out / "slides", options)
+    result = timings(options.out, [slides / "large.tif", slides / "fine.tif"], options)
     result["peak_mib"] = {
         f"{number} slides, {jobs} process(es)": peak_mib(options.out / "memory", slides, number, jobs)
         for number, jobs in ((2, 1), (20, 1), (2, 2), (20, 2))

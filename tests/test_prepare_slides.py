@@ -112,7 +112,6 @@ def test_the_result_is_the_same_in_any_number_of_processes(tmp_path, config, mon
 
 
 def test_the_result_is_the_same_with_any_number_of_threads(tmp_path, config, monkeypatch):
-    monkeypatch.setattr(prepare_slide, "_BLOCK", 2)
     readers = set()
     read = Slide.read
 
@@ -130,7 +129,7 @@ def test_the_result_is_the_same_with_any_number_of_threads(tmp_path, config, mon
 
 
 def test_what_a_thread_finds_damaged_ends_its_slide_and_no_other(tmp_path, config, monkeypatch):
-    monkeypatch.setattr(prepare_slide, "_BLOCK", 1)
+    monkeypatch.setattr(prepare_slide, "_MOST_ACROSS", 1)
     monkeypatch.setattr(prepare_slides, "_threads", lambda jobs: 3)
     damage(tmp_path / "s4.tif")
     prepare(tmp_path / "data", config)
@@ -141,7 +140,7 @@ def test_what_a_thread_finds_damaged_ends_its_slide_and_no_other(tmp_path, confi
 
 
 def test_ctrl_c_ends_the_threads_of_a_slide_soon(tmp_path, config, monkeypatch):
-    monkeypatch.setattr(prepare_slide, "_BLOCK", 1)
+    monkeypatch.setattr(prepare_slide, "_MOST_ACROSS", 1)
     monkeypatch.setattr(prepare_slides, "_threads", lambda jobs: 2)
     written = []
 

@@ -21,11 +21,9 @@ def ink_mask(density: np.ndarray, *, mpp: float) -> np.ndarray:
     disc = np.hypot(*np.ogrid[-radius_px : radius_px + 1, -radius_px : radius_px + 1]) <= radius_px + 0.5
     marks = np.zeros(density.shape[:2], bool)
     for body, edge, fringe_um in _inks(density):
-        broad = ndimage.binary_dilation(
-            ndimage.binary_erosion(body, disc, border_value=1), disc
-        )  # strokes may be cut off
-        stroke = ndimage.binary_propagation(broad & body, mask=body)
-        if stroke.any():
+        core = ndimage.binary_erosion(body, disc, border_value=1)  # strokes may be cut off
+        if core.any():
+            stroke = ndimage.binary_propagation(ndimage.binary_dilation(core, disc) & body, mask=body)
             near = ndimage.distance_transform_edt(~stroke) * mpp <= fringe_um
             marks |= ndimage.binary_dilation(ndimage.binary_propagation(stroke, mask=(edge & near) | stroke))
     return marks

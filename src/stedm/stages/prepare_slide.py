@@ -1,5 +1,6 @@
 """Stage `prepare`, one slide at a time: its patches, their label maps, and a record of each."""
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ Corner = tuple[int, int]
 Tick = Callable[[float, int], None]
 """Called as the work goes on with the share of the slide that is done (0 to 1) and the patches written."""
 
-_BLOCK = 8
-"""Patches are cut in blocks of so many by so many: neighbours share the slide's tiles while these are still decoded."""
+_MOST_ACROSS, _BLOCKS_PER_THREAD = 8, 4
+"""Patches are cut in blocks of up to 8 by 8, as neighbours share the slide's tiles while these are still decoded; of
+small slides in smaller ones, so that all threads have some."""
 
 
 def open_slide(row: Any) -> Slide:
@@ -66,12 +68,20 @@ class SlideCutter:
             source = self._label_source(position, row, slide)
             patches = _Patches(self._out, self._config, self._labels, position, row, slide, tissue, source, mpp)
             records = []
-            for block, found in self._beside_each_other(patches.write, _in_blocks(corners, patch_px)):
+            for block, found in self._beside_each_other(patches.write, self._in_blocks(corners)):
                 records += found
                 tick(len(block) / len(corners), len(found))
         if tissue.is_slide or any(areas.values()):
             self._show(position, tissue, records, mpp)
         return sorted(records, key=lambda record: (record["y_um"], record["x_um"]))
+
+    def _in_blocks(self, corners: list[Corner]) -> list[list[Corner]]:
+        across = math.isqrt(len(corners) // (_BLOCKS_PER_THREAD * self._threads))
+        side_px = min(max(1, across), _MOST_ACROSS) * self._config.patch_px
+        blocks: dict[Corner, list[Corner]] = {}
+        for x, y in corners:
+            blocks.setdefault((y // side_px, x // side_px), []).append((x, y))
+        return [blocks[place] for place in sorted(blocks)]
 
     def _beside_each_other(
         self, write: Callable[[list[Corner]], list[dict[str, Any]]], blocks: list[list[Corner]]
@@ -187,14 +197,6 @@ class _Patches:
             shares = (counts / counts.sum()).tolist()
             fields |= {f"fraction_{name}": share for name, share in zip(self.labels.classes, shares, strict=True)}
         return fields
-
-
-def _in_blocks(corners: list[Corner], patch_px: int) -> list[list[Corner]]:
-    side = _BLOCK * patch_px
-    blocks: dict[Corner, list[Corner]] = {}
-    for x, y in corners:
-        blocks.setdefault((y // side, x // side), []).append((x, y))
-    return [blocks[place] for place in sorted(blocks)]
 
 
 def _safe(name: str) -> str:
