@@ -171,7 +171,7 @@ def test_moving_to_the_scanned_bounds_and_what_is_not_on_the_slide(read):
     assert shapely.bounds(found.shifted(100, 50).polygons[0]).tolist() == [102, 53, 112, 59]
     assert found.shifted(0, 0) is found
     found.refuse_misplaced(width_px=8, height_px=8)  # half inside is inside
-    with pytest.raises(UserError, match=r"1 of 1 polygons.*annotation_origin: bounds"):
+    with pytest.raises(UserError, match=r"1 of 1 polygons.*annotation_origin: slide, bounds"):
         found.shifted(100, 50).refuse_misplaced(width_px=90, height_px=90)
 
 

@@ -238,12 +238,15 @@ def test_what_is_done_and_unchanged_is_kept(slide, tmp_path, options, model) -> 
 
 def test_options_of_outlines(slide, tmp_path, options, monkeypatch) -> None:
     monkeypatch.setattr("stedm.data.slide.Slide.bounds_px", (100, 60, 1400, 1200))
-    changed = replace(options, origin="bounds", classes=("gland",), gz=True)
-    segment_slide(slide, tmp_path / "out", changed)
+    places = {"bounds": (300, 260, 700, 580), "slide": (400, 320, 800, 640)}
+    assert options.origin == "bounds"  # QuPath's
+    for origin, place in places.items():
+        changed = replace(options, origin=origin, classes=("gland",), gz=True)
+        segment_slide(slide, tmp_path / "out", changed)
 
-    collection = json.loads(gzip.decompress((tmp_path / "out" / "case 1.geojson.gz").read_bytes()))
-    (feature,) = collection["features"]
-    assert np.abs(np.array(shape(feature["geometry"]).bounds) - (300, 260, 700, 580)).max() <= 1
+        collection = json.loads(gzip.decompress((tmp_path / "out" / "case 1.geojson.gz").read_bytes()))
+        (feature,) = collection["features"]
+        assert np.abs(np.array(shape(feature["geometry"]).bounds) - place).max() <= 1
     wrong = replace(options, classes=("tumour",))
     with pytest.raises(UserError, match=r"tumour.*stroma, gland"):
         segment_slides([slide], tmp_path / "out", wrong)

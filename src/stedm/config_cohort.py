@@ -50,7 +50,7 @@ class TargetConfig:
     """Class name -> values in the target's masks, with the class names of `cohort.labels`; those when not given."""
     mpp: Optional[float] = None
     """Microns per pixel of every image of the target; overrides what a slide's metadata says."""
-    annotation_origin: Origin = "slide"
+    annotation_origin: Origin = "bounds"
     """Where coordinates of the target's annotation files begin, as `cohort.annotation_origin`."""
     patient_prefix: str = ""
     """Put before the target's patient names, for two tables that use the same names for different people."""
@@ -68,9 +68,9 @@ class CohortConfig:
     """Class name -> values in the mask, in class order, e.g. {background: [0], gland: ["1-254"], ignore: [255]}, or
     names of polygon classes, e.g. {tumour: [Tumor], other: [Stroma, unannotated], ignore: [Necrosis]}. In no polygon:
     `glass` stands for what is no tissue, `unannotated` for the rest, and what neither names is ignored."""
-    annotation_origin: Origin = "slide"
-    """Where coordinates of annotation files begin: at the corner of the `slide`, or of its scanned `bounds`; a table
-    column of this name overrides it."""
+    annotation_origin: Origin = "bounds"
+    """Where coordinates of annotation files begin: at the corner of a slide's scanned `bounds`, as QuPath's do, or of
+    the whole `slide`; the same unless the file states bounds. A table column of this name overrides it."""
     mpp: Optional[float] = None
     """Microns per pixel of every image; a table column `mpp` and this override what a slide's metadata says."""
     target: Optional[TargetConfig] = None

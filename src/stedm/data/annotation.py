@@ -69,8 +69,8 @@ class Annotation:
             raise UserError(
                 f"{self.path}: {len(on_slide) - on_slide.sum()} of {len(on_slide)} polygons lie outside of the slide"
                 f" ({width_px} x {height_px} px; the polygons reach from {left.min():.0f}, {top.min():.0f} to"
-                f" {right.max():.0f}, {bottom.max():.0f}): is it another slide's, or are its coordinates relative to"
-                f" the scanned bounds (annotation_origin: bounds) or of another resolution?"
+                f" {right.max():.0f}, {bottom.max():.0f}): is it another slide's, or are its coordinates of another"
+                f" origin (annotation_origin: slide, bounds) or resolution?"
             )
 
     def labels(self, values: np.ndarray, *, uncovered: int, size_px: tuple[int, int], mpp: float) -> "PolygonLabels":

@@ -71,7 +71,7 @@ def area_file(given: Path, slide: Path) -> Path:
     return found[0]
 
 
-def open_area(path: str, slide: Slide, *, origin: str = "slide") -> Area | None:
+def open_area(path: str, slide: Slide, *, origin: str = "bounds") -> Area | None:
     """The area that a cell of the cohort table names, None for an empty one: an image, or the polygons of a JSON file.
 
     `origin`: where the coordinates of polygons begin, see `open_annotation`.

@@ -53,8 +53,9 @@ class SegmentOptions:
     """Pixels of the label map by which outlines may deviate; 0 follows the pixels' edges."""
     classes: tuple[str, ...] | None = None
     """Classes that get outlines; None: all."""
-    origin: Literal["slide", "bounds"] = "slide"
-    """Where outlines and polygons of `tissue` have (0, 0): corner of the whole slide, or of its scanned bounds."""
+    origin: Literal["slide", "bounds"] = "bounds"
+    """Where outlines and polygons of `tissue` have (0, 0): as in QuPath at the corner of the slide's scanned bounds, if
+    the file states any, or at that of the whole slide. The label map is always of the whole slide."""
     gz: bool = False
     """Outlines as `.geojson.gz`."""
 
