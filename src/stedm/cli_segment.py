@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="slides at the same time (default: one per CPU core, at most 4; one per GPU; 1 with torchrun)",
     )
-    add("--origin", choices=["bounds", "slide"], default="bounds", help="(0, 0) of polygons (default: bounds, QuPath's)")
+    add("--origin", choices=["bounds", "slide"], default="bounds", help="(0, 0) of polygons (default: bounds, QuPath)")
     add("--gz", action="store_true", help="write NAME.geojson.gz; QuPath wants it unpacked")
     add("--classes", help="classes that get outlines, separated by commas (default: all)")
     add("--min_area_um2", type=float, default=100.0, help="no outlines of regions and holes below this (default: 100)")
