@@ -69,3 +69,14 @@ def test_an_overlay_fades_what_was_not_cut_and_outlines_tissue(tmp_path: Path) -
     assert (pixels[200, 200] == (180, 90, 160)).all()  # in the patch
     assert (pixels[300, 300] > pixels[200, 200]).all() and (pixels[300, 300] != 240).all()
     assert (pixels == TISSUE).all(-1).sum() > 4 * 200
+
+
+def test_a_small_slide_is_enlarged(tmp_path: Path) -> None:
+    image = np.full((120, 60, 3), 240, np.uint8)
+    image[30:90, 10:50] = (180, 90, 160)
+    Image.fromarray(image).save(tmp_path / "slide.png")
+    with Slide.open(tmp_path / "slide.png", mpp=4.0) as slide:
+        tissue = SlideTissue(slide, patch_um=32.0)
+    pixels = np.asarray(overlay(tissue, [(0.0, 0.0)], patch_um=480.0))
+    assert pixels.shape == (480, 240, 3) and (pixels[240, 120] == (180, 90, 160)).all()
+    assert (pixels[240] == TISSUE).all(-1).sum() == 2  # a line at either side

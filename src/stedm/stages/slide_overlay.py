@@ -9,7 +9,7 @@ from scipy import ndimage
 from stedm.data.slide_tissue import SlideTissue
 
 WIDTH_PX = 480
-"""Width or height of the picture, at most."""
+"""Width or height of the picture, whichever is larger."""
 TISSUE, LEFT_OUT, ROI = (0, 89, 143), (200, 80, 10), (20, 130, 70)
 """Colours of the outline of the tissue, of what looks stained and is no tissue, and of the region of interest."""
 _FADED = 0.6
@@ -23,13 +23,14 @@ def overlay(tissue: SlideTissue, places_um: Sequence[tuple[float, float]], *, pa
     for x_um, y_um in places_um:
         rows, columns = (slice(round(at / tissue.mpp), round((at + patch_um) / tissue.mpp)) for at in (y_um, x_um))
         cut[rows, columns] = True
-    shrink = min(1.0, WIDTH_PX / max(height, width))
-    size_px = max(1, round(width * shrink)), max(1, round(height * shrink))
+    scale = WIDTH_PX / max(height, width)
+    size_px = max(1, round(width * scale)), max(1, round(height * scale))
 
     def scaled(mask: np.ndarray) -> np.ndarray:
         return np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(size_px, Image.Resampling.BOX)) >= 128
 
-    image = Image.fromarray(tissue.overview).resize(size_px, Image.Resampling.BOX)
+    smooth = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
+    image = Image.fromarray(tissue.overview).resize(size_px, smooth)
     pixels = np.asarray(image).astype(float)
     pixels = np.where(scaled(cut)[..., None], pixels, 255 - (1 - _FADED) * (255 - pixels))
     pixels[scaled(tissue.left_out)] = LEFT_OUT
