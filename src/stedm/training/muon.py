@@ -5,6 +5,11 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
+
+from stedm.ranks import gathered, place, share
+from stedm.training.sharding import rows_here, sharded_like, whole
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
@@ -30,6 +35,9 @@ class Muon(torch.optim.AdamW):
     The step has the size AdamW's would have (Liu 2025, arXiv 2502.16982: 0.2 x root of the longer side), so learning
     rate and weight decay mean the same for all. The orthogonalisation is in single precision and over all matrices of
     a shape at once: in bfloat16, as timm and torch have it, a processor without bfloat16 takes ten times as long.
+
+    Sharded matrices (`sharding.py`) are put together, a shape at a time; each rank orthogonalises every W-th of them,
+    and keeps its rows of all: a matrix's rows alone would have other singular vectors.
 
     parameters: to optimise. momentum: decay of the matrices' momentum; the other options are AdamW's.
     """
@@ -64,10 +72,20 @@ class Muon(torch.optim.AdamW):
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(p)
                 state["step"] = torch.zeros(())  # AdamW looks for it when a state is restored
-            momentum = state["momentum"].lerp_(p.grad, 1 - self.momentum)
-            by_shape[p.flatten(1).shape].append((p, p.grad.lerp(momentum, self.momentum).flatten(1)))
+            momentum = rows_here(state["momentum"]).lerp_(rows_here(p.grad), 1 - self.momentum)
+            direction = p.grad.clone()
+            rows_here(direction).lerp_(momentum, self.momentum)
+            by_shape[p.shape[0], p.numel() // p.shape[0]].append((p, direction))
         for (rows, columns), pairs in by_shape.items():
-            directions = orthogonalise(torch.stack([direction for _, direction in pairs]))
+            stack = torch.stack([whole(direction).flatten(1) for _, direction in pairs])
+            directions = _in_turns(stack) if isinstance(pairs[0][0], DTensor) else orthogonalise(stack)
             size = learning_rate * 0.2 * max(rows, columns) ** 0.5
             for (p, _), direction in zip(pairs, directions, strict=True):
-                p.mul_(1 - learning_rate * weight_decay).add_(direction.view_as(p), alpha=-size)
+                direction = rows_here(sharded_like(direction.view(p.shape), p))
+                rows_here(p).mul_(1 - learning_rate * weight_decay).add_(direction, alpha=-size)
+
+
+def _in_turns(matrices: Tensor) -> Tensor:
+    """`orthogonalise` of matrices (n, rows, columns) that all ranks have, each of which takes every W-th."""
+    even = F.pad(matrices, (0, 0, 0, 0, 0, -len(matrices) % place().world))
+    return gathered(orthogonalise(share(even)))[: len(matrices)]
