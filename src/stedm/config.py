@@ -127,6 +127,9 @@ class DiffusionConfig:
     """Peak learning rate."""
     ema_decay: float = 0.995
     """Decay of the exponential moving average that is sampled and saved."""
+    sharded: bool = False
+    """Several processes share out the weights of the generator in training (FSDP), the few-step one's too: less memory,
+    more messages, the same result. Pays where it does not fit on a GPU otherwise; alone, a process does not look."""
 
 
 @dataclass

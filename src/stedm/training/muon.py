@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from stedm.ranks import gathered, place, share
-from stedm.training.sharding import rows_here, sharded_like, whole
+from stedm.training.sharding import rows_here
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
@@ -36,8 +36,8 @@ class Muon(torch.optim.AdamW):
     rate and weight decay mean the same for all. The orthogonalisation is in single precision and over all matrices of
     a shape at once: in bfloat16, as timm and torch have it, a processor without bfloat16 takes ten times as long.
 
-    Sharded matrices (`sharding.py`) are put together, a shape at a time; each rank orthogonalises every W-th of them,
-    and keeps its rows of all: a matrix's rows alone would have other singular vectors.
+    Sharded matrices (`sharding.py`) are put together, all of a shape at a time, because some rows of one have other
+    singular vectors than the whole: each of W ranks orthogonalises every W-th, and takes its rows of all of them.
 
     parameters: to optimise. momentum: decay of the matrices' momentum; the other options are AdamW's.
     """
@@ -72,20 +72,24 @@ class Muon(torch.optim.AdamW):
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(p)
                 state["step"] = torch.zeros(())  # AdamW looks for it when a state is restored
-            momentum = rows_here(state["momentum"]).lerp_(rows_here(p.grad), 1 - self.momentum)
-            direction = p.grad.clone()
-            rows_here(direction).lerp_(momentum, self.momentum)
+            gradient = rows_here(p.grad)
+            momentum = rows_here(state["momentum"]).lerp_(gradient, 1 - self.momentum)
+            direction = gradient.lerp(momentum, self.momentum).flatten(1)
             by_shape[p.shape[0], p.numel() // p.shape[0]].append((p, direction))
         for (rows, columns), pairs in by_shape.items():
-            stack = torch.stack([whole(direction).flatten(1) for _, direction in pairs])
-            directions = _in_turns(stack) if isinstance(pairs[0][0], DTensor) else orthogonalise(stack)
+            directions = torch.stack([direction for _, direction in pairs])
+            sharded = isinstance(pairs[0][0], DTensor)
+            directions = _orthogonalise_sharded(directions, rows) if sharded else orthogonalise(directions)
             size = learning_rate * 0.2 * max(rows, columns) ** 0.5
             for (p, _), direction in zip(pairs, directions, strict=True):
-                direction = rows_here(sharded_like(direction.view(p.shape), p))
-                rows_here(p).mul_(1 - learning_rate * weight_decay).add_(direction, alpha=-size)
+                weights = rows_here(p)
+                weights.mul_(1 - learning_rate * weight_decay).add_(direction.view_as(weights), alpha=-size)
 
 
-def _in_turns(matrices: Tensor) -> Tensor:
-    """`orthogonalise` of matrices (n, rows, columns) that all ranks have, each of which takes every W-th."""
-    even = F.pad(matrices, (0, 0, 0, 0, 0, -len(matrices) % place().world))
-    return gathered(orthogonalise(share(even)))[: len(matrices)]
+def _orthogonalise_sharded(parts: Tensor, rows: int) -> Tensor:
+    """This rank's rows of n matrices, and of the orthogonalised ones: (n, r, columns), of `rows` rows in all."""
+    (n, r, columns), here = parts.shape, place()
+    most = -(-rows // here.world)  # of a rank; the last ones may have fewer
+    matrices = gathered(F.pad(parts, (0, 0, 0, most - r))).reshape(n, -1, columns)[:, :rows]
+    even = F.pad(matrices, (0, 0, 0, 0, 0, -n % here.world))
+    return gathered(orthogonalise(share(even)))[:n, here.rank * most :][:, :r]

@@ -4,6 +4,7 @@ Layers are put together when they are needed, and taken apart again. What leaves
 a checkpoint, the trained weights.
 """
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ def sharded_like(x: Tensor, other: Tensor) -> Tensor:
 
 def shard(task: nn.Module) -> None:
     """Shard a task's networks among the ranks, in place: what a block of the U-Net has is put together at a time."""
+    # The second result of `describe` is a view; nothing writes into it.
+    warnings.filterwarnings("ignore", message=".*returned a view tensor")
     mesh = init_device_mesh(best_device().type, (place().world,))
     task.to(memory_format=torch.contiguous_format)  # of rows; `channels_last` has none
     for network in task.children():
