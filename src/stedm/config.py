@@ -129,7 +129,7 @@ class DiffusionConfig:
     """Decay of the exponential moving average that is sampled and saved."""
     sharded: bool = False
     """Several processes share out the weights of the generator in training (FSDP), the few-step one's too: less memory,
-    more messages, the same result. Pays where it does not fit on a GPU otherwise; alone, a process does not look."""
+    more messages, the same result. Pays where a GPU has no room for a copy; no effect on one process."""
 
 
 @dataclass
