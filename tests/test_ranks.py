@@ -256,9 +256,9 @@ def words(command: str, out: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run up to the filter, by two processes."""
+    """A run up to the filter, by two processes, whose generator was sharded: tests go on with it as with any other."""
     out = tmp_path_factory.mktemp("ranks") / "run"
-    first, second = run_ranks(2, words("filter", out))
+    first, second = run_ranks(2, [*words("filter", out), "--diffusion.sharded", "true"])
     assert first[0] == second[0] == 0, (first, second)
     assert "done:" in first[1] and "diffusion" in first[2]
     assert second[1:] == ("", "")  # one speaks

@@ -127,6 +127,9 @@ class DiffusionConfig:
     """Peak learning rate."""
     ema_decay: float = 0.995
     """Decay of the exponential moving average that is sampled and saved."""
+    sharded: bool = False
+    """Several processes share out the weights of the generator in training (FSDP), the few-step one's too: less memory,
+    more messages, the same result. Pays where a GPU has no room for a copy; no effect on one process."""
 
 
 @dataclass

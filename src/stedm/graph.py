@@ -201,8 +201,8 @@ def _cohort_keys() -> tuple[str, ...]:
 
 
 def _generator_keys(*without: str) -> tuple[str, ...]:
-    """What a generator's training reads."""
-    return ("seed", "prepare.patch_px", *_keys("diffusion", DiffusionConfig, without=without))
+    """What a generator's training reads, and its result depends on: not on who keeps which weights meanwhile."""
+    return ("seed", "prepare.patch_px", *_keys("diffusion", DiffusionConfig, without=(*without, "sharded")))
 
 
 def _keys(section: str, cls: type, *, without: tuple[str, ...]) -> tuple[str, ...]:

@@ -70,7 +70,8 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str, **
         seed=config.seed,
     )
     watch = GeneratorWatch(run, config, model, **watched)
-    fit(task, batches, folder=folder, description=description, ema_decay=options.ema_decay, watch=watch)
+    averaged = {"ema_decay": options.ema_decay, "sharded": options.sharded}
+    fit(task, batches, folder=folder, description=description, watch=watch, **averaged)
     if not is_first():
         return
     watch.save(folder, name=description)

@@ -40,7 +40,8 @@ def train_few_step(run: RunFolder, config: RunConfig) -> None:
     unet = copy.deepcopy(teacher.unet).cpu().train()
     task = FewStepTask(unet, learning_rate=options.learning_rate, steps=options.steps, seed=config.seed)
     batches = PairBatches(pairs, batch_size=options.batch_size, seed=config.seed)
-    fit(task, batches, folder=run.few_step, description="few-step generator", ema_decay=config.diffusion.ema_decay)
+    shared = {"ema_decay": config.diffusion.ema_decay, "sharded": config.diffusion.sharded}
+    fit(task, batches, folder=run.few_step, description="few-step generator", **shared)
     if not is_first():
         return
     own = Sampling(

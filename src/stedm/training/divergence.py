@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import lightning as L
 import torch
 
+from stedm.training.sharding import whole
+
 
 class Diverged(ArithmeticError):
     """Something is not finite; the message says what, and at which step."""
@@ -26,7 +28,7 @@ def check_gradient(norm: float, *, step: int) -> None:
 def check_weights(module: torch.nn.Module, *, step: int) -> None:
     """Raise Diverged, naming the first of them, unless all weights and buffers are finite."""
     for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor.is_floating_point() and not whole(tensor).isfinite().all():
             raise Diverged(f"the weights {name} are not finite after step {step}")
 
 

@@ -5,6 +5,11 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
+
+from stedm.ranks import gathered, place, share
+from stedm.training.sharding import rows_here
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
@@ -30,6 +35,9 @@ class Muon(torch.optim.AdamW):
     The step has the size AdamW's would have (Liu 2025, arXiv 2502.16982: 0.2 x root of the longer side), so learning
     rate and weight decay mean the same for all. The orthogonalisation is in single precision and over all matrices of
     a shape at once: in bfloat16, as timm and torch have it, a processor without bfloat16 takes ten times as long.
+
+    Sharded matrices (`sharding.py`) are put together, all of a shape at a time, because some rows of one have other
+    singular vectors than the whole: each of W ranks orthogonalises every W-th, and takes its rows of all of them.
 
     parameters: to optimise. momentum: decay of the matrices' momentum; the other options are AdamW's.
     """
@@ -64,10 +72,24 @@ class Muon(torch.optim.AdamW):
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(p)
                 state["step"] = torch.zeros(())  # AdamW looks for it when a state is restored
-            momentum = state["momentum"].lerp_(p.grad, 1 - self.momentum)
-            by_shape[p.flatten(1).shape].append((p, p.grad.lerp(momentum, self.momentum).flatten(1)))
+            gradient = rows_here(p.grad)
+            momentum = rows_here(state["momentum"]).lerp_(gradient, 1 - self.momentum)
+            direction = gradient.lerp(momentum, self.momentum).flatten(1)
+            by_shape[p.shape[0], p.numel() // p.shape[0]].append((p, direction))
         for (rows, columns), pairs in by_shape.items():
-            directions = orthogonalise(torch.stack([direction for _, direction in pairs]))
+            directions = torch.stack([direction for _, direction in pairs])
+            sharded = isinstance(pairs[0][0], DTensor)
+            directions = _orthogonalise_sharded(directions, rows) if sharded else orthogonalise(directions)
             size = learning_rate * 0.2 * max(rows, columns) ** 0.5
             for (p, _), direction in zip(pairs, directions, strict=True):
-                p.mul_(1 - learning_rate * weight_decay).add_(direction.view_as(p), alpha=-size)
+                weights = rows_here(p)
+                weights.mul_(1 - learning_rate * weight_decay).add_(direction.view_as(weights), alpha=-size)
+
+
+def _orthogonalise_sharded(parts: Tensor, rows: int) -> Tensor:
+    """This rank's rows of n matrices, and of the orthogonalised ones: (n, r, columns), of `rows` rows in all."""
+    (n, r, columns), here = parts.shape, place()
+    most = -(-rows // here.world)  # of a rank; the last ones may have fewer
+    matrices = gathered(F.pad(parts, (0, 0, 0, most - r))).reshape(n, -1, columns)[:, :rows]
+    even = F.pad(matrices, (0, 0, 0, 0, 0, -n % here.world))
+    return gathered(orthogonalise(share(even)))[:n, here.rank * most :][:, :r]

@@ -24,6 +24,7 @@ from stedm.training.losses import (
     spectrum_loss,
 )
 from stedm.training.muon import Muon
+from stedm.training.sharding import whole
 
 REGIONS_WEIGHT = 0.1
 """Weight of the loss that teaches the style encoder where classes are, beside the flow-matching loss."""
@@ -68,7 +69,7 @@ class Task(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Lightning refuses to clip for a fused optimiser, because of loss scaling; bfloat16 needs none.
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)))
         if self.shared:  # ranks must stop at the same step: the loss of all of them, as the gradient is that of all
             self.latest_loss = total(self.latest_loss) / place().world
         check_loss(float(self.latest_loss), step=self.global_step + 1)

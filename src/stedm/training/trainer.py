@@ -1,5 +1,6 @@
 """The training loop: Lightning with step-addressed batches, atomic checkpoints, resume, progress and metrics."""
 
+import copy
 import logging
 import os
 import warnings
@@ -24,6 +25,7 @@ from stedm.training.divergence import FiniteWeights, check_validation
 from stedm.training.faults import explained
 from stedm.training.loader import BatchOfStep, Loader
 from stedm.training.log import Observation, TrainingLog, UnwrittenLog
+from stedm.training.sharding import Gathered, Sharded, ShardedAverages, copy_whole
 from stedm.training.tasks import Task
 
 
@@ -83,8 +85,9 @@ class _Progress(L.Callback):
 class _Watching(L.Callback):
     """Let `watch` look at the task at the end of every stretch, and record what it saw."""
 
-    def __init__(self, watch: Watch, log: TrainingLog, stretch: int) -> None:
-        self.watch, self.training_log, self.stretch = watch, log, stretch
+    def __init__(self, watch: Watch, log: TrainingLog, stretch: int, *, shown: Task | None = None) -> None:
+        """`shown`: the whole task that `watch` looks at in the place of a sharded one."""
+        self.watch, self.training_log, self.stretch, self.shown = watch, log, stretch, shown
         self.last_step = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,11 +100,14 @@ class _Watching(L.Callback):
         step = trainer.global_step
         if _at_border(trainer, self.stretch) and step > self.last_step:
             with _averaged_weights(trainer, pl_module), torch.random.fork_rng(), torch.no_grad():
-                pl_module.eval()
-                seen = self.watch(pl_module, step)
+                if self.shown is not None:
+                    copy_whole(pl_module, self.shown.to(pl_module.device))
+                seen = self.watch((self.shown or pl_module).eval(), step)
                 check_validation(seen.values, step=step)
                 self.training_log.record(step, seen)
                 pl_module.train()
+                if self.shown is not None:
+                    self.shown.cpu()
             self.last_step = step
 
 
@@ -182,14 +188,15 @@ def fit(
     best: BestByValidation | None = None,
     watch: Watch | None = None,
     stretches: int = 8,
+    sharded: bool = False,
 ) -> Task:
     """Train `task` for `task.steps` steps; continue from `folder/training/last.ckpt` when it is there.
 
     folder: receives what a TrainingLog writes, and training/ (only needed to resume). ema_decay: when given, the task
     ends with the exponential moving average of its weights. stretches: how often the state is saved, and `watch`
     called. Ranks train a task that is `shared` together: each takes its share of the rows of a batch, and all end with
-    the same weights. Raises UserError when loss, gradient, weights or validation are not finite: nothing is made of
-    them, and the last good state stays.
+    the same weights. sharded: meanwhile, each has its rows of the weights only. Raises UserError when loss, gradient,
+    weights or validation are not finite: nothing is made of them, and the last good state stays.
     """
     _quiet()
     task.to(memory_format=torch.channels_last)
@@ -197,26 +204,31 @@ def fit(
     last = folder / "training" / "last.ckpt"
     log = TrainingLog(folder) if is_first() or not task.shared else UnwrittenLog(folder)
     progress = _Progress(description, log, max(1, task.steps // 100))
+    sharded = sharded and task.shared and place().world > 1
+    trained = copy.deepcopy(task) if sharded else task
     callbacks: list[L.Callback] = [FiniteWeights(), progress]
     if ema_decay is not None:
-        callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(ema_decay)))
+        average = get_ema_multi_avg_fn(ema_decay)
+        callbacks.append(ShardedAverages(average) if sharded else WeightAveraging(multi_avg_fn=average))
     if best is not None:
         best.stretch, best.training_log = stretch, log
         callbacks.append(best)
     if watch is not None:
-        callbacks.append(_Watching(watch, log, stretch))
+        callbacks.append(_Watching(watch, log, stretch, shown=task if sharded else None))
+    if sharded:
+        callbacks.append(Gathered(task))
     checkpoint = _Checkpoint(last, log, stretch)
-    trainer = _trainer(task.steps, [*callbacks, checkpoint], **_devices(task))
+    trainer = _trainer(task.steps, [*callbacks, checkpoint], **_devices(task, sharded=sharded))
     loader = Loader(batch_of_step, steps=task.steps, stretch=stretch)
     resumes = last.exists()
     if task.shared:  # a network file system may show it to one machine before another
         resumes = everyones(resumes)[0]
     with unswallowed(), explained(description, task, last, lambda: checkpoint.last_step if progress.started else None):
-        trainer.fit(task, datamodule=loader, ckpt_path=last if resumes else None, weights_only=True)
+        trainer.fit(trained, datamodule=loader, ckpt_path=last if resumes else None, weights_only=True)
     return task.cpu().eval()  # type: ignore[return-value]
 
 
-def _devices(task: Task) -> dict[str, Any]:
+def _devices(task: Task, *, sharded: bool) -> dict[str, Any]:
     """Lightning's words for this process's device alone, or for every rank's."""
     here = place()
     if here.world == 1 or not task.shared:
@@ -225,7 +237,7 @@ def _devices(task: Task) -> dict[str, Any]:
     return {
         "devices": here.local_world,
         "num_nodes": here.world // here.local_world,
-        "strategy": DDPStrategy(),
+        "strategy": Sharded() if sharded else DDPStrategy(),
         "plugins": [TorchElasticEnvironment()],
     }
 
