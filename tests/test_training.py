@@ -25,7 +25,7 @@ from stedm.models.unet import UNet
 from stedm.stages import diffusion, latents
 from stedm.stages.latents import frozen_places
 from stedm.stages.run_folder import RunFolder
-from stedm.training import loader
+from stedm.training import loader, trainer
 from stedm.training.batches import (
     AutoencoderBatches,
     DiffusionBatches,
@@ -253,6 +253,25 @@ def test_averaged_weights_are_the_ones_kept_and_cover_the_style_network(tmp_path
         assert part in averaged and not torch.equal(averaged[part], dict(last.named_parameters())[part])
     for key, value in averaged.items():
         torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=1e-5)
+
+
+def test_averages_lie_where_the_task_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to itself, Lightning copies the task before it moves it to its GPU, and averages on the CPU."""
+    monkeypatch.setenv("RANK", "1"), monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(trainer, "best_device", lambda: torch.device("cuda"))
+    assert trainer.training_device() == torch.device("cuda", 1)
+    monkeypatch.undo()
+    assert trainer.training_device().type in ("cpu", "cuda")
+    devices = []
+
+    class Spied(trainer.WeightAveraging):
+        def __init__(self, device: torch.device | None = None, **options: Any) -> None:
+            devices.append(device)
+            super().__init__(device, **options)
+
+    monkeypatch.setattr(trainer, "WeightAveraging", Spied)
+    fit(diffusion_task(), diffusion_batches(), folder=tmp_path, description="averaged", ema_decay=0.9)
+    assert devices == [trainer.training_device()]
 
 
 class RecordingWatch:

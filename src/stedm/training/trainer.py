@@ -209,7 +209,8 @@ def fit(
     callbacks: list[L.Callback] = [FiniteWeights(), progress]
     if ema_decay is not None:
         average = get_ema_multi_avg_fn(ema_decay)
-        callbacks.append(ShardedAverages(average) if sharded else WeightAveraging(multi_avg_fn=average))
+        on = training_device()  # Lightning copies the task before it moves it there
+        callbacks.append(ShardedAverages(average) if sharded else WeightAveraging(on, multi_avg_fn=average))
     if best is not None:
         best.stretch, best.training_log = stretch, log
         callbacks.append(best)
@@ -228,11 +229,17 @@ def fit(
     return task.cpu().eval()  # type: ignore[return-value]
 
 
+def training_device() -> torch.device:
+    """Of this process."""
+    device = best_device()
+    return torch.device("cuda", place().local_rank) if device.type == "cuda" else device
+
+
 def _devices(task: Task, *, sharded: bool) -> dict[str, Any]:
     """Lightning's words for this process's device alone, or for every rank's."""
     here = place()
     if here.world == 1 or not task.shared:
-        alone = [here.local_rank] if best_device().type == "cuda" else 1
+        alone = [here.local_rank] if training_device().type == "cuda" else 1
         return {"devices": alone, "plugins": [LightningEnvironment()]}
     return {
         "devices": here.local_world,
