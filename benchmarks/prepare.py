@@ -288,7 +288,7 @@ def main() -> None:
         options.slide = options.out / "tissue.tif"
         write_slide(options.slide, options.side, pixels_of(options.tissue))
     if options.slide:
-        print(json.dumps(timings(options.out, [options.slide], options), indent=2))
+        print(json.dumps(timings(options.out, [options.slide], options)[options.slide.stem], indent=2))
         return
     slides = write_slides(options.out / "slides", options)
     result = timings(options.out, [slides / "large.tif", slides / "fine.tif"], options)

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 # Tests run beside others on few cores, and sums must not depend on how many threads share the work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # what `datasets` tells its makers
+hypothesis.settings.register_profile("shared", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("shared")
 
 
 @pytest.fixture

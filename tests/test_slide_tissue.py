@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
@@ -60,6 +60,7 @@ def test_stained_tissue_is_found_and_glass_is_not(family, scanner, score):
 
 
 @settings(max_examples=60, deadline=None)
+@example(kind=("he", "first", 0), name="dark blue", jitter=[2, 0, -5], ends=[(19, 9), (31, 31)], width_um=150)
 @given(
     kind=st.sampled_from(KINDS),
     name=st.sampled_from(sorted(INKS)),

@@ -41,7 +41,7 @@ def _inks(density: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, float]]:
     strongest, weakest = density.max(-1), density.min(-1)
     body, edge = strongest > 0.3, strongest > _PALE
     green_ink = body & (green < 0.75 * red) & (green < 0.9 * blue)
-    blue_ink = body & (blue < 0.36 * red) & (red > 0.75 * green)
+    blue_ink = body & (blue < 0.39 * red) & (red > 0.75 * green)
     red_ink = body & (red < 0.25 * green) & (blue > 0.65 * green) & (green > 0.6)
     grey = weakest > 0.75 * strongest
     return [
