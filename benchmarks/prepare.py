@@ -148,9 +148,8 @@ class Regions:
         with mock.patch.object(Slide, "read", noted):
             cut(out, [task], 1)
         kept = {(row.x_um, row.y_um) for row in records_of(out, [task], COLUMNS).itertuples()}
-        path = Path(task.row.image)
-        with Slide.open(path, mpp=None if np.isnan(task.row.mpp) else task.row.mpp) as slide:
-            return cls(path, sorted(looked_at, key=lambda corner: corner[::-1]), kept, slide.mpp)
+        with prepare_slide.open_slide(task.row) as slide:
+            return cls(slide.path, sorted(looked_at, key=lambda corner: corner[::-1]), kept, slide.mpp)
 
     def read(self) -> Iterator[tuple[bool, Image.Image]]:
         """Whether it is kept, and the image: of the level `prepare` reads too, shrunk where that is finer."""
@@ -204,10 +203,13 @@ def throughput(out: Path, task: SlideTask, repeats: int) -> dict[str, object]:
         for name, action in actions.items():
             folder = out / f"{name}-{number}"
             times[name].append(seconds(lambda action=action, folder=folder: action(folder)))
-    found: dict[str, object] = {"patches": patches, "looked_at": len(regions.corners_um)}
-    found["kb_per_patch"] = kilobytes(out / "first" / "images")
-    found["cores"] = len(os.sched_getaffinity(0))
-    found["cores_used"] = {name: max(cpu / wall for cpu, wall in times[name]) for name in actions}
+    found: dict[str, object] = {
+        "patches": patches,
+        "looked_at": len(regions.corners_um),
+        "kb_per_patch": kilobytes(out / "first" / "images"),
+        "cores": len(os.sched_getaffinity(0)),
+        "cores_used": {name: max(cpu / wall for cpu, wall in times[name]) for name in actions},
+    }
     for kind, name in enumerate(("processor", "wall")):
         of_rounds = {action: np.array([time[kind] for time in times[action]]) for action in actions}
         found[name] = {f"{action}_patches_per_s": patches / np.median(t) for action, t in of_rounds.items()} | {

@@ -50,7 +50,7 @@ def test_pure_stain_keeps_its_hue_up_to_the_drawn_turn() -> None:
     torch.testing.assert_close(scaled, amount[:, None] * STAINS, atol=1e-5, rtol=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), strength=st.floats(0, 5))
 def test_stain_change_stays_in_range_and_finite(seed: int, strength: float) -> None:
     x = torch.cat([tissue(2), torch.full((1, 3, 16, 16), -1.0), torch.full((1, 3, 16, 16), 1.0)])

@@ -99,7 +99,7 @@ def test_names_that_are_no_unicode_are_printed_all_the_same(tmp_path: Path, caps
         assert "\\udcff" in error and error.encode() and "\x1b" not in error
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(max_size=20), min_size=2, max_size=4), st.text(max_size=12), st.text(max_size=8))
 def test_any_text_in_a_table_is_read_as_it_is_or_refused(
     tmp_path: Path, patients: list[str], group: str, mpp: str

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import shapely
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from stedm.data.annotation import PolygonLabels
@@ -28,7 +28,6 @@ def labels_of(polygons, values=None, *, mpp=1.0, uncovered=0) -> PolygonLabels:
     return PolygonLabels(polygons, values, uncovered=uncovered, size_px=(SIZE_PX, SIZE_PX), mpp=mpp)
 
 
-@settings(deadline=None)
 @given(point_lists, st.floats(0.3, 3.0))
 def test_a_pixel_is_inside_exactly_when_its_centre_is(points, step):
     polygons = valid_parts(points)
@@ -40,7 +39,6 @@ def test_a_pixel_is_inside_exactly_when_its_centre_is(points, step):
     assert ((label_map == 1) == shapely.contains(shape, centres))[clear].all()
 
 
-@settings(deadline=None)
 @given(point_lists, scales, st.sampled_from([0.2527, 0.5, 1.0]), st.integers(3, 16))
 def test_tiles_fit_together(points, scale, mpp, tile_px):
     polygons = valid_parts(points)
@@ -53,7 +51,6 @@ def test_tiles_fit_together(points, scale, mpp, tile_px):
         assert np.array_equal(tile, whole[rows, columns])
 
 
-@settings(deadline=None)
 @given(st.lists(point_lists, min_size=2, max_size=5))
 def test_where_polygons_overlap_the_smallest_is_on_top(outlines):
     polygons = [part for points in outlines for part in valid_parts(points)][:20]
@@ -67,7 +64,6 @@ def test_where_polygons_overlap_the_smallest_is_on_top(outlines):
     assert np.array_equal(found[clear], np.where(inside.any(0), last + 1, 0)[clear])
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 48), st.integers(0, 48)), min_size=3, max_size=12, unique=True), scales)
 def test_polygons_with_common_edges_leave_no_gap_and_no_overlap(points, scale):
     assume(np.linalg.matrix_rank(np.array(points) - points[0]) == 2)

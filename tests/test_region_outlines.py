@@ -64,7 +64,7 @@ LABELS = hnp.arrays(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(LABELS, st.sampled_from([1, 3, 64]))
 def test_each_region_is_one_valid_polygon_of_its_area(labels: np.ndarray, block_px: int) -> None:
     traced = list(outlines(Rows(labels), tolerance_px=0, block_px=block_px))
@@ -73,7 +73,7 @@ def test_each_region_is_one_valid_polygon_of_its_area(labels: np.ndarray, block_
     assert (drawn(traced, labels.shape) == labels).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LABELS)
 def test_simplified_polygons_are_valid_whatever_the_labels(labels: np.ndarray) -> None:
     traced = list(outlines(Rows(labels), block_px=5))

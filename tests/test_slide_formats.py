@@ -103,7 +103,7 @@ def test_each_format_has_its_reader_its_resolution_and_its_levels(slides):
         backend.close()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     kind=st.sampled_from(list(KINDS)),
     ratio=st.one_of(st.sampled_from([1.0, 2.0, 3.0, 4.0, 8.0, 9.0]), st.floats(1.0, 12.0)),

@@ -59,7 +59,7 @@ def test_stained_tissue_is_found_and_glass_is_not(family, scanner, score):
     assert found[truth > 0.6].mean() > 0.97 and found[:, :20].mean() == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @example(kind=("he", "first", 0), name="dark blue", jitter=[2, 0, -5], ends=[(19, 9), (31, 31)], width_um=150)
 @given(
     kind=st.sampled_from(KINDS),
@@ -88,7 +88,7 @@ def test_pen_marks_are_left_out_and_tissue_beyond_them_is_kept(kind, name, jitte
     assert found[kept].sum() >= 0.95 * kept.sum() - 4
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     kind=st.sampled_from(KINDS),
     specks=st.lists(st.tuples(st.integers(2, 15), st.integers(3, SIDE - 3)), min_size=1, max_size=6),
@@ -151,7 +151,7 @@ def test_small_images_are_taken_as_they_are(slide, tmp_path):
 
 
 @given(x=st.integers(-50, 450), y=st.integers(-50, 350), size=st.integers(1, 60), fine=st.sampled_from([1, 2, 4]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_an_area_of_any_resolution_lies_where_it_was_drawn(tmp_path_factory, x, y, size, fine):
     folder = tmp_path_factory.mktemp("area")
     Image.new("RGB", (400, 300), "white").save(folder / "slide.png")

@@ -30,7 +30,7 @@ def cohort(patients: int, *, unmasked: int = 0, split: list[str] | None = None, 
     return pd.DataFrame(rows)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 99), unmasked=st.integers(0, 9), budget=st.integers(1, 5))
 def test_roles_partition_the_patients(seed, unmasked, budget):
     table = cohort(24, unmasked=unmasked)
@@ -66,7 +66,7 @@ def test_table_may_name_unseen_patients_with_or_without_masks():
         split_patients(table, SplitConfig(annotated=["p05"]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 99), unmasked=st.integers(0, 9), unseen=st.integers(0, 8), fold=st.sampled_from([None, [1, 3]])
 )
@@ -81,7 +81,7 @@ def test_a_label_budget_moves_nobody_but_the_annotated(seed, unmasked, unseen, f
     assert len(drawn[-1]["unseen"]) == unseen and not set(drawn[-1]["unseen"]) & set(drawn[-1]["train_annotated"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 99), unseen=st.integers(0, 8), fold=st.sampled_from([None, [1, 3]]), shifted=st.booleans())
 def test_another_draw_moves_nobody_but_the_annotated(seed, unseen, fold, shifted):
     table = cohort(40, groups=4)
@@ -103,7 +103,7 @@ def test_another_draw_moves_nobody_but_the_annotated(seed, unseen, fold, shifted
         assert groups.nunique() == 3
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 99), unmasked=st.integers(0, 9), n=st.integers(2, 7))
 def test_every_patient_with_masks_is_tested_in_one_fold(seed, unmasked, n):
     table, masked = cohort(30, unmasked=unmasked), [f"p{i:02d}" for i in range(unmasked, 30)]
@@ -137,7 +137,7 @@ def laboratories(source: int, target: int, **changes: object) -> pd.DataFrame:
     return pd.concat([cohort(source).assign(laboratory="source"), second], ignore_index=True)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 99), budget=st.integers(1, 9), unseen=st.integers(0, 3))
 def test_target_lends_test_and_unannotated_patients_only(seed, budget, unseen):
     table = laboratories(16, 12)
@@ -155,7 +155,7 @@ def test_target_lends_test_and_unannotated_patients_only(seed, budget, unseen):
     assert less["test"] == roles["test"]  # whoever is annotated, and however many
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 99), unseen=st.integers(0, 2), n=st.integers(2, 9), keep_source=st.booleans())
 def test_budgets_and_folds_of_two_laboratories_do_not_touch_each_other(seed, unseen, n, keep_source):
     table = laboratories(14, 12)

@@ -32,7 +32,7 @@ def overlaps(a: pd.Series, b: pd.Series) -> bool:
     return same_image and abs(a["x_um"] - b["x_um"]) < PATCH_UM and abs(a["y_um"] - b["y_um"]) < PATCH_UM
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     mode=st.sampled_from(["nearby", "slide", "patient"]),
     i=st.integers(0, len(TABLE) - 1),

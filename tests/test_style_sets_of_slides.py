@@ -51,7 +51,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFra
     return folder, pd.read_parquet(folder / "data" / "patches.parquet")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     mode=st.sampled_from(["nearby", "slide", "patient"]),
     place=st.floats(0, 1, exclude_max=True),

@@ -39,14 +39,14 @@ def blended(grid: WindowGrid, predict, *, left_out=()) -> np.ndarray:
     return result
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(GRIDS)
 def test_every_pixel_is_finished_once_with_weights_that_add_up_to_one(grid: WindowGrid) -> None:
     ones = np.ones((2, grid.window_px, grid.window_px), np.float32)
     assert np.abs(blended(grid, lambda y, x: ones) - 1).max() < 1e-6
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(GRIDS, st.integers(0, 2**31))
 def test_a_filter_that_sees_no_further_than_the_margin_knows_no_seams(grid: WindowGrid, seed: int) -> None:
     image = np.random.default_rng(seed).random((grid.height_px, grid.width_px))

@@ -230,7 +230,7 @@ def fit(
 
 
 def training_device() -> torch.device:
-    """Of this process."""
+    """Of this process, a rank or alone."""
     device = best_device()
     return torch.device("cuda", place().local_rank) if device.type == "cuda" else device
 
@@ -239,7 +239,7 @@ def _devices(task: Task, *, sharded: bool) -> dict[str, Any]:
     """Lightning's words for this process's device alone, or for every rank's."""
     here = place()
     if here.world == 1 or not task.shared:
-        alone = [here.local_rank] if training_device().type == "cuda" else 1
+        alone = [here.local_rank] if best_device().type == "cuda" else 1
         return {"devices": alone, "plugins": [LightningEnvironment()]}
     return {
         "devices": here.local_world,
