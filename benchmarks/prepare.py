@@ -1,8 +1,8 @@
 """What `stedm prepare` adds to reading and writing: patches per second beside bare OpenSlide, and memory by slides.
 
 Two generated pyramids (JPEG tiles, rendered tissue with glass around it) are cut in one process by `prepare`'s own
-code: `large` has the patches' resolution, 0.5 microns; `fine` is as scanners write at 40x, 0.25 microns and levels 1, 4
-and 16. By turns with it plain loops read the same regions (also those that prove to be glass: someone must look) with
+code: `large` has the patches' resolution, 0.5 microns; `fine` is as scanners write at 40x, 0.2527 microns and levels 1,
+4 and 16. By turns with it plain loops read the same regions (also those that prove to be glass: someone must look) with
 bare OpenSlide (`read_region`, RGB, `resize` where needed): one only reads, one also writes with `prepare`'s PNG
 encoder; and `prepare` writes nothing, to see what its reading costs. The loops use one core, `prepare` all there are:
 its threads read and write. So both ratios are given, of processor time (what the work costs) and of wall time (when it
@@ -14,7 +14,7 @@ and that of the largest process below it.
 
     python benchmarks/prepare.py --out runs/prepare
     python benchmarks/prepare.py --out runs/prepare-mine --slide MINE.svs    # the same of your slide, without memory
-    python benchmarks/prepare.py --out runs/prepare-real --tissue SMALL.svs  # of `large` with a small slide's tissue
+    python benchmarks/prepare.py --out runs/prepare-real --tissue SMALL.svs  # of a 20x slide with a small one's tissue
     taskset -c 0 python benchmarks/prepare.py --out runs/prepare             # on one core
 """
 
@@ -91,7 +91,7 @@ def write_slides(folder: Path, options: argparse.Namespace) -> Path:
         if not (folder / name).exists():
             write_slide(folder / name, side_px, rendered(seed))
     if not (folder / "fine.tif").exists():
-        write_slide(folder / "fine.tif", options.side, rendered(0), mpp=MPP / 2, factor=4)
+        write_slide(folder / "fine.tif", options.side, rendered(0), mpp=0.2527, factor=4)
     return folder
 
 
@@ -276,7 +276,7 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=4_000, help="the same of the slides whose memory is measured")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--slide", type=Path, help="time this slide and measure no memory")
-    parser.add_argument("--tissue", type=Path, help="the same of a large slide made of this small one's pixels")
+    parser.add_argument("--tissue", type=Path, help="the same of a large slide, 20x, made of this small one's pixels")
     parser.add_argument("--mpp", type=float, default=float("nan"), help="microns per pixel of --slide, if it has none")
     parser.add_argument("--slides", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--cut", type=int, nargs=2, help=argparse.SUPPRESS)
@@ -288,7 +288,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.tissue:
         options.slide = options.out / "tissue.tif"
-        write_slide(options.slide, options.side, pixels_of(options.tissue))
+        write_slide(options.slide, options.side, pixels_of(options.tissue), mpp=0.499)
     if options.slide:
         print(json.dumps(timings(options.out, [options.slide], options)[options.slide.stem], indent=2))
         return

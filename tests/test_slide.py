@@ -1,5 +1,6 @@
 """Regions of slides: right place, right resolution, white where there is nothing."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -67,6 +68,21 @@ def test_overview_in_blocks_is_the_same(path, monkeypatch):
         monkeypatch.setattr("stedm.data.slide._BLOCK_PX", 64)
         blocks = slide.overview(1.0)
     assert np.abs(blocks.astype(int) - whole).max() <= 1  # Pillow orders its two passes by the shape
+
+
+def test_overview_by_threads_is_the_same(path, monkeypatch):
+    monkeypatch.setattr("stedm.data.slide._BLOCK_PX", 64)
+    readers, read = set(), Slide._read
+
+    def spied(slide, *place, **size):
+        readers.add(threading.get_ident())
+        return read(slide, *place, **size)
+
+    with Slide.open(path, mpp=0.5) as slide:
+        alone = slide.overview(1.0)
+        monkeypatch.setattr(Slide, "_read", spied)
+        assert (slide.overview(1.0, threads=3) == alone).all()
+    assert threading.main_thread().ident not in readers
 
 
 def test_resolution_comes_from_the_user_or_the_file_and_is_never_guessed(tmp_path, path):

@@ -15,12 +15,13 @@ from PIL import Image, UnidentifiedImageError
 from stedm.data.resampling import area_average
 from stedm.data.slide_formats import Backend, Box, Header, open_backend
 from stedm.errors import UserError
+from stedm.threads import in_threads
 
 MOST_PX = 2**20
 """Most pixels along a side: a slide of 25 cm at 0.25 microns. A header that claims more is damaged or a trap."""
 _ALL_THREADS = -1
-_BLOCK_PX = 2048
-"""Level pixels read at a time when a whole slide is shrunk."""
+_BLOCK_PX = 1024
+"""Level pixels read at a time when a whole slide is shrunk: few, so that small slides are several blocks."""
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -114,15 +115,19 @@ class Slide:
         """
         return self._read(x_um, y_um, size_px=(size_px, size_px), mpp=mpp)
 
-    def overview(self, mpp: float) -> np.ndarray:
+    def overview(self, mpp: float, *, threads: int = 1) -> np.ndarray:
         """The whole slide at `mpp` (coarse: the result is held in memory), (H, W, 3) uint8; read block by block."""
         width, height = (max(1, math.ceil(px * self.mpp / mpp)) for px in (self.width_px, self.height_px))
-        block = max(1, int(_BLOCK_PX * self.mpp * self._header.downsamples[self._level(mpp)] / mpp))
+        side = max(1, int(_BLOCK_PX * self.mpp * self._header.downsamples[self._level(mpp)] / mpp))
         image = np.empty((height, width, 3), np.uint8)
-        for y in range(0, height, block):
-            for x in range(0, width, block):
-                size_px = (min(block, width - x), min(block, height - y))
-                image[y : y + block, x : x + block] = self._read(x * mpp, y * mpp, size_px=size_px, mpp=mpp)
+
+        def read(corner: tuple[int, int]) -> np.ndarray:
+            x, y = corner
+            return self._read(x * mpp, y * mpp, size_px=(min(side, width - x), min(side, height - y)), mpp=mpp)
+
+        corners = [(x, y) for y in range(0, height, side) for x in range(0, width, side)]
+        for (x, y), block in in_threads(read, corners, threads):
+            image[y : y + side, x : x + side] = block
         return image
 
     def _level(self, mpp: float) -> int:

@@ -92,14 +92,12 @@ def flatten(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _colours(pixels: np.ndarray) -> np.ndarray:
-    """RGB (H, W, 3) of pixels (H, W, 4) uint8, transparent ones on white."""
-    if (pixels.view("<u4") < 0xFF000000).any():
-        return np.asarray(flatten(Image.fromarray(pixels)))
-    rgb = np.empty((*pixels.shape[:2], 3), np.uint8)
-    for channel in range(3):  # half the time of an image's `convert` and back to an array
-        rgb[..., channel] = pixels[..., channel]
-    return rgb
+def _colours(image: Image.Image) -> np.ndarray:
+    """RGB (H, W, 3) of an RGBA image, transparent pixels on white."""
+    if np.frombuffer(image.tobytes("raw", "A"), np.uint8).min() < 255:
+        return np.asarray(flatten(image))
+    pixels = np.frombuffer(image.tobytes("raw", "RGB"), np.uint8)  # a third of the time of `convert` and `asarray`
+    return pixels.reshape(image.height, image.width, 3)
 
 
 class PlainImage:
@@ -159,7 +157,7 @@ class OpenSlideImage:
         """See `Backend.region`."""
         factor = self._factors[level]
         origin = (round(left * factor), round(top * factor))
-        return _colours(np.asarray(self._slide.read_region(origin, level, (width, height))))
+        return _colours(self._slide.read_region(origin, level, (width, height)))
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -199,7 +197,9 @@ class TiffPyramid:
         pixels = np.concatenate(planes, axis=-1)
         if pixels.shape[-1] not in (1, 3, 4):
             raise ValueError(f"{pixels.shape[-1]} channels; save the image as RGB")
-        return _colours(pixels) if pixels.shape[-1] == 4 else pixels.repeat(3 // pixels.shape[-1], axis=-1)
+        if pixels.shape[-1] == 4:
+            return _colours(Image.fromarray(pixels))
+        return pixels.repeat(3 // pixels.shape[-1], axis=-1)
 
     def _plane(self, level: int, number: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         """Region (height, width, samples) of one page."""

@@ -43,11 +43,22 @@ def _without_small(mask: np.ndarray, least_px: float) -> np.ndarray:
 class SlideTissue:
     """A slide's tissue, seen from afar and patch by patch."""
 
-    def __init__(self, slide: Slide, *, patch_um: float, tissue: Area | None = None, roi: Area | None = None) -> None:
-        """`tissue` takes the place of what is found here; outside of `roi` nothing is tissue."""
+    def __init__(
+        self,
+        slide: Slide,
+        *,
+        patch_um: float,
+        tissue: Area | None = None,
+        roi: Area | None = None,
+        threads: int = 1,
+    ) -> None:
+        """`tissue` takes the place of what is found here; outside of `roi` nothing is tissue.
+
+        threads: that read the overview.
+        """
         size_um = [px * slide.mpp for px in (slide.width_px, slide.height_px)]
         self.mpp = max(patch_um / OVERVIEW_PX, slide.mpp, max(size_um) / _MOST_OVERVIEW_PX)
-        self.overview = slide.overview(self.mpp)  # (H, W, 3)
+        self.overview = slide.overview(self.mpp, threads=threads)  # (H, W, 3)
         self.white = white_point(self.overview)
         self._given, self._roi = tissue, roi
         stained = tissue_mask(self.overview, white=self.white, smooth_px=1)

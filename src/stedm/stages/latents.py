@@ -53,4 +53,5 @@ def _in_eight(read: Callable[[Tensor], Tensor], images: np.ndarray) -> Tensor:
     device = best_device()
     x = to_network(images, device)
     with autocast(device):
-        return torch.stack([read(dihedral(x, code)).half().cpu() for code in range(8)], dim=1)
+        turned = [read(dihedral(x, code)) for code in range(8)]
+    return torch.stack([places.half().cpu() for places in turned], dim=1)

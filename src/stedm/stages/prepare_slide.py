@@ -1,8 +1,7 @@
 """Stage `prepare`, one slide at a time: its patches, their label maps, and a record of each."""
 
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from stedm.files import writing
 from stedm.png import write_png
 from stedm.stages.alignment import ALIGNMENT, write_alignment
 from stedm.stages.slide_overlay import overlay
+from stedm.threads import in_threads
 
 Corner = tuple[int, int]
 Tick = Callable[[float, int], None]
@@ -63,12 +63,12 @@ class SlideCutter:
             mpp = self._config.mpp or slide.mpp
             origin = row.annotation_origin
             areas = {name: open_area(getattr(row, name), slide, origin=origin) for name in ("tissue", "roi")}
-            tissue = SlideTissue(slide, patch_um=patch_px * mpp, **areas)
+            tissue = SlideTissue(slide, patch_um=patch_px * mpp, threads=self._threads, **areas)
             corners = self._occupied(slide, tissue, mpp)
             source = self._label_source(position, row, slide)
             patches = _Patches(self._out, self._config, self._labels, position, row, slide, tissue, source, mpp)
             records = []
-            for block, found in self._beside_each_other(patches.write, self._in_blocks(corners)):
+            for block, found in in_threads(patches.write, self._in_blocks(corners), self._threads):
                 records += found
                 tick(len(block) / len(corners), len(found))
         if tissue.is_slide or any(areas.values()):
@@ -82,19 +82,6 @@ class SlideCutter:
         for x, y in corners:
             blocks.setdefault((y // side_px, x // side_px), []).append((x, y))
         return [blocks[place] for place in sorted(blocks)]
-
-    def _beside_each_other(
-        self, write: Callable[[list[Corner]], list[dict[str, Any]]], blocks: list[list[Corner]]
-    ) -> Iterator[tuple[list[Corner], list[dict[str, Any]]]]:
-        """Each block with its records, in order. After an error, here or of the caller, no further block is begun."""
-        if min(self._threads, len(blocks)) < 2:
-            yield from ((block, write(block)) for block in blocks)
-            return
-        pool = ThreadPoolExecutor(self._threads)
-        try:
-            yield from zip(blocks, pool.map(write, blocks), strict=True)
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def _label_source(self, position: int, row: Any, slide: Slide) -> LabelSource | None:
         """What gives the slide's label maps; of polygons, a picture is left behind."""
