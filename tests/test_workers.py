@@ -2,8 +2,11 @@
 
 import os
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,13 +60,29 @@ def test_a_job_starts_when_all_it_needs_has_ended_and_independent_ones_overlap(t
     assert sorted(done) == ["a", "b", "c"] and done[-1] == "c"
 
 
-def test_after_an_error_nothing_new_starts_and_the_error_is_raised(tmp_path: Path) -> None:
+def test_after_an_error_nothing_new_starts_and_the_error_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = tmp_path / "log"
-    jobs = [Job("bad", (), tmp_path), Job("good", (), tmp_path), Job("after", ("good",), tmp_path)]
-    arguments = {job.name: (log, job.name, job.name == "bad") for job in jobs}
+    jobs = [Job(name, ("good",) if name == "last" else (), tmp_path) for name in ("bad", "good", "next", "last")]
+    arguments = {job.name: (log, job.name, job.name == "bad", "bad") for job in jobs}
     with pytest.raises(UserError, match="bad: no"), Workers(note, jobs=2) as workers:
+        submit = workers._pool.submit
+
+        def failed(_: Future[Any]) -> None:
+            with open(log, "a") as file:
+                file.write("start bad\n")
+
+        def submit_and_note(function: Callable[..., Any], *job: Any) -> Future[Any]:
+            """What `good` waits for is noted once the error has arrived here."""
+            future = submit(function, *job)
+            if job[1] == "bad":
+                future.add_done_callback(failed)
+            return future
+
+        monkeypatch.setattr(workers._pool, "submit", submit_and_note)
         workers.run(jobs, arguments, done=lambda *_: None)
-    assert "start after" not in log.read_text()
+    assert sorted(log.read_text().splitlines()) == ["end good", "start bad", "start good"]
 
 
 def test_a_worker_publishes_its_progress_instead_of_drawing_it(
