@@ -24,8 +24,8 @@ import qupath.lib.regions.RegionRequest;
  *
  *     git clone --branch v0.5.1 https://github.com/qupath/qupath && cd qupath
  *     javac -d out -cp JARS $(find qupath-core/src/main/java qupath-extension-openslide/src/main/java/qupath/lib \
- *       -name '*.java' ! -name module-info.java) \
- *       qupath-extension-bioformats/src/main/java/qupath/lib/images/servers/bioformats/*.java
+ *       qupath-extension-bioformats/src/main/java/qupath/lib/images/servers/bioformats \
+ *       -name '*.java' ! -name module-info.java ! -name BioFormatsOptionsExtension.java)
  *     javac -d out -cp out:JARS QuPathCheck.java
  *     java -cp out:JARS QuPathCheck SLIDE LABELS.tif OUTLINES.geojson SLIDE_MPP background,stroma,epithelium OUT.geojson
  */

@@ -11,7 +11,8 @@ from stedm.config_file import load_config
 from stedm.data.composition import CompositionTable, composition_digest
 from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
-from stedm.graph import fingerprint_of, stages_of
+from stedm.fingerprint import fingerprint_of
+from stedm.graph import stages_of
 from stedm.stages.generate import make_plan
 from stedm.stages.run_folder import RunFolder
 

@@ -21,11 +21,13 @@ from PIL import Image
 from stedm import Segmenter, StyleDiffusion
 from stedm.cli import main
 from stedm.config import ARMS
+from stedm.config_file import load_config
 from stedm.data.layouts import RealLayouts
 from stedm.data.synthetic import SyntheticSet
 from stedm.evaluation.probe import FIGURES
 from stedm.evaluation.segmentation import confusion, iou, mean_over_classes
 from stedm.files import read_json
+from stedm.stages.measure import measure
 from stedm.stages.run_folder import RunFolder, train_patches
 
 NO_NETWORK = Path(__file__).parent / "no_network"
@@ -221,6 +223,17 @@ def test_styles_none_draws_without_a_style(finished: Path, tmp_path: Path) -> No
     assert figures["layout_agreement"] != styled_figures["layout_agreement"]
 
 
+def test_patients_with_one_image_each_leave_the_generator_unmeasured(finished: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(finished, run.root)
+    patches = run.patches()
+    patches.drop_duplicates("patient").to_parquet(run.data / "patches.parquet")
+    measure(run, load_config(finished / "config.yaml"))
+    found = read_json(run.evaluation / "generation.json")
+    assert found["style_ratio"] is None and found["unseen"]["memorised_rate"] is None
+    assert found["nearest_real_ratio"] > 0 and found["nfe"] > 0  # of the synthetic set
+
+
 def test_more_arms_are_added_to_a_finished_run_and_leave_what_is_there(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
@@ -243,7 +256,7 @@ def test_more_arms_are_added_to_a_finished_run_and_leave_what_is_there(finished:
         for name in ("second-round", "unstyled", "annotated-only")
     }
     assert set(sets["unstyled"]["style_patient"]) == {""}
-    assert set(sets["annotated-only"]["style_patient"]) == set(splits["train_annotated"])
+    assert not set(sets["annotated-only"]["style_patient"]) & set(splits["train_annotated"])  # as in the paper
     for manifest in (*sets.values(), pd.read_parquet(out / "synthetic" / "manifest.parquet")):
         assert (
             len(manifest) == 12 and {"agreement", "keep", "mask"} <= set(manifest) and (manifest["weight"] == 1).all()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 import stedm.experiment
@@ -27,9 +28,9 @@ from stedm.stages.run_folder import RunFolder
 
 BASE = ["size=smoke", "segmentation.seeds=[0]", "segmentation.arms=[real, real+stain, full]"]
 SHARED = {"autoencoder", "segmentation full seed 0"}
-OWN = {"segmentation real seed 0", "segmentation real+stain seed 0", "diffusion", "generate", "filter", "control"}
+OWN = {"segmentation real seed 0", "segmentation real+stain seed 0", "diffusion", "generate", "filter", "measure"}
 END = {"evaluate", "report"}
-EVERY = {"prepare", *SHARED, *OWN, *END}
+EVERY = {"prepare", *SHARED, *OWN, "control", *END}
 ARMS = ("real", "real+stain", "full")
 
 
@@ -99,7 +100,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
 
 def results(folder: Path) -> dict[str, bytes]:
     """Every file but the times, the machine and the pages drawn from them."""
-    left_out = {"environment.json", "fingerprint.json", "filter.json", ".lock", "index.html", "summary.md"}
+    left_out = {
+        "environment.json",
+        "fingerprint.json",
+        "filter.json",
+        "measure.json",
+        ".lock",
+        "index.html",
+        "summary.md",
+    }
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -370,6 +379,24 @@ def test_short_flags_add_to_what_the_run_folder_has(tmp_path: Path) -> None:
     assert extended("experiment.budgets", "all,2", saved) == 'experiment.budgets=[2, 4, "all"]'
     with pytest.raises(UserError, match="names nothing"):
         extended("segmentation.seeds", ",", saved)
+
+
+def test_a_short_flag_keeps_what_others_added_whatever_config_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text("segmentation: {seeds: [0, 1]}\n")
+    (tmp_path / "R").mkdir()
+    (tmp_path / "R" / "config.yaml").write_text(
+        "segmentation: {seeds: [0, 1, 2]}\nexperiment: {budgets: [2, 4], draws: 2}\n"
+    )
+    shared = ["--out", str(tmp_path / "R"), "--arms", "full", "--print_config"]
+    for words in (["run", "--config", str(tmp_path / "mine.yaml")], ["demo", "--size", "smoke"]):
+        assert main([*words, *shared]) == 0
+        config = yaml.safe_load(capsys.readouterr().out)
+        assert config["segmentation"]["seeds"] == [0, 1, 2] and config["segmentation"]["arms"][-1] == "full"
+        assert config["experiment"]["budgets"] == [2, 4] and config["experiment"]["draws"] == 2
+    assert main(["run", "--config", str(tmp_path / "mine.yaml"), *shared, "--segmentation.seeds", "[5]"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["segmentation"]["seeds"] == [5]  # said in full
 
 
 def test_flags_on_a_finished_root_use_its_own_config(run: Experiment, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,9 +22,10 @@ from stedm.stages import report_run, report_text, report_warnings
 from stedm.stages.report import report
 from stedm.stages.report_budgets import budgets_figure
 from stedm.stages.report_card import trained_on
-from stedm.stages.report_evidence import read_evidence
+from stedm.stages.report_evidence import read_evidence, table_of
 from stedm.stages.report_leaks import leaks
 from stedm.stages.report_segmentation import forest
+from stedm.stages.report_warnings import folds_warning
 
 ARMS = {"real": 0.60, "real+stain": 0.74, "real+synthetic": 0.72, "real+stain+synthetic": 0.78}
 CLASSES = ["background", "gland"]
@@ -129,7 +130,7 @@ def _write_training(run: Path, rng: np.random.Generator) -> None:
             folder = run / "segmentation" / arm / f"seed{seed}"
             folder.mkdir(parents=True)
             steps.assign(val_iou=0.5).to_csv(folder / "metrics.csv", index=False)
-            files.write_json(folder / "fingerprint.json", {"fingerprint": "x", "seconds": 12.5})
+            files.write_json(folder / "fingerprint.json", {"fingerprint": f"{arm} {seed}", "seconds": 12.5})
     for stage in ("data", "autoencoder", "diffusion", "synthetic", "evaluation"):
         files.write_json(run / stage / "fingerprint.json", {"fingerprint": "x", "seconds": 70})
 
@@ -360,6 +361,27 @@ def test_answer_follows_the_interval_against_the_strongest_baseline(delta, half_
     assert "From real to real+synthetic: +0.120" in report_text.second_sentence(_compared(delta, half_width))
 
 
+def test_a_wide_p_value_is_no_clear_difference_whatever_the_interval():
+    five_patients_that_agree = _compared(0.04, 0.01, p_value=0.0625)
+    assert "no clear difference" in report_text.answer(five_patients_that_agree)
+
+
+def test_without_our_images_the_arm_is_chosen_on_validation_patients_and_is_not_the_ceiling():
+    arms = {
+        name: SUMMARY["arms"]["real"] | {"patient_iou_mean": test, "validation_iou": validation}
+        for name, test, validation in (("real", 0.7, 0.6), ("real+stain", 0.65, 0.7), ("full", 0.8, 0.8))
+    }
+    sentence = report_text.answer(SUMMARY | {"arms": arms, "comparisons": []})
+    assert "the arm real+stain, the best on validation patients, reaches a mean patient IoU of 0.650" in sentence
+
+
+def test_a_patient_called_na_stays_in_the_tables(tmp_path):
+    (tmp_path / "per_patient.csv").write_text("arm,patient,group,iou,iou_gland\nreal,NA,None,0.5,\n")
+    table = table_of(tmp_path / "per_patient.csv")
+    assert table["patient"].tolist() == ["NA"] and table["group"].tolist() == ["None"]
+    assert np.isnan(table["iou_gland"][0])
+
+
 def test_answer_is_about_the_headline_and_claims_only_what_survives_correction():
     pair = {"arm": "real+synthetic", "baseline": "real+stain", "delta_iou": 0.03, "ci95": [0.01, 0.05]}
     for p_adjusted, verdict in ((0.04, "images helped:"), (0.06, "images seemingly helped:")):
@@ -506,7 +528,10 @@ def test_arms_of_a_second_laboratory_are_chosen_by_their_steadiness_and_the_repo
     page, card = _page(copied_run), (copied_run / "report" / "model_card.md").read_text()
     assert "mirror agreement, target" in page and "arms are chosen by it" in page and '<td class="n">0.987</td>' in page
     assert "steadiest of its kind on the target&#39;s images without masks" in page
-    assert "segmentation/real+synthetic/seed0/`: the arm that is steadiest on the target's images" in card
+    assert "segmentation/real+synthetic/seed*/`, whose predictions `stedm segment` averages: the arm" in card
+    assert "that is steadiest on the target's images" in card
+    assert "Arms are chosen by the target\nlaboratory's training images, without a mask." in card
+    assert "choose among weights and arms" not in card
 
 
 def test_model_card_names_data_licence_figures_and_limits(copied_run):
@@ -560,6 +585,9 @@ def experiment(full_run, tmp_path_factory) -> Path:
         pooled += [own] if name != "budget2-fold1" else []
     for name in ("config.yaml", "environment.json"):
         shutil.copy(full_run / name, root / name)
+    with (root / "config.yaml").open("a") as config:
+        config.write("experiment: {budgets: [2, all], folds: 2}\n")
+    shutil.copytree(root / "budget2-fold0", root / "budget3-fold0")  # of an earlier config
     (root / "evaluation").mkdir()
     pd.concat(pooled).to_csv(root / "evaluation" / "per_patient.csv", index=False)
     budgets = {str(budget): summary for budget, summary in summaries.items()}
@@ -580,9 +608,29 @@ def test_experiment_shows_every_budget_and_the_generator_of_the_main_one(experim
         assert f"## {budget} annotated patients" in markdown
     assert "By number of annotated patients: with 2, " in page and "6 annotated patients)." in page
     assert "budgetall</a> (its generator is shown below)" in page and "Not shown" not in page
-    assert "22 min 30 s" in page  # five stages of 70 s and eight segmenters of 12.5 s, in three runs
+    assert "7 min 30 s" in page  # five stages of 70 s and eight segmenters of 12.5 s, which three runs share
     arms = pd.read_csv(experiment / "report" / "tables" / "arms.csv")
     assert arms.groupby("label_budget")["arm"].nunique().to_dict() == {2: 4, 6: 4}
+
+
+def test_what_sub_runs_share_took_its_time_once(experiment):
+    rows = {row["stage"]: row["seconds"] for row in report_run.times(read_evidence(experiment).parts)}
+    assert rows["segmentation"] == 8 * 12.5 and rows["autoencoder"] == 70  # of three sub-runs with the same markers
+    own = experiment / "budgetall" / "autoencoder" / "fingerprint.json"
+    before = own.read_bytes()
+    files.write_json(own, {"fingerprint": "another", "seconds": 30})
+    assert {row["stage"]: row["seconds"] for row in report_run.times(read_evidence(experiment).parts)}[
+        "autoencoder"
+    ] == 100
+    own.write_bytes(before)
+
+
+def test_arms_of_folds_are_chosen_on_patients_that_other_folds_test(experiment, tmp_path):
+    summary = read_evidence(experiment).summary
+    folded, plain = {"split": {"fold": [0, 2]}}, {"split": {"fold": None}}
+    assert "Validation patients of one fold are test patients of another" in folds_warning(folded, summary)[0]
+    assert folds_warning(plain, summary) == folds_warning(folded, None) == []
+    assert folds_warning(folded, summary | {"chosen_by": "mirror_agreement"}) == []
 
 
 def test_links_of_an_experiment_lead_to_its_runs(experiment):
@@ -593,7 +641,9 @@ def test_links_of_an_experiment_lead_to_its_runs(experiment):
 def test_experiment_that_has_only_begun_still_gets_a_page(tmp_path):
     for name in (".", "budget2", "budget4"):
         (tmp_path / name).mkdir(exist_ok=True)
-        (tmp_path / name / "config.yaml").write_text("size: smoke\n")
+        (tmp_path / name / "config.yaml").write_text(
+            "experiment: {budgets: [2, 4]}\n" if name == "." else "size: smoke\n"
+        )
     report(tmp_path)
     assert "There is no answer yet" in _page(tmp_path) and "The runs of this experiment" in _page(tmp_path)
 

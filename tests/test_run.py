@@ -31,7 +31,7 @@ SYNTHETIC = {name for name in SEGMENTERS if "synthetic" in name}
 STAIN = {name for name in SEGMENTERS if "stain" in name} | {JUDGE}
 TEACHER = "segmentation real+stain seed 0"
 END = {"evaluate", "report"}
-AFTER_GENERATION = {"filter", *SYNTHETIC, *END}
+AFTER_GENERATION = {"filter", "measure", *SYNTHETIC, *END}
 AFTER_DIFFUSION = {"generate", *AFTER_GENERATION}
 ALL = {"prepare", "autoencoder", "diffusion", "control", JUDGE, *SEGMENTERS, *AFTER_DIFFUSION}
 
@@ -113,7 +113,7 @@ def test_unchanged_stages_are_skipped(run: Recorder) -> None:
         ("segmentation.arms=[real, real+stain]", END),
         ("evaluate.bootstrap=10", END),
         ("cohort.licence=CC0-1.0", {"report"}),
-        ("evaluate.images_per_style=5", END),
+        ("evaluate.images_per_style=5", {"measure", *END}),
         ("segmentation.arms=[real, full]", {"segmentation full seed 1", *END}),
         ("seed=1", ALL - {"prepare", JUDGE} - SEGMENTERS | SYNTHETIC | {"segmentation full seed 1"}),
     ],
@@ -204,8 +204,15 @@ def test_control_generator_is_trained_when_an_arm_wants_its_images(run: Recorder
     [
         ("segmentation.consistency_weight=2", both_seeds("real+stain+mean-teacher", "real+stain+consistency")),
         ("segmentation.consistency_confidence=0.8", both_seeds("real+stain+consistency")),
-        ("generate.styles=annotated", {"generate", "filter", *SYNTHETIC, *both_seeds("real+stain+unfiltered")}),
-        ("filter.tolerance=2", {"filter", *SYNTHETIC, *both_seeds("real+stain+unstyled", "real+stain+annotated-only")}),
+        (
+            "generate.styles=annotated",
+            {"generate", "filter", "measure", *SYNTHETIC, "generate annotated-only", "filter annotated-only"}
+            | both_seeds("real+stain+unfiltered", "real+stain+annotated-only"),
+        ),
+        (
+            "filter.tolerance=2",
+            {"filter", "measure", *SYNTHETIC, *both_seeds("real+stain+unstyled", "real+stain+annotated-only")},
+        ),
     ],
 )
 def test_changed_key_reruns_the_arms_and_sets_that_read_it(run: Recorder, override: str, expected: set[str]) -> None:
@@ -232,7 +239,7 @@ def test_no_pseudo_layouts_no_teacher_before_the_generator(run: Recorder) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["prepare", "autoencoder", TEACHER, "diffusion", "generate", "filter", "evaluate", "report"]
+    "name", ["prepare", "autoencoder", TEACHER, "diffusion", "generate", "filter", "measure", "evaluate", "report"]
 )
 def test_interrupted_stage_is_run_again_and_the_rest_after_it(run: Recorder, name: str) -> None:
     run.stop_at = name
@@ -276,7 +283,7 @@ def test_filter_alone_keeps_the_images(run: Recorder) -> None:
         ("autoencoder", {"prepare", "autoencoder"}),
         ("diffusion", {"prepare", "autoencoder", TEACHER, "diffusion"}),
         ("generate", {"prepare", "autoencoder", TEACHER, "diffusion", "generate"}),
-        ("segmentation", ALL - END - {"control"}),
+        ("segmentation", ALL - END - {"control", "measure"}),
         ("evaluate", ALL - {"control", "report"}),
         ("report", ALL),
     ],

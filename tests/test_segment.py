@@ -322,6 +322,9 @@ def test_a_run_stands_for_its_best_arm(tmp_path) -> None:
             path = tmp_path / "segmentation" / arm / f"seed{seed}" / MIRROR_AGREEMENT
             write_json(path, {"mirror_agreement": agreement})
     assert chosen_segmenters(tmp_path)[0].parent.name == "real"
+    write_json(tmp_path / "evaluation" / "summary.json", {"arms": {"real+stain": {}, "full": {}}, "seeds": [1, 2]})
+    assert chosen_segmenters(tmp_path) == (best / "seed1",)  # of what was evaluated
+    (tmp_path / "evaluation" / "summary.json").unlink()
     write_json(path, ["0.8"])
     with pytest.raises(UserError, match=r"mirror_agreement\.json: damaged .*train this segmenter again"):
         chosen_segmenters(tmp_path)

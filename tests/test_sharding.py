@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor
 
 from stedm import device
 from stedm.config_file import load_config
-from stedm.graph import fingerprint_of, stages_of
+from stedm.fingerprint import fingerprint_of
+from stedm.graph import stages_of
 from stedm.ranks import everyones, is_first, place
 from stedm.stages.run_folder import RunFolder
 from stedm.training.divergence import Diverged, check_weights

@@ -1,5 +1,7 @@
 """Stain transfer: moments and stain vectors by construction, and patients with hardly any tissue."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,16 @@ def test_patient_without_two_stains_falls_back_to_reinhard_and_stays_finite(poor
         x = applied(change, images)
         assert torch.isfinite(x).all() and x.abs().max() <= 1
     assert np.abs(np.linalg.eigvals(reinhard(lacking, good)[0])).max() <= 4 + 1e-9
+
+
+def test_stains_that_are_hardly_told_apart_are_not_exchanged_for_others() -> None:
+    good = StainStatistics.measure(SOURCE)
+    close = StainStatistics.measure(image(mixed(np.stack([H, 0.8 * H + 0.2 * E]), (0.9, 0.6))))
+    assert close.stains is not None and close.amounts is not None  # two there are, 0.14 radians apart
+    for mine, theirs in zip(macenko(close, good), reinhard(close, good), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    near = dataclasses.replace(good, stains=good.stains + 0.05, amounts=good.amounts * 1.5)  # type: ignore[operator]
+    assert not np.array_equal(macenko(good, near)[0], reinhard(good, near)[0])
 
 
 def test_draw_takes_both_methods_every_target_and_leaves_some_as_they_are() -> None:

@@ -62,6 +62,12 @@ def test_shifting_every_patient_alike_is_certain():
     assert found.p_value == pytest.approx(2 / 1001)
 
 
+@pytest.mark.parametrize("patients", [1, 2, 4])
+def test_few_patients_are_no_certainty_however_they_agree(patients):
+    found = paired_bootstrap(np.full((3, patients), 0.6) + np.arange(patients) / 100, np.full((3, patients), 0.5))
+    assert found.ci95[0] > 0 and found.p_value == 0.5 ** (patients - 1)
+
+
 def test_p_value_agrees_with_the_normal_test():
     rng = np.random.default_rng(3)
     difference = rng.normal(size=(1, 300))

@@ -14,7 +14,8 @@ from stedm.config_file import load_config
 from stedm.data.laboratories import joined, read_laboratories, resolve_label_maps
 from stedm.errors import UserError
 from stedm.files import read_json, write_json
-from stedm.graph import fingerprint_of, stages_of
+from stedm.fingerprint import fingerprint_of
+from stedm.graph import stages_of
 from stedm.run import run_all
 from stedm.stages.inputs import inputs_of
 from stedm.stages.prepare import prepare

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import stedm
 from stedm import cli_export, cli_generate, cli_segment, cli_studio, doctor, ranks
-from stedm.config_file import dump_config, extended, keys_with_help, load_config
+from stedm.config_file import dump_config, extended, kept, keys_with_help, load_config
 from stedm.errors import UserError
 from stedm.interruption import Terminated, terminable
 
@@ -181,9 +181,11 @@ def _run_command(name: str, command: Command, words: list[str]) -> int:
     continues = name not in ("demo", "run") or (extends and not options.size)  # a saved config has its size's presets
     if config_path is None and continues and saved.exists():
         config_path = str(saved)
+    flags = _flags(overrides, options.size)
+    earlier = kept(saved, load_config(config_path, flags)) if extends and saved.exists() else []
     more = [extended(key, listed, saved) for key, listed in added.items()]
     more += [] if options.draws is None else [f"experiment.draws={options.draws}"]
-    config = load_config(config_path, [*_flags(overrides, options.size), *more])
+    config = load_config(config_path, [*earlier, *flags, *more])
     if options.print_config:
         print(dump_config(config), end="")
         return 0

@@ -79,6 +79,18 @@ def extended(key: str, words: str, saved: Path) -> str:
     return f"{key}={json.dumps(values)}"
 
 
+def kept(saved: Path, config: RunConfig) -> list[str]:
+    """Overrides that keep what the config `saved` has of arms, seeds, budgets and draws, beside those of `config`."""
+    earlier = load_config(saved)
+    found = [f"experiment.draws={max(earlier.experiment.draws, config.experiment.draws)}"]
+    for key in ("segmentation.arms", "segmentation.seeds", "experiment.budgets"):
+        section, _, name = key.partition(".")
+        lists = [getattr(getattr(each, section), name) for each in (earlier, config)]
+        values = [*lists[0], *(value for value in lists[1] if value not in lists[0])]
+        found.append(f"{key}={json.dumps(values)}")
+    return found
+
+
 def dump_config(config: RunConfig) -> str:
     """The config as YAML, every field resolved."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)

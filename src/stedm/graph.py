@@ -1,25 +1,19 @@
-"""The graph of a run: every stage, what it reads, and the fingerprint that says whether it must be done again."""
+"""The graph of a run: every stage, and what it reads."""
 
 import dataclasses
 import functools
-import hashlib
 import importlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stedm.arms import FULL_ARM, OUR_SETS, SECOND_ROUND, ingredients, synthetic_set
-from stedm.config import CohortConfig, DiffusionConfig, GenerateConfig, RunConfig, SplitConfig
-from stedm.config_cohort import wherever_tables_are
+from stedm.config import CohortConfig, DiffusionConfig, EvaluateConfig, GenerateConfig, RunConfig, SplitConfig
 from stedm.data.composition import composition_digest
 from stedm.stages.inputs import inputs_of
 from stedm.stages.prepare import prepare
 from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder, teachers
-
-FORMAT = 11
-"""Raise when a stage's results change for the same config: old run folders are then redone."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +80,20 @@ def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
         *control,
         *_segmenter_stages(run, config, others),
         Stage(
+            "measure",
+            _later("measure.measure", run, config),
+            run.evaluation,
+            ("seed", *_keys("evaluate", EvaluateConfig, without=("bootstrap",))),
+            ("filter", _segmenter_name(*judge)),
+            marker="measure.json",
+        ),
+        Stage(
             "evaluate",
             _later("evaluate.evaluate", run, config),
             run.evaluation,
-            ("evaluate", "seed", "segmentation.arms", "segmentation.seeds"),
-            ("filter", *(_segmenter_name(*name) for name in dict.fromkeys((*names, judge)))),
+            ("evaluate.bootstrap", "seed", "segmentation.arms", "segmentation.seeds"),
+            ("measure", *(_segmenter_name(*name) for name in names)),
+            keeps_folder=True,
         ),
         Stage(
             "report",
@@ -125,7 +128,8 @@ def _synthetic_stages(run: RunFolder, config: RunConfig, name: str) -> list[Stag
     ours, folder = name in OUR_SETS, run.synthetic_set(name)
     few = ours and config.generate.generator == "few-step"
     generator = "control" if name == "annotated-only" else "few-step" if few else "diffusion"
-    unread = ("batch_size", "composition", *(() if ours else ("styles", "generator")))
+    fixed = {"unstyled": ("styles", "generator"), "annotated-only": ("generator",)}
+    unread = ("batch_size", "composition", *fixed.get(name, ()))
     return [
         Stage(
             _synthetic_name("generate", name),
@@ -273,23 +277,3 @@ def needed(stages: list[Stage], until: str) -> list[Stage]:
         if stage.name in wanted:
             wanted.update((*stage.needs, *stage.after))
     return [stage for stage in stages if stage.name in wanted]
-
-
-def fingerprint_of(stage: Stage, config: RunConfig, fingerprints: dict[str, str]) -> str:
-    """SHA-256 over the config values a stage reads and the fingerprints of the stages it reads."""
-    config = dataclasses.replace(config, cohort=wherever_tables_are(config.cohort))
-    content = {
-        "format": FORMAT,
-        "stage": stage.name,
-        "config": {key: _lookup(config, key) for key in stage.keys},
-        "needs": {name: fingerprints[name] for name in stage.needs},
-        "extra": stage.extra,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _lookup(config: RunConfig, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]

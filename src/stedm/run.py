@@ -18,8 +18,9 @@ from stedm.config import RunConfig
 from stedm.config_file import save_config
 from stedm.errors import Stopped, UserError
 from stedm.experiment import Part, adopt, annotated_patients, is_experiment, parts_of
-from stedm.files import link, locked, read_json, refuse_links, remove_folder, remove_temporaries, write_json, writing
-from stedm.graph import Stage, fingerprint_of, needed
+from stedm.files import link, locked, refuse_links, remove_folder, remove_temporaries, write_json, writing
+from stedm.fingerprint import fingerprint_in, fingerprint_of
+from stedm.graph import Stage, needed
 from stedm.ranks import place, together
 from stedm.stages.inputs import share_records
 from stedm.stages.prepare import share_patches
@@ -223,15 +224,6 @@ def _is_begun(stage: Stage, fingerprint: str) -> bool:
 def is_done(stage: Stage, fingerprint: str) -> bool:
     """Whether the stage's results are there and made from this config and these inputs."""
     return fingerprint_in(stage.folder / stage.marker) == fingerprint
-
-
-def fingerprint_in(marker: Path) -> str | None:
-    """The fingerprint in a stage's marker; None without one and for a damaged one: the stage is then not done."""
-    try:
-        content = read_json(marker) if marker.exists() else None
-    except UserError:
-        return None
-    return content.get("fingerprint") if isinstance(content, dict) else None
 
 
 def execute(stage: Stage, fingerprint: str, *, action: Callable[..., Any] | None = None, **options: Any) -> float:

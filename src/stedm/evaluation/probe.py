@@ -113,7 +113,7 @@ def probe_scale(probes: Sequence[StyleProbe]) -> Scale:
 def group_figures(
     probes: Sequence[StyleProbe],
     *,
-    scale: Scale,
+    scale: Scale | None,
     classes: Sequence[str],
     encoder: Encoder,
     agreement_real: float | None,
@@ -122,7 +122,7 @@ def group_figures(
 
     agreement_real: the segmenter's mean IoU on held-out real images, which the agreement on drawn ones is relative to.
     """
-    if not probes:
+    if not probes or scale is None:
         return dict.fromkeys(FIGURES)
     layouts = layout_figures(probes)
     figures = {

@@ -100,7 +100,9 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, *, resamples: int = 5000, see
     """Compare two arms scored on the same patients with the same trainings.
 
     Patients and trainings are crossed, and both are resampled (the pigeonhole bootstrap, Owen 2007): the interval
-    speaks about other patients and other trainings. With one training it speaks about other patients only.
+    speaks about other patients and other trainings. With one training it speaks about other patients only. The p-value
+    of P patients is never below 2^(1 - P), the least that an exact test by their signs could give: resampling few
+    patients that happen to agree would be sure of anything.
 
     Args:
         a: (trainings, patients).
@@ -123,7 +125,7 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, *, resamples: int = 5000, see
     return Comparison(
         delta=float(difference.mean()),
         ci95=_interval(means),
-        p_value=float(min(1.0, 2 * (tail + 1) / (resamples + 1))),
+        p_value=float(min(1.0, max(2 * (tail + 1) / (resamples + 1), 2.0 ** (1 - difference.shape[1])))),
     )
 
 

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: every segmenter on every test patient, and what the generator really does."""
+"""Stage `evaluate`: every segmenter on every test patient."""
 
 from typing import Any
 
@@ -6,22 +6,19 @@ import numpy as np
 import pandas as pd
 
 from stedm.config import RunConfig
-from stedm.data.synthetic import SyntheticSet
 from stedm.device import best_device
-from stedm.evaluation.memorisation import nearest_others, nearest_real_ratio
 from stedm.evaluation.segmentation import confusion, patient_scores
 from stedm.evaluation.statistics import summary_table
-from stedm.files import atomic_path, read_json, write_json
+from stedm.files import atomic_path, read_json, remove_folder, write_json
 from stedm.models.segmenter import Segmenter
 from stedm.stages.grids import best_and_worst, save_overlays
-from stedm.stages.measure import measure_generator
-from stedm.stages.run_folder import RunFolder, criteria_of, train_patches
+from stedm.stages.run_folder import RunFolder, criteria_of
 
 _MOST_SHOWN = 4
 
 
 def evaluate(run: RunFolder, config: RunConfig) -> None:
-    """Write per_patient.csv, summary.json, generation.json and overlays/ of the best and worst patients."""
+    """Write per_patient.csv, summary.json and overlays/ of the best and worst patients."""
     patches = run.patches()
     test = patches[(patches["split"] == "test") & patches["annotated"]].reset_index(drop=True)
     images, label_maps = run.images(test), run.label_maps(test)
@@ -37,9 +34,8 @@ def evaluate(run: RunFolder, config: RunConfig) -> None:
         seed=config.seed,
     )
     write_json(run.evaluation / "summary.json", summary)
-    if (run.synthetic / "manifest.parquet").exists():
-        write_json(run.evaluation / "generation.json", _generation(run, config))
     shown = _shown_arms(summary)
+    remove_folder(run.evaluation / "overlays")  # of patients who were best and worst by fewer arms or seeds
     write_json(run.evaluation / "overlays" / "arms.json", shown)
     for label, patient in zip(("best", "worst"), best_and_worst(per_patient, shown[-1]), strict=True):
         rows = np.flatnonzero(test["patient"] == patient)[:4]
@@ -77,19 +73,3 @@ def _per_patient(
             table.insert(0, "arm", arm)
             tables.append(table.assign(**criteria_of(folder)))
     return pd.concat(tables, ignore_index=True), shown
-
-
-def _generation(run: RunFolder, config: RunConfig) -> dict[str, object]:
-    """The generator's figures; number, speed and likeness to training images are those of the synthetic set.
-
-    The set as drawn, before the filter: it must not flatter the generator.
-    """
-    manifest = SyntheticSet(run.synthetic).manifest
-    measured = measure_generator(run, config) | {"images": len(manifest)}
-    if (run.synthetic / "throughput.json").exists():
-        throughput = read_json(run.synthetic / "throughput.json")
-        measured["images_per_second"] = throughput["images"] / throughput["seconds"]
-        measured["device"] = f"{throughput['device']} ({throughput['cores']} threads)"
-    between = nearest_others(run.images(train_patches(run.patches())))[0]
-    ratio = nearest_real_ratio(manifest["nearest_real_distance"].to_numpy(), between)
-    return measured | {"nearest_real_ratio": ratio}

@@ -78,7 +78,7 @@ def _of_set(config: RunConfig, name: str) -> RunConfig:
     """The config a set is drawn with; the controls are drawn by full generators, with everything else alike."""
     changes: dict[str, dict[str, Any]] = {ours: {} for ours in OUR_SETS} | {
         "unstyled": {"styles": "none", "generator": "full"},
-        "annotated-only": {"styles": "annotated", "generator": "full"},
+        "annotated-only": {"generator": "full"},
     }
     return dataclasses.replace(config, generate=dataclasses.replace(config.generate, **changes[name]))
 

@@ -1,4 +1,7 @@
-"""The generator's figures, from drawn probes to `evaluation/generation.json`. Needs data, generator and judge alone."""
+"""Stage `measure`: the generator's figures, from drawn probes to `evaluation/generation.json`.
+
+They need data, generator, synthetic set and judge alone: arms and seeds come and go without it.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +10,7 @@ import numpy as np
 import torch
 
 from stedm.config import RunConfig
+from stedm.data.synthetic import SyntheticSet
 from stedm.device import best_device
 from stedm.evaluation.encoders import Encoder, kid_encoder
 from stedm.evaluation.memorisation import (
@@ -17,6 +21,7 @@ from stedm.evaluation.memorisation import (
     nearest_real_ratio,
 )
 from stedm.evaluation.probe import FIGURES, StyleProbe, group_figures, probe_scale, real_agreement
+from stedm.files import read_json, write_json
 from stedm.stages.grids import save_probe_grid
 from stedm.stages.probe import draw_probes
 from stedm.stages.run_folder import RunFolder, train_patches
@@ -25,11 +30,29 @@ NEVER_SEEN_GRID = Path("samples") / "never_seen.png"
 """The picture of styles that no stage has seen, in `evaluation/`."""
 
 
+def measure(run: RunFolder, config: RunConfig) -> None:
+    """Write generation.json and the grid of never-seen styles.
+
+    Number, speed and likeness to training images are those of the synthetic set as drawn, before the filter: it must
+    not flatter the generator.
+    """
+    manifest = SyntheticSet(run.synthetic).manifest
+    measured = measure_generator(run, config) | {"images": len(manifest)}
+    if (run.synthetic / "throughput.json").exists():
+        throughput = read_json(run.synthetic / "throughput.json")
+        measured["images_per_second"] = throughput["images"] / throughput["seconds"]
+        measured["device"] = f"{throughput['device']} ({throughput['cores']} threads)"
+    between = nearest_others(run.images(train_patches(run.patches())))[0]
+    ratio = nearest_real_ratio(manifest["nearest_real_distance"].to_numpy(), between)
+    write_json(run.evaluation / "generation.json", measured | {"nearest_real_ratio": ratio})
+
+
 def measure_generator(run: RunFolder, config: RunConfig) -> dict[str, Any]:
     """Draw probes, write their grid, and return the content of `generation.json`.
 
     Figures of style, colour, layout and KID at the top level are those of the never-seen patients, the hardest test of
-    a style that is given as images; `seen` and `unseen` hold the same for both groups.
+    a style that is given as images; `seen` and `unseen` hold the same for both groups. All of them are None where every
+    patient has a single image: there is none to compare with what is drawn in its style.
     """
     encoder_name, encoder = kid_encoder(config.evaluate.kid_encoder, device=best_device())
     patches = run.patches()
@@ -57,7 +80,7 @@ def _groups(
 ) -> dict[str, dict[str, Any]]:
     """The figures of each group, all on one scale."""
     probes = [probe for group in groups.values() for probe in group]
-    scale = probe_scale(probes)
+    scale = probe_scale(probes) if probes else None
     found: dict[str, dict[str, Any]] = {}
     for name, group in groups.items():
         figures = group_figures(
@@ -88,9 +111,11 @@ def _memorisation(
     drawn = [probe.drawn for group in groups.values() for probe in group]
     for name, group in groups.items():
         found[name]["memorised_rate"] = copied([probe.drawn for probe in group])
-    ratio = nearest_distances(np.concatenate(drawn), training)[0], nearest_others(training)[0]
+    between = nearest_others(training)[0]
     return {
-        "nearest_real_ratio": nearest_real_ratio(*ratio),
+        "nearest_real_ratio": nearest_real_ratio(nearest_distances(np.concatenate(drawn), training)[0], between)
+        if drawn
+        else None,
         "memorised_rate": copied(drawn),
         "memorised_rate_real": copied([probe.real for probe in groups["unseen"]]),
         "memorised_below": limit,

@@ -24,7 +24,7 @@ from stedm.stages.report_layouts import layouts_section
 from stedm.stages.report_leaks import leaks
 from stedm.stages.report_slides import slide_warnings, slides_section
 from stedm.stages.report_tables import summary_markdown, write_tables
-from stedm.stages.report_warnings import ignored_conditions, warnings
+from stedm.stages.report_warnings import folds_warning, ignored_conditions, warnings
 from stedm.stages.run_folder import RunFolder
 
 
@@ -88,7 +88,7 @@ def _cautions(evidence: Evidence) -> list[str]:
         for caution in leaks(part / "data", table_of(part / "data" / "patches.parquet"))
     ]
     found += [caution for part in evidence.parts for caution in slide_warnings(part / "data")]
-    found += warnings(evidence.summary, None, None)
+    found += warnings(evidence.summary, None, None) + folds_warning(evidence.config, evidence.summary)
     for part in evidence.parts:
         which = "" if len(evidence.parts) == 1 else f"{part.name}: "
         found += [which + caution for caution in _generator_cautions(part)]

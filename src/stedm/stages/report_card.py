@@ -41,6 +41,7 @@ def model_card(template: jinja2.Template, evidence: Evidence, cautions: Sequence
         score=summary["arms"][arm] if summary and arm else None,
         summary=summary,
         chosen=" ".join(CHOSEN[(summary or {}).get("chosen_by", "validation_iou")]),
+        masks_unseen=(summary or {}).get("chosen_by") == "mirror_agreement",
         trained_on=trained_on(arm) if arm else "",
         group_rows=_group_table(summary, arm),
         cautions=list(map(in_markdown, cautions)),
@@ -67,7 +68,7 @@ def trained_on(arm: str) -> str:
         "second-round": "synthetic images drawn once more, read and filtered by segmenters trained with the first ones",
         "unfiltered": "the synthetic images without the filter",
         "unstyled": "synthetic images drawn without a style",
-        "annotated-only": "synthetic images of a generator trained on annotated patients only",
+        "annotated-only": "synthetic images in the same styles by a generator trained on annotated patients only",
     }
     parts = ["annotated training images", *(text for name, text in words.items() if name in ingredients(arm))]
     return ", ".join(parts)

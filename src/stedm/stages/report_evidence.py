@@ -101,23 +101,31 @@ def json_of(path: Path) -> Any:
 
 
 def table_of(path: Path) -> pd.DataFrame | None:
-    """A CSV or Parquet table; None without it. Patients and groups are text: one named 0012 stays 0012."""
+    """A CSV or Parquet table; None without it. Patients and groups are text: 0012 stays 0012, and NA a name."""
     if not path.is_file():
         return None
     if path.suffix == ".parquet":
         return read_parquet(path)
     with files.whole(path):
-        return pd.read_csv(path, dtype={"patient": str, "group": str})
+        return pd.read_csv(path, dtype={"patient": str, "group": str}, keep_default_na=False, na_values=[""])
 
 
 def _parts(root: Path) -> tuple[Path, ...]:
-    """The runs of an experiment, by budget, draw and fold; `root` itself when it is a single run."""
+    """The runs of an experiment, by budget, draw and fold; `root` itself when it is a single run.
+
+    Those of an earlier config, whose budget, draw or fold `root` no longer asks for, are left out.
+    """
+    config = _config_of(root)
+    experiment, split = config.get("experiment") or {}, config.get("split") or {}
+    budgets = experiment.get("budgets") or [split.get("label_budget") or "all"]
+    draws, folds = experiment.get("draws") or 1, experiment.get("folds") or 1
     found = []
     for path in root.iterdir():
         named = _PART.fullmatch(path.name)
         if named and (path / "config.yaml").is_file():
-            budget = float("inf") if named[1] == "all" else int(named[1])
-            found.append((budget, int(named[2] or 0), int(named[3] or 0), path))
+            budget, draw, fold = named[1], int(named[2] or 0), int(named[3] or 0)
+            if budget in map(str, budgets) and draw < draws and fold < folds:
+                found.append((float("inf") if budget == "all" else int(budget), draw, fold, path))
     return tuple(path for *_, path in sorted(found)) or (root,)
 
 

@@ -12,8 +12,8 @@ from stedm.stages.report_evidence import Evidence, json_of
 from stedm.stages.sampling_settings import in_force
 
 STAGES = ("data", "autoencoder", "diffusion", "control", "few_step", "synthetic", "segmentation", "evaluation")
-MARKERS = ("fingerprint.json", "filter.json")
-"""What a stage leaves when it is done; the filter has its own, for it shares a folder."""
+MARKERS = ("fingerprint.json", "filter.json", "measure.json")
+"""What a stage leaves when it is done; filter and measures have their own, for they share a folder."""
 ROLES = (
     ("train", True, "training, annotated"),
     ("train", False, "training, unannotated"),
@@ -118,13 +118,16 @@ def data_source(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def times(parts: Sequence[Path]) -> list[dict[str, Any]]:
-    """Sum the seconds each stage took; the parts of a stage (filter, arms and seeds) count towards it."""
+    """Sum the seconds each stage took; the parts of a stage (filter, arms and seeds) count towards it.
+
+    What several parts share was done once, and counts once.
+    """
     found = []
     others = sorted({path.name for part in parts for path in part.iterdir() if path.is_dir()} - {*STAGES, "report"})
     for stage in (*STAGES, *others):
         markers = [path for part in parts for name in MARKERS for path in sorted((part / stage).rglob(name))]
-        seconds = [files.read_json(path).get("seconds") for path in markers]
-        known = [float(value) for value in seconds if value is not None]
+        done = {content.get("fingerprint"): content.get("seconds") for content in map(files.read_json, markers)}
+        known = [float(value) for value in done.values() if value is not None]
         if known:
             found.append({"stage": stage.replace("_", "-"), "seconds": sum(known)})
     longest = max((row["seconds"] for row in found), default=0.0)

@@ -112,6 +112,21 @@ def warnings(
     return found
 
 
+def folds_warning(config: Mapping[str, Any], summary: Mapping[str, Any] | None) -> list[str]:
+    """Say that folds of one cohort lend each other their validation patients; nothing for other runs.
+
+    Args:
+        config: that of a run of the experiment.
+        summary: content of evaluation/summary.json, if there.
+    """
+    if summary is None or not (config.get("split") or {}).get("fold") or summary.get("chosen_by") != "validation_iou":
+        return []
+    return [
+        "Validation patients of one fold are test patients of another: the arms of the first sentence were chosen by "
+        "the mean over all folds, and so not without them. Believe comparisons of two arms that were named beforehand."
+    ]
+
+
 def ignored_conditions(validation: Mapping[str, Any] | None) -> list[str]:
     """Say which conditions a generator ignores, by how much, and what to try: a sentence each.
 

@@ -22,6 +22,8 @@ _LEAST_ANGLE = 0.1
 """Radians between a patient's two stain vectors; below, there is only one stain."""
 _MOST_GAIN = 4.0
 """Contrast and amounts change at most by this factor, and at least by its inverse: noise is not to become tissue."""
+_CONTRASTS = (0.2, 3.0)
+"""Least and most that an exchange of stain vectors may do to a contrast, whatever its colour."""
 UNCHANGED = 0.2
 """Share of annotated images that keep their stain; of the others half are transferred by either method."""
 
@@ -76,14 +78,20 @@ def reinhard(source: StainStatistics, target: StainStatistics) -> tuple[np.ndarr
 
 
 def macenko(source: StainStatistics, target: StainStatistics) -> tuple[np.ndarray, np.ndarray]:
-    """Matrix (3, 3) and offset (3,) that exchange stain vectors and amounts (Macenko 2009); Reinhard's without stains.
+    """Matrix (3, 3) and offset (3,) that exchange stain vectors and amounts (Macenko 2009), or else Reinhard's.
 
-    What lies outside the plane of the stains is kept, along its normal.
+    What lies outside the plane of the stains is kept, along its normal. Reinhard's transfer takes over where a patient
+    has no stains, and for a pair whose contrasts would vanish or become noise: two vectors that lie close together,
+    as of a few images of one colour, tell the stains hardly apart, and other ones in their place make them garish.
     """
     if source.stains is None or target.stains is None or source.amounts is None or target.amounts is None:
         return reinhard(source, target)
     gain = np.append(_gain(source.amounts, target.amounts), 1.0)
-    return np.linalg.inv(_with_normal(source.stains)) @ np.diag(gain) @ _with_normal(target.stains), np.zeros(3)
+    matrix = np.linalg.inv(_with_normal(source.stains)) @ np.diag(gain) @ _with_normal(target.stains)
+    contrasts = np.linalg.svd(matrix, compute_uv=False)
+    if contrasts.min() < _CONTRASTS[0] or contrasts.max() > _CONTRASTS[1]:
+        return reinhard(source, target)
+    return matrix, np.zeros(3)
 
 
 def _gain(source: np.ndarray, target: np.ndarray) -> np.ndarray:
