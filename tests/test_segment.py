@@ -282,6 +282,33 @@ def test_files_of_others_are_not_overwritten(slide, tmp_path, options) -> None:
     assert slide.read_bytes() == before
 
 
+def test_results_of_another_slide_of_the_same_name_are_kept(tmp_path, options, capsys) -> None:
+    settings, out = replace(options, mpp=1.0), tmp_path / "out"
+    for name, colour in (("a", GLAND), ("b", STROMA)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (96, 96), colour).save(tmp_path / name / "HE.png")
+    assert segment_slides([tmp_path / "a" / "HE.png"], out, settings) == []
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert segment_slides([tmp_path / "b" / "HE.png"], out, settings) == [tmp_path / "b" / "HE.png"]
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    said = capsys.readouterr().err
+    assert all(str(tmp_path / name / "HE.png") in said for name in "ab")
+    assert "another folder with --out, or remove HE.json, HE.tif and the outlines" in said
+
+
+def test_a_slide_that_was_moved_or_changed_is_the_same_slide(tmp_path, options) -> None:
+    settings, out, moved = replace(options, mpp=1.0), tmp_path / "out", tmp_path / "moved" / "HE.png"
+    moved.parent.mkdir()
+    Image.new("RGB", (96, 96), GLAND).save(tmp_path / "HE.png")
+    segment_slide(tmp_path / "HE.png", out, settings)
+    (tmp_path / "HE.png").rename(moved)
+    assert segment_slide(moved, out, settings).unchanged
+    moved.touch()  # as in a copy
+    assert not segment_slide(moved, out, settings).unchanged
+    Image.new("RGB", (96, 96), STROMA).save(moved)
+    assert not segment_slide(moved, out, settings).unchanged and segment_slide(moved, out, settings).unchanged
+
+
 def test_a_resolution_that_contradicts_the_file_is_mentioned(slide, tmp_path, options) -> None:
     outcome = segment_slide(slide, tmp_path / "out", replace(options, mpp=0.25))
     assert "file says 0.5" in outcome.warning

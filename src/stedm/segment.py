@@ -15,7 +15,8 @@ from stedm.errors import Stopped, UserError
 from stedm.files import atomic_path, locked, read_json, remove_temporaries
 from stedm.models.model_folder import read_config
 from stedm.ranks import place, together
-from stedm.stages.segment import Outcome, SegmentOptions, is_record, outlined, segment_slide, working_folder
+from stedm.stages.segment import Outcome, SegmentOptions, outlined, segment_slide, working_folder
+from stedm.stages.segment_record import is_record
 from stedm.workers import Workers
 
 AREAS = "areas.csv"

@@ -25,6 +25,7 @@ from stedm.models.model_folder import CONFIG, WEIGHTS
 from stedm.progress import Bar
 from stedm.stages.predict import Prediction
 from stedm.stages.report_pictures import CLASS_COLOURS
+from stedm.stages.segment_record import identity, is_record, record_of, write_record
 
 FORMAT = 2
 """Raise it when the same model and settings give another label map or other outlines."""
@@ -82,21 +83,17 @@ def working_folder(path: Path, out: Path) -> Path:
     return out / f".{path.stem}.segmenting"
 
 
-def is_record(value: Any) -> bool:
-    """Whether a JSON value is a NAME.json of ours."""
-    return isinstance(value, dict) and {"area_mm2", "fingerprints"} <= set(value)
-
-
 def segment_slide(path: Path, out: Path, options: SegmentOptions) -> Outcome:
     """Write NAME.tif, NAME.geojson and NAME.json, NAME being the stem of `path`, into `out`.
 
     Finished results of the same slide, model and settings are kept; a killed attempt is continued, with the same
-    result. Raises UserError for a slide that cannot be read, and rather than overwrite a file that it has not written.
+    result. Raises UserError for a slide that cannot be read, and rather than overwrite a file that it has not written
+    or another slide's results.
     """
     work, record_path = working_folder(path, out), out / f"{path.stem}.json"
     tif, geojson = out / f"{path.stem}.tif", out / f"{path.stem}.geojson{'.gz' * options.gz}"
     working = work.exists()
-    record = _record(record_path)
+    record = record_of(path, record_path)
     foreign = [file for file in (record_path, tif, geojson) if file.exists() and not is_record(record)]
     if foreign and not (working or work.exists()):
         raise UserError(f"{foreign[0]}: there already, and not written by stedm; choose another folder with --out")
@@ -107,27 +104,17 @@ def segment_slide(path: Path, out: Path, options: SegmentOptions) -> Outcome:
         if not work.exists() and _is_done(record, keys, tif, geojson):
             return Outcome(unchanged=True)
         with writing(tif), _locked(work):
-            record = _record(record_path)  # another process may have been here until now
+            record = record_of(path, record_path)  # another process may have been here until now
             if _is_done(record, keys, tif, geojson):
                 return Outcome(unchanged=True)
             if record.get("fingerprints", {}).get("labels") != keys["labels"] or not tif.exists():
                 record = _labels(slide, model, options, work=work, tif=tif, key=keys["labels"])
-                _write_record(record_path, record, work)
+                write_record(record_path, record, work)
             record |= _outlines(slide, model, options, work=work, tif=tif, geojson=geojson)
             record["fingerprints"]["outlines"] = keys["outlines"]
-            _write_record(record_path, record, work)
+            write_record(record_path, record, work)
     areas = ", ".join(f"{name} {area:.4g} mm2" for name, area in record["area_mm2"].items())
     return Outcome(areas, _doubts(path, options, slide_mpp, record["mpp"]))
-
-
-def _record(path: Path) -> Any:
-    return read_json(path) if path.exists() else {}
-
-
-def _write_record(path: Path, record: dict[str, Any], work: Path) -> None:
-    """Written in the working folder: what a killed process leaves half-written is then removed with it."""
-    write_json(work / path.name, record)
-    os.replace(work / path.name, path)
 
 
 def _is_done(record: Any, keys: dict[str, str], tif: Path, geojson: Path) -> bool:
@@ -180,7 +167,7 @@ def _labels(
     os.replace(made, tif)
     areas = {name: int(counts[label]) * prediction.mpp**2 / 1e6 for label, name in enumerate(model.classes)}
     return {
-        "slide": slide.path.name,
+        **identity(slide.path),
         "slide_mpp": slide.mpp,
         "mpp": prediction.mpp,
         "area_mm2": areas,

@@ -1,0 +1,54 @@
+"""NAME.json beside the results of a slide: which slide they are of, what they depend on, and the area of each class."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from stedm.errors import UserError
+from stedm.files import read_json, write_json
+
+_PARTS, _PART_BYTES = 16, 2**16
+"""What is compared of a slide that lies elsewhere than the one in the record."""
+
+
+def is_record(value: Any) -> bool:
+    """Whether a JSON value is a NAME.json of ours."""
+    return isinstance(value, dict) and all(isinstance(value.get(key), dict) for key in ("area_mm2", "fingerprints"))
+
+
+def identity(slide: Path) -> dict[str, str]:
+    """What a record says of its slide."""
+    return {"slide": slide.name, "slide_path": str(slide.resolve()), "slide_sample": _sample(slide)}
+
+
+def record_of(slide: Path, path: Path) -> Any:
+    """What file `path` holds; {} if there is none. Raises UserError if it is damaged, or the record of another slide.
+
+    A slide with the path in the record may have changed; one with another path must have the same content.
+    """
+    record = read_json(path) if path.exists() else {}
+    if is_record(record) and "slide_path" in record and record["slide_path"] != str(slide.resolve()):
+        if record.get("slide_sample") != _sample(slide):
+            raise UserError(
+                f"{path}: the results of {record['slide_path']}, another slide than {slide.resolve()}; choose another "
+                f"folder with --out, or remove {path.stem}.json, {path.stem}.tif and the outlines there"
+            )
+    return record
+
+
+def write_record(path: Path, record: dict[str, Any], work: Path) -> None:
+    """Written in the working folder: what a killed process leaves half-written is then removed with it."""
+    write_json(work / path.name, record)
+    os.replace(work / path.name, path)
+
+
+def _sample(slide: Path) -> str:
+    """SHA-256 of the size and parts of a file, so that slides of many gigabytes are told apart at once."""
+    size, digest = slide.stat().st_size, hashlib.sha256()
+    digest.update(f"{size}\n".encode())
+    with open(slide, "rb") as file:
+        for part in range(_PARTS):
+            file.seek(max(0, size - _PART_BYTES) * part // (_PARTS - 1))
+            digest.update(file.read(_PART_BYTES))
+    return digest.hexdigest()
