@@ -309,6 +309,23 @@ def test_a_slide_that_was_moved_or_changed_is_the_same_slide(tmp_path, options) 
     assert not segment_slide(moved, out, settings).unchanged and segment_slide(moved, out, settings).unchanged
 
 
+def test_areas_are_written_whatever_else_lies_there(slide, tmp_path, options, capsys) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("notes", "scan"):
+        (out / f"{name}.json").write_text("{broken")
+    (out / "scan.tif").touch()
+    (out / "theirs.json").write_text('{"area_mm2": 3, "fingerprints": []}')
+    (out / "theirs.tif").touch()
+    (out / "folder.json").mkdir()
+    assert segment_slides([slide], out, options) == []
+    lines = (out / "areas.csv").read_text().splitlines()
+    assert len(lines) == 3 and all(line.startswith("case 1.tif,") for line in lines[1:])
+    assert (out / "notes.json").read_text() == "{broken"
+    said = capsys.readouterr().err
+    assert "not in areas.csv" in said and "scan.json" in said and "notes.json" not in said
+
+
 def test_a_resolution_that_contradicts_the_file_is_mentioned(slide, tmp_path, options) -> None:
     outcome = segment_slide(slide, tmp_path / "out", replace(options, mpp=0.25))
     assert "file says 0.5" in outcome.warning

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -101,6 +102,7 @@ def attempt(path: Path, out: Path, options: SegmentOptions) -> tuple[Outcome, fl
 def write_areas(out: Path) -> None:
     """Write areas.csv from the records in `out`: slide, class, area_mm2 and its share of what was predicted.
 
+    A record is a NAME.json of ours with NAME.tif beside it; other files are left alone.
     One process after the other: the last one has seen the records of all.
     """
     lock = out / ".areas.lock"
@@ -113,7 +115,7 @@ def write_areas(out: Path) -> None:
 def _write_areas(out: Path) -> None:
     rows = []
     for path in sorted(out.glob("*.json")):
-        record = read_json(path)
+        record = _record(path) if path.with_suffix(".tif").exists() else None
         if is_record(record):
             total = sum(record["area_mm2"].values())
             for name, area in record["area_mm2"].items():
@@ -121,3 +123,12 @@ def _write_areas(out: Path) -> None:
     if rows:
         with atomic_path(out / AREAS) as temporary:
             pd.DataFrame(rows, columns=["slide", "class", "area_mm2", "share"]).to_csv(temporary, index=False)
+
+
+def _record(path: Path) -> Any:
+    """What a JSON file holds; None, and a word about it, for a file that cannot be read, which may be anybody's."""
+    try:
+        return read_json(path)
+    except UserError as error:
+        Console(stderr=True).print(f"not in {AREAS}: {error}", style="yellow", markup=False, soft_wrap=True)
+        return None
