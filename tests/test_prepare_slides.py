@@ -18,6 +18,7 @@ from stedm.errors import UserError
 from stedm.files import read_json
 from stedm.stages import prepare_slide, prepare_slides
 from stedm.stages.prepare import prepare, skipped_slides
+from stedm.stages.report_slides import slide_warnings, slides_section
 
 SIDE = 640
 PAPER = 244
@@ -219,6 +220,25 @@ def test_a_changed_mask_costs_its_own_slide_only(tmp_path, config):
     prepare(tmp_path / "data", config)
     changed = {name for name, time in times(tmp_path / "data").items() if time != before[name]}
     assert changed == {name for name in before if "-r00001-" in name}
+
+
+def test_what_others_leave_in_the_data_folder_is_left_alone(tmp_path, config):
+    data = tmp_path / "data"
+    prepare(data, config)
+    for name in ("slides", "images", "masks", "overlays", "alignment"):
+        for stray in (".DS_Store", "Thumbs.db", "my-own-x-notes.png", "._r00004.json"):
+            (data / name / stray).write_bytes(b"somebody's")
+        (data / name / ".ipynb_checkpoints").mkdir()
+    before = snapshot(data)
+    write_table(tmp_path, table(tmp_path)[:4])
+    prepare(data, config)
+    assert not list((data / "images").glob("*-r00004-*")) and not (data / "overlays" / "r00004.png").exists()
+    assert slide_warnings(data) == [] and len(slides_section(data)["slides"]) == 4
+    write_table(tmp_path, [*table(tmp_path), {"image": "s4.tif", "patient": "p4", "mask": ""}])
+    prepare(data, config)
+    stray = {name: content for name, content in before.items() if content == b"somebody's"}
+    assert len(stray) == 20 and stray.items() <= snapshot(data).items()
+    assert all((data / name / ".ipynb_checkpoints").is_dir() for name in ("images", "overlays"))
 
 
 def test_tissue_and_roi_given_by_the_user_decide(tmp_path, config):

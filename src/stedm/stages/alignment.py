@@ -38,7 +38,7 @@ def write_alignment(folder: Path, name: str, *, slide: Slide, annotation: Annota
 
 def alignment_records(data: Path) -> list[tuple[Path, dict[str, Any]]]:
     """What `write_alignment` left in a data folder, in the order of the slides: path of the JSON, and its content."""
-    return [(path, read_json(path)) for path in sorted((data / ALIGNMENT).glob("*.json"))]
+    return [(path, read_json(path)) for path in sorted((data / ALIGNMENT).glob("r*.json"))]
 
 
 def alignment_notices(data: Path) -> list[str]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -38,6 +39,10 @@ from stedm.stages.prepare_slide import SlideCutter, source_name
 FORMAT = 3
 """Raise it when the same settings give other patches."""
 FOLDERS = ("images", "masks", "overlays", ALIGNMENT)
+_OF_SLIDE = re.compile(r"(r\d{5,})\.(json|png|jpg)")
+"""Our own names, the rest is the user's: slides/r00003.json, overlays/r00003.png, alignment/r00003.jpg"""
+_OF_PATCH = re.compile(r"[\w.]*-(r\d{5,})-x\d{6,}-y\d{6,}\.png")
+"""images/NAME-r00003-x000064-y000000.png"""
 _BYTES_PER_PROCESS = 2**25
 """Less of image files than this is read sooner than a process starts."""
 _MOST_THREADS = 8
@@ -139,10 +144,10 @@ def _unfinished(out: Path, tasks: Sequence[SlideTask]) -> list[SlideTask]:
     """The tasks that are not done; files of slides that are to be cut again, or are gone, are removed."""
     done = {task.source for task in tasks if _is_done(out, task)}
     for folder in ("slides", *FOLDERS):
+        pattern = _OF_PATCH if folder in ("images", "masks") else _OF_SLIDE
         for path in (out / folder).iterdir():
-            # slides/r00003.json, overlays/r00003.png, images/NAME-r00003-x000064-y000000.png
-            source = path.stem.rsplit("-", 3)[-3] if folder in ("images", "masks") else path.stem
-            if source not in done:
+            own = pattern.fullmatch(path.name)
+            if own and own[1] not in done and not path.is_dir():
                 path.unlink()
     return [task for task in tasks if task.source not in done]
 

@@ -20,7 +20,7 @@ def slides_section(data: Path) -> dict[str, Any] | None:
     Args:
         data: the run's data folder.
     """
-    paths = sorted((data / "overlays").glob("*.png"))
+    paths = sorted((data / "overlays").glob("r*.png"))
     if not paths:
         return None
     counts = _patches(data)
@@ -47,7 +47,7 @@ def slide_warnings(data: Path) -> list[str]:
     if skipped is not None:
         found.append(f"{_slides(len(skipped))} damaged and left out: {_named(list(skipped['reason']))}.")
     counts = _patches(data)
-    bare = [_name(data, path.stem) for path in sorted((data / "slides").glob("*.json")) if not counts[path.stem]]
+    bare = [_name(data, path.stem) for path in sorted((data / "slides").glob("r*.json")) if not counts[path.stem]]
     if bare:
         found.append(
             f"{_slides(len(bare))} without any patch: {_named(bare)}; look at the overlays, lower prepare.min_tissue "
