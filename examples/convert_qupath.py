@@ -2,40 +2,66 @@
 
 SLIDES is a folder of slides, at any depth. LIST is a CSV with one row per slide and the columns `slide` (its file name,
 with or without the suffix) and `patient`; other columns, a score or a subtype for one, go into the table as they are.
---annotations is the folder of exported files: NAME.geojson or NAME.svs.geojson, .gz or not. Slides without one are
-unannotated: they lend styles.
+--annotations is the folder of exported files: NAME.geojson or NAME.svs.geojson, .gz or not, or "NAME.svs - Series
+0.geojson", as QuPath names an image of several in a file. Slides without one are unannotated: they lend styles.
 """
 
 import argparse
 import csv
 import os
+import re
 from pathlib import Path
 
-ENDINGS = (".geojson", ".json", ".geojson.gz", ".json.gz")
+from stedm.data.slide_files import is_slide
+
+ENDING, SERIES = re.compile(r"\.(geo)?json(\.gz)?$"), re.compile(r" - Series \d+$")
+
+
+def listed_slides(path: Path) -> list[dict[str, str]]:
+    """The rows of LIST."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SystemExit(f'{path}: not a CSV in UTF-8 ({error}); save it as "CSV UTF-8", as Excel calls it') from None
+    if not rows or not {"slide", "patient"} <= rows[0].keys() or any(None in row for row in rows):
+        raise SystemExit(f"{path}: needs the columns slide and patient, commas between values, and a row per slide")
+    return rows
+
+
+def annotation_of(slide: Path, exported: list[Path]) -> Path | None:
+    """The exported file of a slide."""
+    names = {path: ENDING.sub("", path.name) for path in exported}
+    found = [path for path in exported if {names[path], SERIES.sub("", names[path])} & {slide.stem, slide.name}]
+    if len(found) > 1:
+        raise SystemExit(f"{found[0]} and {found[1].name}: both of {slide.name}; leave the one to be used")
+    return found[0] if found else None
 
 
 def convert(slides: Path, listed: Path, annotations: Path | None, out: Path) -> tuple[int, int]:
     """Write the table; the numbers of its rows and of those with annotation."""
-    with open(listed, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"slide", "patient"} <= rows[0].keys():
-        raise SystemExit(f"{listed}: needs the columns slide and patient, and a row per slide")
-    files = [path for path in sorted(slides.rglob("*")) if path.is_file()]
-    table = []
-    for number, row in enumerate(rows, start=2):
-        found = [path for path in files if row["slide"] in (path.name, path.stem)]
+    files, table, of_file = sorted(slides.rglob("*")), [], dict[Path, Path]()
+    exported = [path for path in sorted(annotations.glob("[!.]*")) if ENDING.search(path.name)] if annotations else []
+    if annotations and not exported:
+        raise SystemExit(f"{annotations}: no .geojson there; name the folder of the files exported from QuPath")
+    for number, row in enumerate(listed_slides(listed), start=2):
+        found = [path for path in files if row["slide"] in (path.name, path.stem) and path.is_file()]
+        found = [path for path in found if is_slide(path)] or found  # a damaged one is left to `stedm prepare`
         if len(found) != 1:
             raise SystemExit(f"{listed}, row {number}: {len(found)} files in {slides} are called {row['slide']}")
-        names = [stem + ending for stem in (found[0].stem, found[0].name) for ending in ENDINGS]
-        exported = [annotations / name for name in names if annotations and (annotations / name).is_file()]
-        paths = [os.path.relpath(path, out.parent) for path in (found[0], *exported[:1])]
+        annotation = annotation_of(found[0], exported)
+        if annotation and of_file.setdefault(annotation, found[0]) != found[0]:
+            raise SystemExit(f"{annotation}: of {of_file[annotation]} or of {found[0]}? add its suffix")
+        paths = [os.path.relpath(path, out.parent) for path in (found[0], annotation) if path]
         others = {key: value for key, value in row.items() if key not in ("slide", "patient")}
         table.append({"image": paths[0], "annotation": "".join(paths[1:]), "patient": row["patient"], **others})
+    if unused := ", ".join(path.name for path in exported if path not in of_file):
+        fix = "name each as its slide, case0.svs.geojson for one, or list the slide, or move it away"
+        raise SystemExit(f"{annotations}: of no slide in {listed}: {unused}; {fix}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, table[0])
-        writer.writeheader()
-        writer.writerows(table)
+        csv.DictWriter(file, table[0]).writeheader()
+        csv.DictWriter(file, table[0]).writerows(table)
     return len(table), sum(row["annotation"] != "" for row in table)
 
 

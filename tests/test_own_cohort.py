@@ -118,7 +118,7 @@ def test_every_command_of_the_page_runs(files: Path, monkeypatch: pytest.MonkeyP
     assert all(feature["properties"]["classification"]["name"] for feature in outlines["features"])
 
 
-@pytest.mark.parametrize("mistake", ["slide", "few", "mpp", "class", "split", "bounds"])
+@pytest.mark.parametrize("mistake", ["slide", "export", "few", "mpp", "class", "split", "bounds"])
 def test_messages_on_the_page_are_the_real_ones(
     files: Path, mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,9 +128,11 @@ def test_messages_on_the_page_are_the_real_ones(
     (folder / "my_cohort.yaml").write_text(blocks("yaml")[0] if mistake == "few" else small_config())
     if mistake == "slide":
         (folder / "slides" / "case3.svs").unlink()
+    if mistake == "export":
+        (folder / "exported" / "case3.svs.geojson").rename(folder / "exported" / "case 3.geojson")
     words = shlex.split(blocks("bash")[0])
     monkeypatch.setattr(sys, "argv", words[1:])
-    if mistake == "slide":
+    if mistake in ("slide", "export"):
         with pytest.raises(SystemExit) as refused:
             runpy.run_path(words[1], run_name="__main__")
         assert f"{refused.value}" in PAGE

@@ -320,6 +320,63 @@ def test_her2(her2: Path, tmp_path: Path, convert: Convert) -> None:
     assert annotated["fraction_tumour"].mean() == pytest.approx(2 / 3, abs=0.05)
 
 
+def annotated(table: Path) -> list[str]:
+    with open(table, newline="", encoding="utf-8") as file:
+        return [Path(row["annotation"]).name for row in csv.DictReader(file)]
+
+
+def test_qupath_names_of_files_with_several_images_are_known(her2: Path, tmp_path: Path, convert: Convert) -> None:
+    series = her2 / "exported" / "case2.svs - Series 0.geojson"
+    (her2 / "exported" / "case2.svs.geojson").rename(series)
+    (her2 / "exported" / "._case9.geojson").touch()
+    words = (her2 / "slides", her2 / "scores.csv", "--annotations", her2 / "exported", "--out", tmp_path / "cohort.csv")
+    assert "6 of them" in convert("qupath", *words) and annotated(tmp_path / "cohort.csv")[2] == series.name
+    series.with_name("case2.svs - Series 1.geojson").touch()
+    with pytest.raises(SystemExit, match=r"Series 0\.geojson and .*Series 1\.geojson: both of case2\.svs; leave"):
+        convert("qupath", *words)
+
+
+def test_no_annotation_gets_lost_without_a_word(her2: Path, tmp_path: Path, convert: Convert) -> None:
+    words = (her2 / "slides", her2 / "scores.csv", "--out", tmp_path / "cohort.csv", "--annotations")
+    for folder in ("exportd", "slides"):
+        with pytest.raises(SystemExit, match=rf"{folder}: no \.geojson there"):
+            convert("qupath", *words, her2 / folder)
+    (her2 / "exported" / "case3.geojson").rename(her2 / "exported" / "Case_3.geojson")
+    with pytest.raises(SystemExit, match=r"exported: of no slide in .*scores\.csv: Case_3\.geojson; name"):
+        convert("qupath", *words, her2 / "exported")
+    (her2 / "exported" / "Case_3.geojson").rename(her2 / "exported" / "case3.geojson")
+    save_svs(her2 / "slides" / "case3.ndpi", mpp=1.0)
+    (her2 / "scores.csv").write_text("slide,patient\ncase3.svs,a\ncase3.ndpi,b\n")
+    with pytest.raises(SystemExit, match=r"case3\.geojson: of .*case3\.svs or of .*case3\.ndpi\? add its suffix"):
+        convert("qupath", *words, her2 / "exported")
+    assert not (tmp_path / "cohort.csv").exists()
+
+
+def test_files_beside_the_slides_are_not_taken_for_slides(her2: Path, tmp_path: Path, convert: Convert) -> None:
+    for k, text in ((3, "<x/>"), (4, "<x/>")):
+        (her2 / "slides" / f"case{k}.xml").write_text(text)
+        (her2 / "slides" / f"case{k}.svs.xml").write_text(text)
+    (her2 / "slides" / "case5.svs").write_text("damaged: what `stedm prepare` names and leaves out")
+    words = (her2 / "slides", her2 / "scores.csv", "--annotations", her2 / "exported", "--out", tmp_path / "cohort.csv")
+    assert "10 rows" in convert("qupath", *words)
+
+
+def test_a_list_that_excel_saved_in_another_way(her2: Path, tmp_path: Path, convert: Convert) -> None:
+    words = (her2 / "slides", her2 / "scores.csv", "--out", tmp_path / "cohort.csv")
+    text = "slide,patient\ncase1,Müller"
+    (her2 / "scores.csv").write_text(text, encoding="utf-8-sig")
+    assert "1 rows" in convert("qupath", *words)
+    (her2 / "scores.csv").write_text(text, encoding="cp1252")
+    with pytest.raises(SystemExit, match=r'scores\.csv: not a CSV in UTF-8 .*save it as "CSV UTF-8"'):
+        convert("qupath", *words)
+    (her2 / "scores.csv").write_text(text.replace(",", ";"))
+    with pytest.raises(SystemExit, match="commas between values"):
+        convert("qupath", *words)
+    (her2 / "scores.csv").write_text(text + "\ncase2,Smith, John\n")
+    with pytest.raises(SystemExit, match="commas between values"):
+        convert("qupath", *words)
+
+
 def test_a_listed_slide_must_be_there_once(her2: Path, tmp_path: Path, convert: Convert) -> None:
     (her2 / "slides" / "case3.svs").unlink()
     with pytest.raises(SystemExit, match=r"row 5: 0 files .* are called case3"):

@@ -22,7 +22,7 @@ def find_slides(names: Iterable[str | Path]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = [file for file in sorted(path.iterdir()) if file.is_file() and _is_slide(file)]
+            found = [file for file in sorted(path.iterdir()) if file.is_file() and is_slide(file)]
         elif path.exists():
             found = [path]
         else:
@@ -38,7 +38,8 @@ def find_slides(names: Iterable[str | Path]) -> list[Path]:
     return list(slides)
 
 
-def _is_slide(path: Path) -> bool:
+def is_slide(path: Path) -> bool:
+    """Whether a file is an image or a slide, by its suffix or, for the formats of scanners, by its beginning."""
     if path.name.startswith("."):
         return False
     return path.suffix.lower() in _SUFFIXES or openslide.OpenSlide.detect_format(str(path)) is not None

@@ -28,12 +28,13 @@ def record_of(slide: Path, path: Path) -> Any:
     A slide with the path in the record may have changed; one with another path must have the same content.
     """
     record = read_json(path) if path.exists() else {}
-    if is_record(record) and "slide_path" in record and record["slide_path"] != str(slide.resolve()):
-        if record.get("slide_sample") != _sample(slide):
-            raise UserError(
-                f"{path}: the results of {record['slide_path']}, another slide than {slide.resolve()}; choose another "
-                f"folder with --out, or remove {path.stem}.json, {path.stem}.tif and the outlines there"
-            )
+    here = str(slide.resolve())
+    there = record.get("slide_path", here) if is_record(record) else here
+    if there != here and record.get("slide_sample") != _sample(slide):
+        raise UserError(
+            f"{path}: the results of {there}, another slide than {here}; choose another folder with --out, or remove "
+            f"{path.stem}.json, {path.stem}.tif and the outlines there"
+        )
     return record
 
 
