@@ -16,8 +16,8 @@ from pathlib import Path
 COLUMNS = ["image", "annotation", "patient", "subtype", "scanner", "split"]
 
 
-def convert(slides: Path, annotations: Path, split: Path, out: Path) -> tuple[int, int]:
-    """Write the table; the numbers of its rows and of the slides that are not there."""
+def convert(slides: Path, annotations: Path, split: Path, out: Path) -> tuple[int, int, int]:
+    """Write the table; the numbers of its rows, of listed slides that are not there, and of files not listed."""
     there = {path.name: path for path in sorted(slides.rglob("*.svs"))}
     with open(split, newline="", encoding="utf-8-sig") as file:
         listed = list(csv.DictReader(file, delimiter=";"))
@@ -36,7 +36,7 @@ def convert(slides: Path, annotations: Path, split: Path, out: Path) -> tuple[in
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
-    return len(rows), len(listed) - len(found)
+    return len(rows), len(listed) - len(found), len(there) - len(found)
 
 
 def main() -> None:
@@ -46,8 +46,8 @@ def main() -> None:
     parser.add_argument("split", type=Path, metavar="SPLIT", help="datasets.csv")
     parser.add_argument("--out", type=Path, default=Path("data/catch/cohort.csv"), help="default: %(default)s")
     options = parser.parse_args()
-    rows, missing = convert(options.slides, options.annotations, options.split, options.out)
-    print(f"{rows} rows in {options.out}; {missing} slides of the list are not there")
+    rows, missing, unlisted = convert(options.slides, options.annotations, options.split, options.out)
+    print(f"{rows} rows in {options.out}; {missing} slides of the list are not there, {unlisted} .svs files not in it")
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ def write_mask(label: Path, mask: Path) -> None:
         Image.fromarray((np.asarray(image.convert("L")) > 127).astype(np.uint8)).save(mask)
 
 
-def convert(folder: Path, out: Path) -> tuple[int, int]:
-    """Write the table and the label maps; the numbers of images and of those without a label."""
-    images = sorted(path for path in folder.glob("*/image/*") if NAME.fullmatch(path.stem))
+def convert(folder: Path, out: Path) -> tuple[int, int, list[Path]]:
+    """Write the table and the label maps; the numbers of images and of those without a label, and files left out."""
+    files = sorted(folder.glob("*/image/[!.]*"))
+    images = [path for path in files if NAME.fullmatch(path.stem)]
     if not images:
         raise SystemExit(
             f"{folder}: no CLASS/image/GT2001837-1-400-001.png there; name the folder that holds the classes"
@@ -49,7 +50,7 @@ def convert(folder: Path, out: Path) -> tuple[int, int]:
         rows.append([*row, name["magnification"], int(name["tile"])])
     with open(out / "mapping.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
-    return len(rows), sum(row[1] == "" for row in rows)
+    return len(rows), sum(row[1] == "" for row in rows), [path for path in files if not NAME.fullmatch(path.stem)]
 
 
 def main() -> None:
@@ -59,8 +60,10 @@ def main() -> None:
         "--out", type=Path, default=Path("data/ebhi-seg"), help="folder to write (default: %(default)s)"
     )
     options = parser.parse_args()
-    images, unlabelled = convert(options.folder, options.out)
+    images, unlabelled, left_out = convert(options.folder, options.out)
     print(f"{images} rows in {options.out / 'mapping.csv'}, {unlabelled} of them without a label")
+    for path in left_out:
+        print(f"left out: {path} is not called like GT2001837-1-400-001.png")
 
 
 if __name__ == "__main__":

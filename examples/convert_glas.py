@@ -32,6 +32,9 @@ def convert(folder: Path, out: Path) -> int:
                 raise SystemExit(f"{path}: not found, though Grade.csv names it; unpack the whole archive")
         paths = [os.path.relpath(path, out) for path in (image, mask)]
         rows.append([*paths, patient, name.partition("_")[0], glas, sirinukunwattana])
+    listed = {f"{line[0]}.bmp" for line in lines[1:]} | {f"{line[0]}_anno.bmp" for line in lines[1:]}
+    if unlisted := [path.name for path in sorted(folder.glob("[!.]*.bmp")) if path.name not in listed]:
+        raise SystemExit(f"{grades}: does not name {', '.join(unlisted)}; unpack the whole archive")
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "mapping.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *rows])

@@ -159,6 +159,10 @@ def ebhi(tmp_path: Path) -> Path:
 
 def test_ebhi(ebhi: Path, tmp_path: Path, convert: Convert) -> None:
     assert "8 rows" in (text := convert("ebhi", ebhi, "--out", tmp_path / "table")) and "1 of them" in text
+    assert "left out" not in text
+    misnamed = ebhi / "Polyp" / "image" / "GT2110491-1-400-001 (1).png"
+    Image.fromarray(tissue(224, 224)).save(misnamed)
+    assert f"left out: {misnamed} " in convert("ebhi", ebhi, "--out", tmp_path / "table")
     sizes = {"label_budget": 1, "val_patients": 1, "test_patients": 2, "unseen_patients": 0}
     patches, splits, classes = prepared(
         "ebhi",
@@ -204,6 +208,10 @@ def test_glas(glas: Path, tmp_path: Path, convert: Convert) -> None:
     assert people(patches, "group") == {"benign": {"1", "3", "4", "5"}, "malignant": {"2", "4", "5"}}
     assert len(splits["test"]) == 2 and (patches["mpp"] == 2.7).all()
     assert patches.groupby("source")["fraction_gland"].mean().dropna().between(0.15, 0.35).all()
+    (glas / "train_9.bmp").touch()
+    with pytest.raises(SystemExit, match=r"Grade\.csv: does not name train_9\.bmp"):
+        convert("glas", glas, "--out", tmp_path / "table")
+    (glas / "train_9.bmp").unlink()
     (glas / "train_3.bmp").unlink()
     with pytest.raises(SystemExit, match=r"train_3\.bmp"):
         convert("glas", glas, "--out", tmp_path / "table")
@@ -258,8 +266,9 @@ def catch(tmp_path: Path) -> Path:
 
 def test_catch(catch: Path, tmp_path: Path, convert: Convert) -> None:
     table = tmp_path / "tables" / "cohort.csv"
+    (catch / "slides" / "SCC_1_1.svs").touch()
     printed = convert("catch", catch / "slides", catch / "CATCH.json", catch / "datasets.csv", "--out", table)
-    assert "29 rows" in printed and "1 slides" in printed
+    assert "29 rows" in printed and "1 slides" in printed and "1 .svs files not in it" in printed
     changes = {"prepare__patch_px": 16, "split__label_budget": 7}
     patches, splits, classes = prepared("catch", tmp_path / "data", table, **changes)
     assert classes[0] == "background" and len(classes) == 8
