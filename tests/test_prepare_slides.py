@@ -241,6 +241,20 @@ def test_what_others_leave_in_the_data_folder_is_left_alone(tmp_path, config):
     assert all((data / name / ".ipynb_checkpoints").is_dir() for name in ("images", "overlays"))
 
 
+def test_the_log_of_a_batch_job_says_how_far_the_cutting_is(monkeypatch, capsys):
+    clock = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    monkeypatch.setattr("rich.console.monotonic", lambda: clock)
+    with prepare_slides._Bar(slides=4, done=1, size=200) as bar:
+        for _ in range(100):
+            clock += 1
+            bar.add(2.0, 5)
+    assert capsys.readouterr().err.splitlines() == [
+        "cutting patches: 60 %, slide 1/4  5 patches/s, 0:01:00 so far, 0:00:40 left",
+        "cutting patches: 100 %, slide 1/4  5 patches/s, 0:01:40 so far",
+    ]
+
+
 def test_tissue_and_roi_given_by_the_user_decide(tmp_path, config):
     config.prepare.min_tissue = 0.25
     rows = table(tmp_path)

@@ -12,7 +12,7 @@ import pytest
 
 import stedm.workers
 from stedm.errors import UserError
-from stedm.progress import PUBLISHED, WORKER, Bar
+from stedm.progress import PUBLISHED, WORKER, Bar, Board
 from stedm.workers import Workers
 
 
@@ -93,3 +93,46 @@ def test_a_worker_publishes_its_progress_instead_of_drawing_it(
         bar.update(4, unit="steps", note="loss 1")
     assert (tmp_path / PUBLISHED).read_text().startswith('[4, 10, "loss 1')
     assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_terminal_a_bar_is_a_line_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    monkeypatch.setattr("rich.console.monotonic", lambda: clock)
+    with Bar("training [x]", total=400, completed=200, folder=tmp_path) as bar:
+        for step in range(201, 401):
+            clock += 1
+            bar.update(step, unit="steps", note="loss 0.5")
+    bar.__exit__()
+    assert capsys.readouterr().err.splitlines() == [
+        "training [x]: 65 %, loss 0.5  1.0 steps/s, 0:01:00 so far, 0:02:20 left",
+        "training [x]: 80 %, loss 0.5  1.0 steps/s, 0:02:00 so far, 0:01:20 left",
+        "training [x]: 95 %, loss 0.5  1.0 steps/s, 0:03:00 so far, 0:00:20 left",
+        "training [x]: 100 %, loss 0.5  1.0 steps/s, 0:03:20 so far",
+    ]
+    with Bar("short", total=1, folder=tmp_path) as bar:
+        clock += 1
+        bar.update(1, unit="images")
+    monkeypatch.setenv(WORKER, "1")
+    with Bar("in a worker", total=1, folder=tmp_path) as bar:
+        clock += 100
+        bar.update(1, unit="images")
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_terminal_the_bars_of_workers_are_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = 1000.0
+    monkeypatch.setattr("rich.console.monotonic", lambda: clock)
+    (tmp_path / PUBLISHED).parent.mkdir(parents=True)
+    with Board() as board:
+        for done in range(100, 201):  # of a stage that was continued at 100
+            (tmp_path / PUBLISHED).write_text(f'[{done}, 1000, "1.0 steps/s"]')
+            board.show({"diffusion": tmp_path}, waiting=2)
+            clock += 1
+        board.show({}, waiting=2)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["diffusion: 16 %, 1.0 steps/s, 0:01:00 so far, 0:14:00 left"]

@@ -1,4 +1,7 @@
-"""Progress: a bar for each long piece of work; worker processes publish theirs in a file, and the parent shows it."""
+"""Progress: a bar for each long piece of work; worker processes publish theirs in a file, and the parent shows it.
+
+Where there is no terminal, as in the log of a batch job, lines take the place of bars.
+"""
 
 import json
 import os
@@ -6,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from stedm.files import write_text
 from stedm.ranks import is_first
@@ -18,6 +22,10 @@ from stedm.ranks import is_first
 WORKER = "STEDM_WORKER"
 """Environment variable: set in worker processes, which must not draw on the terminal."""
 PUBLISHED = "training/progress.json"
+_LINE_S = 60.0
+"""Seconds between two lines of the same bar."""
+_SHORT_S = 10.0
+"""A bar of less says nothing at its end."""
 Listener = Callable[[float, float, str], None]
 """Called with what is done, what there is, and what is being done."""
 _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
@@ -33,6 +41,56 @@ def listened(listener: Listener) -> Iterator[None]:
         _LISTENER.reset(token)
 
 
+class Bars(Progress):
+    """Bars on a terminal; elsewhere a line a minute for each: share done, rate and time left."""
+
+    def __init__(self, *, shown: bool = True, auto_refresh: bool = True) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        console = Console(stderr=True)
+        drawn = console.is_interactive or console.is_jupyter
+        super().__init__(
+            *columns, console=console, transient=True, auto_refresh=auto_refresh, disable=not (shown and drawn)
+        )
+        self._in_lines = shown and not drawn
+        self._first = dict[TaskID, float]()  # what was done when the task was first heard of, as after a resume
+        self._said_s = dict[TaskID, float]()
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """See `Progress.update`."""
+        task = self._tasks[task_id]
+        if task.total is not None:
+            self._first.setdefault(task_id, task.completed)
+        super().update(task_id, **changes)
+        elapsed = task.elapsed or 0.0
+        if task_id in self._first and elapsed - self._said_s.get(task_id, 0.0) >= _LINE_S:
+            self._said_s[task_id] = elapsed
+            self._say(task)
+
+    def stop(self) -> None:
+        """See `Progress.stop`."""
+        super().stop()
+        for task in self.tasks:
+            if task.id in self._first and (task.elapsed or 0.0) >= _SHORT_S:
+                self._say(task)
+        self._first.clear()  # it may be stopped twice
+
+    def _say(self, task: Task) -> None:
+        if not self._in_lines:
+            return
+        elapsed, gained, missing = task.elapsed or 0.0, task.completed - self._first[task.id], task.remaining or 0.0
+        words = [f"{task.percentage:.0f} %", task.fields["note"], f"{timedelta(seconds=round(elapsed))} so far"]
+        if gained > 0 and missing > 0:
+            words.append(f"{timedelta(seconds=round(elapsed * missing / gained))} left")
+        line = f"{task.description}: {', '.join(words)}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 class Bar:
     """One progress bar with a note, time spent and time left; drawn here, or published in `folder` by a worker.
 
@@ -44,7 +102,7 @@ class Bar:
         self.description = description
         self.published = float("-inf")
         self.in_worker = WORKER in os.environ
-        self.progress = _bars(disable=self.in_worker or not is_first())
+        self.progress = Bars(shown=not self.in_worker and is_first())
         self.task = self.progress.add_task(description, total=total, completed=completed, note="")
 
     def __enter__(self) -> Self:
@@ -74,7 +132,7 @@ class Board:
         self.noun = noun
 
     def __enter__(self) -> Self:
-        self.progress = _bars(disable=False)
+        self.progress = Bars()
         self.tasks = {"": self.progress.add_task("", total=None, note="")}
         self.progress.start()
         return self
@@ -95,14 +153,3 @@ class Board:
             except (OSError, ValueError):
                 continue  # not published yet, or just finished
         self.progress.update(self.tasks[""], description=f"{waiting} more {self.noun}")
-
-
-def _bars(*, disable: bool) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=disable)

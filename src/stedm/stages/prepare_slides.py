@@ -21,8 +21,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from stedm.config import PrepareConfig
 from stedm.data.cohort import FILES, row_name
@@ -32,6 +30,7 @@ from stedm.data.slide import DamagedSlide
 from stedm.errors import Stopped, UserError
 from stedm.files import read_json, write_text
 from stedm.processes import process_pool
+from stedm.progress import Bars
 from stedm.stages.alignment import ALIGNMENT
 from stedm.stages.inputs import InputFile, Record, sha256_of
 from stedm.stages.prepare_slide import SlideCutter, source_name
@@ -258,11 +257,9 @@ class _Bar:
 
     def __init__(self, slides: int, done: int, size: int) -> None:
         self.slides, self.done, self.patches, self.size = slides, done, 0, 0.0
-        note = TextColumn("{task.fields[note]}")
-        columns = (TextColumn("cutting patches"), BarColumn(), note, TimeElapsedColumn(), TimeRemainingColumn())
         # Drawn from here: a thread of its own would take turns with every patch.
-        self.progress = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
-        self.task = self.progress.add_task("", total=size, note="")
+        self.progress = Bars(auto_refresh=False)
+        self.task = self.progress.add_task("cutting patches", total=size, note="")
         self.drawn = float("-inf")
 
     def __enter__(self) -> "_Bar":
@@ -270,6 +267,7 @@ class _Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._draw()
         self.progress.stop()
 
     def add(self, size: float, patches: int) -> None:
@@ -277,9 +275,11 @@ class _Bar:
         self.patches += patches
         self.size += size
         now = time.monotonic()
-        if now - self.drawn < _REFRESH_S:
-            return
-        self.drawn = now
+        if now - self.drawn >= _REFRESH_S:
+            self.drawn = now
+            self._draw()
+
+    def _draw(self) -> None:
         elapsed = self.progress.tasks[0].elapsed or 0
         rate = f"  {self.patches / elapsed:.0f} patches/s" if elapsed > 1 else ""
         note = f"slide {self.done}/{self.slides}{rate}"
