@@ -114,8 +114,8 @@ def write_areas(out: Path) -> None:
 
 def _write_areas(out: Path) -> None:
     rows = []
-    for path in sorted(out.glob("*.json")):
-        record = _record(path) if path.with_suffix(".tif").exists() else None
+    for path in sorted(path for path in out.glob("*.json") if path.with_suffix(".tif").exists()):
+        record = _record(path)
         if is_record(record):
             total = sum(record["area_mm2"].values())
             for name, area in record["area_mm2"].items():
