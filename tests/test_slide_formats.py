@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from stedm.data import slide_formats
+from stedm.data import slide_formats, slide_tiff
 from stedm.data.slide import DamagedSlide, Slide
-from stedm.data.slide_formats import OpenSlideImage, PlainImage, TiffPyramid, open_backend
+from stedm.data.slide_formats import OpenSlideImage, PlainImage, open_backend
+from stedm.data.slide_tiff import TiffPyramid
 from stedm.errors import UserError
 
 WIDTH, HEIGHT, MPP = 1003, 757, 0.25
@@ -190,7 +191,7 @@ def test_a_pickled_slide_keeps_what_the_user_said(slides):
 
 
 def test_the_tile_cache_is_bounded_and_changes_nothing(slides, monkeypatch):
-    monkeypatch.setattr(slide_formats, "CACHE_BYTES", 3 * 128 * 128 * 3)
+    monkeypatch.setattr(slide_tiff, "CACHE_BYTES", 3 * 128 * 128 * 3)
     backend = open_backend(slides["ome"].path)
     first = np.asarray(backend.region(0, 0, 0, WIDTH, HEIGHT))
     assert len(backend._tiles) <= 3 and (first == truth()).all()
@@ -203,6 +204,36 @@ def test_a_resolution_that_is_a_programs_default_is_no_measurement(tmp_path):
         tiff.write(image, resolution=(72, 72), resolutionunit="INCH", metadata=None, **OPTIONS)
     with Slide.open(tmp_path / "dpi.tif") as slide, pytest.raises(UserError, match=r"dpi\.tif.*cohort\.mpp"):
         _ = slide.mpp
+
+
+def write_unequal(path: Path, kind: str, *, x: float, y: float) -> Path:
+    """A slide that states `x` and `y` microns per pixel."""
+    image = truth().astype(np.uint8)
+    if kind == "ome":
+        tifffile.imwrite(path, image, ome=True, metadata={"axes": "YXS", "PhysicalSizeX": x, "PhysicalSizeY": y})
+        return path
+    options = OPTIONS if kind == "tiles" else {"photometric": "rgb", "rowsperstrip": 64}
+    with tifffile.TiffWriter(path) as tiff:
+        for factor in (1, 2):
+            dots = {"resolution": (10_000 / x / factor, 10_000 / y / factor), "resolutionunit": "CENTIMETER"}
+            tiff.write(average(image, factor), subfiletype=int(factor > 1), metadata=None, **dots, **options)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["ome", "tiles", "strips"])
+def test_pixels_that_are_not_square_have_no_resolution_until_the_user_says(tmp_path, kind):
+    path = write_unequal(tmp_path / "flat.tif", kind, x=0.25, y=0.5)
+    with Slide.open(path) as slide:
+        with pytest.raises(UserError, match=r"flat\.tif.*0\.25 in x and 0\.5 in y.*cohort\.mpp.*column 'mpp'"):
+            _ = slide.mpp
+        with pytest.raises(UserError, match=r"flat\.tif"):
+            slide.read(0, 0, size_px=8, mpp=0.5)
+    with Slide.open(path, mpp=0.5) as slide:
+        assert slide.mpp == 0.5
+        assert (slide.read(0, 0, size_px=50, mpp=0.5) == truth()[:50, :50]).all()
+    nearly = write_unequal(tmp_path / "nearly.tif", kind, x=0.25, y=0.2525)
+    with Slide.open(nearly) as slide:
+        assert slide.mpp == pytest.approx(0.25125, rel=1e-3)
 
 
 def test_sparse_tiles_and_transparent_pixels_are_white(tmp_path):
@@ -220,12 +251,12 @@ def test_bounds_are_those_the_file_states(tmp_path, slides, monkeypatch):
         "openslide.bounds-x": "40",
         "openslide.bounds-y": "30",
         "openslide.mpp-x": "0.5",
-        "openslide.mpp-y": "0.3",
+        "openslide.mpp-y": "0.496",
     }
     properties |= {"openslide.bounds-width": "600", "openslide.bounds-height": "500"}
     monkeypatch.setattr(slide_formats.openslide.OpenSlide, "properties", properties)
     with Slide.open(slides["tiles"].path) as slide:
-        assert slide.bounds_px == (40, 30, 600, 500) and slide.mpp == pytest.approx(0.4)
+        assert slide.bounds_px == (40, 30, 600, 500) and slide.mpp == pytest.approx(0.498)
 
 
 @pytest.mark.parametrize("kind", ["tiles", "ome", "strips"])

@@ -13,7 +13,8 @@ import tifffile
 from PIL import Image, UnidentifiedImageError
 
 from stedm.data.resampling import area_average
-from stedm.data.slide_formats import Backend, Box, Header, open_backend
+from stedm.data.slide_formats import Backend, open_backend
+from stedm.data.slide_header import Box, Header
 from stedm.errors import UserError
 from stedm.threads import in_threads
 
@@ -51,7 +52,7 @@ class Slide:
     """A slide for reading in microns; a context manager.
 
     It may be given to threads and to worker processes, forked or spawned: each opens the file for itself at its first
-    region. What is kept of decoded tiles is bounded (`slide_formats.CACHE_BYTES`).
+    region. What is kept of decoded tiles is bounded (`slide_tiff.CACHE_BYTES`).
     """
 
     def __init__(self, path: Path, header: Header, mpp: float | None) -> None:
@@ -79,9 +80,12 @@ class Slide:
 
     @property
     def mpp(self) -> float:
-        """Microns per pixel of level 0. Raises UserError when neither the file nor the user says."""
+        """Microns per pixel of level 0. Raises UserError when the user does not say, nor the file one number."""
         if self._mpp is None:
-            raise UserError(f"{self.path}: microns per pixel unknown; set cohort.mpp or give the table a column 'mpp'")
+            raise UserError(
+                f"{self.path}: microns per pixel {self._header.mpp_fault}; set cohort.mpp or give the table a column"
+                " 'mpp'"
+            )
         return self._mpp
 
     @property
