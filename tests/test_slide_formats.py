@@ -236,6 +236,39 @@ def test_pixels_that_are_not_square_have_no_resolution_until_the_user_says(tmp_p
         assert slide.mpp == pytest.approx(0.25125, rel=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["ome", "tiles", "one level"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_of_several_images_in_a_file_the_largest_is_the_slide(tmp_path, kind, place):
+    """Thumbnail and label, of resolutions of their own, before or behind the slide."""
+    image, path = truth().astype(np.uint8), tmp_path / "series.tif"
+    others = [(np.full((100, 120, 3), 7, np.uint8), 5.0), (np.full((80, 60, 3), 9, np.uint8), 3.0)]
+    with tifffile.TiffWriter(path, ome=kind == "ome") as tiff:
+        for pixels, mpp in [*others[:place], (image, MPP), *others[place:]]:
+            levels = int(pixels is image and kind != "one level")
+            if kind == "ome":
+                microns = {"axes": "YXS", "PhysicalSizeX": mpp, "PhysicalSizeY": mpp}
+                tiff.write(pixels, subifds=levels, metadata=microns, **OPTIONS)
+            else:
+                dots = {"resolution": (10_000 / mpp,) * 2, "resolutionunit": "CENTIMETER"}
+                tiff.write(pixels, metadata=None, **dots, **OPTIONS)
+            if levels:
+                tiff.write(average(pixels, 2), subfiletype=1, metadata=None if kind != "ome" else {}, **OPTIONS)
+    with Slide.open(path) as slide:
+        assert (slide.width_px, slide.height_px, slide.is_pyramid) == (WIDTH, HEIGHT, kind != "one level")
+        assert slide.mpp == pytest.approx(MPP)
+        assert (slide.read(0, 0, size_px=300, mpp=MPP) == truth()[:300, :300]).all()
+
+
+def test_images_of_one_size_are_told_apart_by_their_place_in_the_file(tmp_path):
+    image, path = truth().astype(np.uint8), tmp_path / "twins.ome.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(image[:64, :64], metadata={"axes": "YXS", "PhysicalSizeX": 9.0, "PhysicalSizeY": 9.0}, **OPTIONS)
+        for mpp in (MPP, 2 * MPP):
+            tiff.write(image, metadata={"axes": "YXS", "PhysicalSizeX": mpp, "PhysicalSizeY": mpp}, **OPTIONS)
+    with Slide.open(path) as slide:
+        assert slide.mpp == MPP
+
+
 def test_sparse_tiles_and_transparent_pixels_are_white(tmp_path):
     layer = np.dstack([truth().astype(np.uint8), np.full((HEIGHT, WIDTH), 255, np.uint8)])
     layer[:200, :, 3] = 0

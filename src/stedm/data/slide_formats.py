@@ -41,7 +41,7 @@ def open_backend(path: Path) -> Backend:
     if vendor not in (None, "generic-tiff"):
         return OpenSlideImage(path)
     pyramid = TiffPyramid.of(path)
-    if pyramid is not None and (vendor is None or pyramid.is_ome):
+    if pyramid is not None and (vendor is None or pyramid.only_here):
         return pyramid
     if pyramid is not None:
         pyramid.close()

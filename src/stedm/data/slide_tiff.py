@@ -30,22 +30,30 @@ class TiffPyramid:
     for_all_threads = False
 
     def __init__(self, tiff: tifffile.TiffFile) -> None:
-        self._tiff, self.is_ome = tiff, bool(tiff.is_ome)
-        self._levels = [_colour_pages(level) for level in tiff.series[0].levels]
+        series = _largest(tiff)
+        self._tiff = tiff
+        self.only_here = bool(tiff.is_ome) or series.keyframe.index != 0
+        """Whether OpenSlide and Pillow, which go by the first page, would miss levels or the slide itself."""
+        self._levels = [_colour_pages(level) for level in series.levels]
         self._tiles: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
         sizes = [(pages[0].imagewidth, pages[0].imagelength) for pages in self._levels]
-        mpp = _ome_mpp(tiff.ome_metadata) if tiff.ome_metadata else _tag_mpp(self._levels[0][0])
+        page = series.keyframe
+        mpp = _ome_mpp(tiff.ome_metadata, page.index, sizes[0]) if tiff.ome_metadata else _tag_mpp(page)
         self.header = Header(sizes[0], *measured(mpp), downsamples(sizes))
 
     @classmethod
     def of(cls, path: Path) -> "TiffPyramid | None":
-        """The file's reader; None for what is no TIFF, or a small one of one level, which Pillow reads as well."""
+        """The file's reader; None for what is no TIFF, or a small one of one level, which Pillow reads as well.
+
+        Of several images in a file, that of the most pixels is the slide.
+        """
         try:
             tiff = tifffile.TiffFile(path)
         except tifffile.TiffFileError:
             return None
-        page = tiff.pages.first
-        if not tiff.is_ome and len(tiff.series[0].levels) == 1 and page.imagewidth * page.imagelength < _MOST_PILLOW_PX:
+        series = _largest(tiff)
+        first, small = series.keyframe.index == 0, _size(series) < _MOST_PILLOW_PX
+        if not tiff.is_ome and first and small and len(series.levels) == 1:
             tiff.close()
             return None
         return cls(tiff)
@@ -111,6 +119,16 @@ class TiffPyramid:
         self._tiff.close()
 
 
+def _size(series: tifffile.TiffPageSeries) -> int:
+    """Pixels of one page."""
+    return int(series.keyframe.imagewidth * series.keyframe.imagelength)
+
+
+def _largest(tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+    """The image of the most pixels, of equal ones the first: the others are thumbnails and labels."""
+    return sorted(tiff.series, key=_size, reverse=True)[0]
+
+
 def _colour_pages(level: tifffile.TiffPageSeries) -> list[Any]:
     """The pages that make up one level: one of all channels, or one for each. Raises ValueError for anything else."""
     pages = [page for page in level.pages if page is not None]
@@ -121,9 +139,15 @@ def _colour_pages(level: tifffile.TiffPageSeries) -> list[Any]:
     return [page.aspage() for page in pages]
 
 
-def _ome_mpp(metadata: str) -> list[float] | None:
-    """Microns per pixel (x, y) of the first image in OME-XML; None without them."""
-    pixels = next((node for node in ElementTree.fromstring(metadata).iter() if node.tag.endswith("}Pixels")), None)
+def _ome_mpp(metadata: str, page: int, size_px: tuple[int, int]) -> list[float] | None:
+    """Microns per pixel (x, y) of the image of `size_px` that is at `page` in OME-XML; None without them."""
+
+    def alike(pixels: ElementTree.Element) -> tuple[bool, bool]:
+        starts = [int(node.get("IFD", 0)) for node in pixels if node.tag.endswith("}TiffData")]
+        return page in starts, [pixels.get(f"Size{axis}") for axis in "XY"] == list(map(str, size_px))
+
+    images = [node for node in ElementTree.fromstring(metadata).iter() if node.tag.endswith("}Pixels")]
+    pixels = max(images, key=alike, default=None)
     found = [] if pixels is None else [pixels.get(f"PhysicalSize{axis}") for axis in "XY"]
     units = [] if pixels is None else [_UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis in "XY"]
     return [float(size) * unit for size, unit in zip(found, units, strict=True)] if all(found) and all(units) else None  # type: ignore[arg-type,operator]
