@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import time
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,15 @@ def png_header(width: int, height: int) -> bytes:
     return with_checksums(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
-@pytest.mark.parametrize("size_px", [(200_000, 200_000), (2**31 - 1, 1), (1, 2**31 - 1), (0, 5), (14_000, 14_000)])
+@pytest.mark.parametrize(
+    "size_px",
+    [(200_000, 200_000), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1), (1, 2**31 - 1), (0, 5), (14_000, 14_000)]
+    + [(46_000, 46_000), (2**20, 2**20)],
+)
 def test_a_header_that_claims_much_is_refused(tmp_path: Path, size_px: tuple[int, int]) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(png_header(*size_px))
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
     with limits(), pytest.raises(UserError, match=r"bomb\.png"), Slide.open(path, mpp=1.0) as slide:
         slide.read(0, 0, size_px=64, mpp=1.0)
     with limits(), pytest.raises(UserError, match=r"bomb\.png"):

@@ -6,11 +6,12 @@ from unicodedata import category
 
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from stedm.config import CohortConfig, TargetConfig
+from stedm.data.images import TooLarge, open_image
 from stedm.data.label_source import resolve_polygon_classes
-from stedm.data.labels import LabelMap, nearest_name, read_mask
+from stedm.data.labels import INSTEAD, LabelMap, nearest_name, read_mask
 from stedm.data.slide import DamagedSlide, Slide
 from stedm.data.tables import read_csv
 from stedm.errors import UserError
@@ -263,7 +264,9 @@ def _image_size_px(name: str, mpp: float, where: str) -> tuple[int, int] | None:
 
 def _mask_size_px(name: str, where: str) -> tuple[int, int]:
     try:
-        with Image.open(name) as image:
+        with open_image(name) as image:
             return image.size
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+    except TooLarge as error:
+        raise UserError(f"{where}: mask {name}: {error}; {INSTEAD}") from None
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise UserError(f"{where}: unreadable mask {name} ({error}); replace the file") from None

@@ -1,13 +1,73 @@
-"""Pixels of Pillow's images as RGB."""
+"""Images that Pillow reads, under a limit of our own: slides are larger than what it takes for an attack."""
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+MOST_PX = 2**20
+"""Most pixels along a side: a slide of 25 cm at 0.25 microns. A header that claims more is damaged or a trap."""
+MOST_BYTES = 2**31
+"""Memory that the decoded pixels of one image may take: 23,000 x 23,000 in colour, 46,000 x 46,000 label values."""
+_PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
+"""What Pillow holds a pixel in; in all other modes 4."""
 _WHITE = (255, 255, 255)
+
+_lifting = threading.Lock()
+os.register_at_fork(before=_lifting.acquire, after_in_parent=_lifting.release, after_in_child=_lifting.release)
+
+
+class TooLarge(ValueError):
+    """An image whose header claims more pixels than are held in memory."""
+
+
+@contextmanager
+def _pillows_limit(pixels: int) -> Iterator[None]:
+    """Pillow's limit, which is one for the process, at `pixels` in the block; one thread at a time."""
+    with _lifting:
+        kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = kept
+
+
+def open_image(path: str | Path, *, as_rgb: bool = False) -> Image.Image:
+    """Open an image, reading its header only; `decode` its pixels. as_rgb: they are to become RGB, whatever they are.
+
+    Raises TooLarge for more than MOST_PX a side or MOST_BYTES decoded, and what Pillow raises for unreadable files.
+    """
+    with _pillows_limit(sys.maxsize):  # no header exceeds it: ours decides, at once
+        image = Image.open(path)
+    size = image.width * image.height * (4 if as_rgb else _PIXEL_BYTES.get(image.mode, 4))
+    if max(image.size) > MOST_PX or size > MOST_BYTES:
+        image.close()
+        raise TooLarge(
+            f"{image.width} x {image.height} px, {size / 2**30:.1f} GiB decoded, are more than an image may have"
+            f" ({MOST_PX} px a side, {MOST_BYTES / 2**30:g} GiB)"
+        )
+    return image
+
+
+def decode(image: Image.Image) -> Image.Image:
+    """The same image of `open_image`, its pixels decoded. Raises TooLarge where the memory does not hold them."""
+    try:
+        if image.format == "TIFF":  # the only one that asks for Pillow's limit again
+            with _pillows_limit(MOST_BYTES):
+                image.load()
+        image.load()
+    except MemoryError:
+        raise TooLarge(f"{image.width} x {image.height} px do not fit into the memory") from None
+    return image
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """RGB copy of an image, transparent pixels on white. Raises ValueError for modes that are not 8-bit."""
+    """An image as RGB, itself if it is; transparent pixels on white. Raises ValueError for modes that are not 8-bit."""
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"{image.mode} pixels; save the image with 8 bits per channel")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -18,7 +78,7 @@ def flatten(image: Image.Image) -> Image.Image:
         paper = Image.new("RGB", image.size, _WHITE)
         paper.paste(layer, mask=alpha)
         return paper
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def colours(image: Image.Image) -> np.ndarray:

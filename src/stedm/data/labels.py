@@ -10,10 +10,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from stedm.config import IGNORE
+from stedm.data.images import TooLarge, decode, open_image
 from stedm.errors import UserError
 
 MAX_CLASSES = 32
 """More different values than this in unmapped masks are instance labels or compression noise, not classes."""
+INSTEAD = "outline it as polygons in a GeoJSON file instead"
+"""What to do about a mask of too many pixels."""
 _UNKNOWN = -1
 _VALUES = 2**16
 
@@ -21,12 +24,14 @@ _VALUES = 2**16
 def read_mask(path: str | Path) -> np.ndarray:
     """Values of a mask file (1-bit, palette, 8- or 16-bit PNG or TIFF) as integers, (H, W).
 
-    Palette images give their indices and 1-bit images 0 and 1. Raises UserError for unreadable files, colours and
-    values outside 0..65535.
+    Palette images give their indices and 1-bit images 0 and 1. Raises UserError for unreadable files, for more pixels
+    than `open_image` takes, for colours and for values outside 0..65535.
     """
     try:
-        with Image.open(path) as image:
-            values = np.asarray(image)
+        with open_image(path) as image:
+            values = np.asarray(decode(image))
+    except TooLarge as error:
+        raise UserError(f"{path}: {error}; {INSTEAD}") from None
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: unreadable mask ({error}); replace it by a PNG or TIFF label map") from None
     if values.ndim == 3:

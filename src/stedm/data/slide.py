@@ -12,14 +12,13 @@ import openslide
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
+from stedm.data.images import MOST_PX, TooLarge
 from stedm.data.resampling import area_average
 from stedm.data.slide_formats import Backend, open_backend
 from stedm.data.slide_header import Box, Header
 from stedm.errors import UserError
 from stedm.threads import in_threads
 
-MOST_PX = 2**20
-"""Most pixels along a side: a slide of 25 cm at 0.25 microns. A header that claims more is damaged or a trap."""
 _ALL_THREADS = -1
 _BLOCK_PX = 1024
 """Level pixels read at a time when a whole slide is shrunk: few, so that small slides are several blocks."""
@@ -211,6 +210,8 @@ def _worker() -> tuple[int, int]:
 def _open_handle(path: Path) -> Backend:
     try:
         return open_backend(path)
+    except TooLarge as error:
+        raise DamagedSlide(f"{path}: {error}; save it as a tiled TIFF pyramid") from None
     except _DAMAGE as error:
         reason = "damaged header" if isinstance(error, _HEADER_DAMAGE) else error
         raise DamagedSlide(f"{path}: unreadable image ({reason}); replace the file") from None

@@ -10,7 +10,7 @@ import numpy as np
 import openslide
 from PIL import Image
 
-from stedm.data.images import colours, flatten
+from stedm.data.images import colours, decode, flatten, open_image
 from stedm.data.slide_header import Header, downsamples, measured
 from stedm.data.slide_tiff import CACHE_BYTES, TiffPyramid
 
@@ -54,7 +54,7 @@ class PlainImage:
     for_all_threads = True
 
     def __init__(self, path: Path) -> None:
-        self._image = Image.open(path)
+        self._image = open_image(path, as_rgb=True)
         self._rgb: Image.Image | None = None
         self._decoding = threading.Lock()
         self.header = Header(self._image.size)
@@ -63,7 +63,7 @@ class PlainImage:
         """See `Backend.region`."""
         with self._decoding:
             if self._rgb is None:
-                self._rgb = flatten(self._image)
+                self._rgb = flatten(decode(self._image))
         return np.asarray(self._rgb.crop((left, top, left + width, top + height)))
 
     def close(self) -> None:

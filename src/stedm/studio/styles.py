@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from stedm.data.images import TooLarge, open_image
 from stedm.data.slide import Slide
 from stedm.data.style_pool import find_style_patches, read_style_set
 from stedm.errors import UserError
@@ -113,10 +114,10 @@ class StyleBook:
 def refuse_oversized(path: str | Path) -> None:
     """Raise UserError for an image of more than MOST_PIXELS, or a file that is no image; the header is read only."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             width, height = image.size
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "too large" if isinstance(error, Image.DecompressionBombError) else "not a readable image"
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        reason = "too large" if isinstance(error, TooLarge) else "not a readable image"
         raise UserError(f"{Path(path).name}: {reason}; drop a PNG, JPEG or TIFF file, or name a slide") from None
     if width * height > MOST_PIXELS:
         raise UserError(
