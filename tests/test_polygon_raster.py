@@ -1,13 +1,16 @@
 """Polygons become pixels by their centres: exact, without gaps or overlaps, and the same in every tile."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import shapely
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from stedm.data import polygon_raster
 from stedm.data.annotation import PolygonLabels
-from stedm.data.polygon_raster import pixel_centres, rasterise
+from stedm.data.polygon_raster import Edges, EdgeTable, pixel_centres, rasterise
 
 SIZE_PX = 48
 coordinates = st.one_of(st.integers(-8, 56), st.floats(-8, 56, width=32))
@@ -33,7 +36,7 @@ def test_a_pixel_is_inside_exactly_when_its_centre_is(points, step):
     polygons = valid_parts(points)
     assume(len(polygons))
     x, y = pixel_centres(-3, count=30, step=step), pixel_centres(2, count=25, step=step)
-    label_map = rasterise(polygons, np.ones(len(polygons), np.uint8), x=x, y=y, fill=0)
+    label_map = rasterise(Edges.of(polygons), np.ones(len(polygons), np.uint8), x=x, y=y, fill=0)
     shape, centres = shapely.union_all(polygons), shapely.points(*np.meshgrid(x, y))
     clear = shapely.distance(shapely.boundary(shape), centres) > 1e-6
     assert ((label_map == 1) == shapely.contains(shape, centres))[clear].all()
@@ -106,3 +109,58 @@ def test_of_equal_areas_the_later_is_on_top():
     boxes = [shapely.box(0, 0, 8, 8), shapely.box(4, 0, 12, 8)]
     assert (labels_of(boxes).read(4, 0, size_px=4, mpp=1) == 2).all()
     assert (labels_of(boxes[::-1]).read(4, 0, size_px=4, mpp=1) == 2).all()
+
+
+def outline(vertices: int, *, hole: bool, seed: int, radius: float = 4000.0) -> shapely.Polygon:
+    """A ragged outline around (5000, 5000), as a brush draws it, perhaps with a hole."""
+    rng, rings = np.random.default_rng(seed), []
+    for size in (radius, radius / 2)[: 1 + hole]:
+        angle = np.linspace(0, 2 * np.pi, vertices, endpoint=False)
+        far = size * (1 + 0.05 * np.sin(9 * angle) + 0.01 * rng.standard_normal(vertices))
+        rings.append(5000 + far[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1))
+    return shapely.Polygon(rings[0], rings[1:])
+
+
+@given(st.lists(point_lists, min_size=1, max_size=4), st.integers(1, 8), st.floats(-10, 50), st.floats(0.2, 4.0))
+def test_a_table_of_edges_changes_no_pixel(outlines, run, top, step):
+    """Wherever the patch lies; polygons of few edges are looked up directly, those of many in runs."""
+    polygons = np.array([part for points in outlines for part in valid_parts(points)], object)
+    assume(len(polygons))
+    values = np.arange(1, len(polygons) + 1).astype(np.uint8)
+    x, y = pixel_centres(-8, count=20, step=step), pixel_centres(top, count=7, step=step)
+    with mock.patch.multiple(polygon_raster, _MANY=6, _RUN=run):
+        table = EdgeTable(polygons)
+        chosen = np.arange(0, len(polygons), 1 + len(polygons) // 3)
+        edges = table.between(chosen, top=y[0], bottom=y[-1])
+    found = rasterise(edges, values[chosen], x=x, y=y, fill=0)
+    assert np.array_equal(found, rasterise(Edges.of(polygons[chosen]), values[chosen], x=x, y=y, fill=0))
+
+
+@pytest.mark.parametrize("hole", [False, True])
+def test_patches_of_large_outlines_are_those_of_all_their_edges(hole):
+    polygons = np.array([outline(3000, hole=hole, seed=0), outline(40, hole=hole, seed=1)], object)
+    values, table = np.array([1, 2], np.uint8), EdgeTable(polygons)
+    direct, rng = Edges.of(polygons), np.random.default_rng(2)
+    for _ in range(200):
+        step = rng.uniform(0.5, 40)
+        x, y = (pixel_centres(at, count=50, step=step) for at in rng.uniform(0, 10_000, 2))
+        edges = table.between(np.arange(2), top=y[0], bottom=y[-1])
+        found = rasterise(edges, values, x=x, y=y, fill=0)
+        assert np.array_equal(found, rasterise(direct, values, x=x, y=y, fill=0))
+
+
+def test_a_patch_of_a_large_outline_touches_few_of_its_edges():
+    polygon, y = outline(100_000, hole=True, seed=0), pixel_centres(5300, count=256, step=1.0)
+    table = EdgeTable(np.array([polygon], object))
+    touched = table.between(np.array([0]), top=y[0], bottom=y[-1])
+    crossing = Edges.of(np.array([polygon], object))
+    crossing = (crossing.low[:, 1] <= y[-1]) & (crossing.high[:, 1] > y[0])
+    assert crossing.sum() <= len(touched.owner) < 0.05 * 200_000
+
+
+def test_a_label_source_converts_large_outlines_once(monkeypatch):
+    polygons = np.array([outline(5000, hole=False, seed=0)], object)
+    labels = PolygonLabels(polygons, np.array([1]), uncovered=0, size_px=(10_000, 10_000), mpp=1.0)
+    monkeypatch.setattr(polygon_raster.shapely, "to_ragged_array", lambda polygons: pytest.fail("converted again"))
+    assert (labels.read(4000, 4000, size_px=16, mpp=1.0) == 1).all()
+    assert (labels.read(1000, 1000, size_px=16, mpp=1.0) == 0).all()

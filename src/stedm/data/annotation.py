@@ -14,7 +14,7 @@ from stedm.data.annotation_coco import TABLES, Coco, category_names, image_of
 from stedm.data.annotation_geojson import GeoJson
 from stedm.data.json_items import json_items
 from stedm.data.outlines import Tally
-from stedm.data.polygon_raster import pixel_centres, rasterise
+from stedm.data.polygon_raster import EdgeTable, pixel_centres, rasterise
 from stedm.errors import UserError
 from stedm.files import reason_of
 
@@ -99,8 +99,8 @@ class PolygonLabels:
     ) -> None:
         """Polygons (n,) in level-0 pixels and their labels (n,); `uncovered` is the label of places in no polygon."""
         bottom_to_top = np.argsort(-shapely.area(polygons), kind="stable") if len(polygons) else np.empty(0, int)
-        self._polygons, self._values = polygons[bottom_to_top], values[bottom_to_top].astype(np.uint8)
-        self._tree = shapely.STRtree(self._polygons)
+        polygons, self._values = polygons[bottom_to_top], values[bottom_to_top].astype(np.uint8)
+        self._tree, self._edges = shapely.STRtree(polygons), EdgeTable(polygons)
         self._uncovered, self._size_px, self._mpp = uncovered, size_px, mpp
 
     def read(self, x_um: float, y_um: float, *, size_px: int, mpp: float) -> np.ndarray:
@@ -108,7 +108,8 @@ class PolygonLabels:
         step = mpp / self._mpp  # level-0 pixels per patch pixel
         x, y = (pixel_centres(at_um / self._mpp, count=size_px, step=step) for at_um in (x_um, y_um))
         met = np.sort(self._tree.query(shapely.box(x[0], y[0], x[-1], y[-1])))
-        label_map = rasterise(self._polygons[met], self._values[met], x=x, y=y, fill=self._uncovered)
+        edges = self._edges.between(met, top=y[0], bottom=y[-1])
+        label_map = rasterise(edges, self._values[met], x=x, y=y, fill=self._uncovered)
         width_px, height_px = self._size_px
         label_map[:, (x < 0) | (x >= width_px)] = IGNORE
         label_map[(y < 0) | (y >= height_px)] = IGNORE
