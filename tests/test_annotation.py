@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from stedm.data.annotation import Annotation, read_annotation
 from stedm.data.annotation_coco import run_length_polygons
 from stedm.data.annotation_geojson import class_names, classification
+from stedm.data.outlines import Outlines
 from stedm.errors import UserError
 
 BOX = [[2, 3], [12, 3], [12, 9], [2, 9], [2, 3]]
@@ -65,7 +66,10 @@ def test_every_form_of_geojson(read, content):
         assert shapely.equals(found.polygons[0], shapely.Polygon(BOX, [HOLE]))
 
 
-@pytest.mark.parametrize("content", ["[]", {"type": "FeatureCollection", "features": []}])
+@pytest.mark.parametrize(
+    "content",
+    ["[]", *({"type": "FeatureCollection", "features": features} for features in ([], None)), {"features": None}],
+)
 def test_a_file_without_objects_is_an_annotation_without_polygons(read, content):
     found = read(content)
     assert (
@@ -120,9 +124,9 @@ def test_points_lines_and_missing_geometries_are_counted_and_left_out(read):
         {"type": "LineString", "coordinates": [[0, 0], [1, 1]]},
         {"type": "GeometryCollection", "geometries": [{"type": "Point", "coordinates": [1, 2]}, polygon(BOX)]},
     ]
-    found = read([*(feature(shape) for shape in shapes), feature(None)])
+    found = read([*(feature(shape) for shape in shapes), feature(None), feature({})])
     assert len(found.polygons) == 1
-    assert found.tally.skipped == {"Point": 2, "MultiPoint": 1, "LineString": 1, "feature without a geometry": 1}
+    assert found.tally.skipped == {"Point": 2, "MultiPoint": 1, "LineString": 1, "feature without a geometry": 2}
     assert any("2 x Point" in notice for notice in found.tally.notices())
 
 
@@ -159,6 +163,30 @@ def test_what_cannot_be_used_is_refused(read, content, words):
         read(content)
     message = str(refused.value)
     assert all(word in message for word in ["a.geojson", *words]) and "again" in message
+
+
+@pytest.mark.parametrize("value", ["null", '"7"', "[1]", "NaN", "-Infinity", "1e999", "1" + "0" * 400])
+@pytest.mark.parametrize(
+    ("file", "place"),
+    [
+        ('{"type": "FeatureCollection", "features": [GOOD, BAD]}', "feature 2"),
+        ('[GOOD, {"type": "FeatureCollection", "features": [GOOD, BAD]}, GOOD]', "feature 3"),
+        ("BAD", "feature 1"),
+        ('{"features": [GOOD, {"type": "Polygon", "coordinates": [[[0, VALUE], [9, 0], [9, 9]]]}]}', "feature 2"),
+        ('{"features": [GOOD, {"type": "Polygon", "coordinates": [[[0, 0], VALUE, [9, 9]]]}]}', "feature 2"),
+        ('{"features": [GOOD, {"type": "Polygon", "coordinates": [VALUE]}]}', "feature 2"),
+    ],
+)
+def test_a_bad_coordinate_is_named_with_its_features_number(read, file, place, value):
+    bad = json.dumps(feature(polygon([[0, 0], [5, "VALUE"], [5, 5]]))).replace('"VALUE"', value)
+    with pytest.raises(UserError, match=rf"a\.geojson: {place} cannot be used") as refused:
+        read(file.replace("GOOD", json.dumps(TUMOUR)).replace("BAD", bad).replace("VALUE", value))
+    assert "again" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_large_coordinates_are_finite():
+    """Their sum need not be."""
+    Outlines().add("Tumor", [[[1.5e308, 1.0], [1.5e308, 2.0], [0.0, 3.0]]])
 
 
 def test_missing_file(tmp_path):

@@ -173,29 +173,31 @@ _shared: dict[tuple[Path, int, int], _File] = {}
 
 def _parse(path: Path) -> _File:
     geojson, coco, rest = GeoJson(), Coco(), dict[str, Any]()
-    at = "the file"
+    adding: GeoJson | Coco | None = None
     try:
         for key, value in json_items(path, streamed=("features", "annotations")):
             if key is None or key == "features":
-                at = f"feature {geojson.features + 1}"
+                adding = geojson
                 geojson.add(value)
             elif key == "annotations":
-                at = f"annotation {coco.annotations + 1}"
+                adding = coco
                 coco.add(value)
-            elif key is not None:
+            else:
                 rest[key] = value
         is_coco = all(name in rest for name in TABLES)
-        at = "the file"
+        adding = None
         if coco.annotations and not is_coco:
             raise ValueError(f"annotations without {' and '.join(TABLES)}")
         if rest and not is_coco and not geojson.features and rest.get("type") != "FeatureCollection":
             if "type" not in rest:
                 raise ValueError("neither GeoJSON nor COCO JSON")
+            adding = geojson
             geojson.add(rest)
         outlines = coco.outlines if is_coco else geojson.outlines
         return _File(*outlines.build(), outlines.tally, rest if is_coco else {})
     except _DAMAGE as error:
         reason = f"no {error}" if isinstance(error, KeyError) else reason_of(error)
+        at = "the file" if adding is None else adding.place
         raise UserError(f"{path}: {at} cannot be used ({reason}); {_EXPORT}") from None
 
 

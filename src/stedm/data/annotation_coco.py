@@ -22,6 +22,11 @@ class Coco:
         self.annotations = 0
         """Annotations added so far."""
 
+    @property
+    def place(self) -> str:
+        """The annotation being added, for messages."""
+        return f"annotation {self.annotations}"
+
     def add(self, annotation: Any) -> None:
         """An element of `annotations`: polygons, as one list of coordinates or several, or uncompressed RLE.
 

@@ -27,16 +27,25 @@ class GeoJson:
     def __init__(self) -> None:
         self.outlines = Outlines()
         self.features = 0
-        """Features added so far."""
+        """Features added so far, those of collections one by one, children not counted."""
+
+    @property
+    def place(self) -> str:
+        """The feature being added, for messages."""
+        return f"feature {self.features}"
 
     def add(self, feature: Any) -> None:
-        """A feature, or a bare geometry, which is unclassified.
+        """A feature, a collection of them, or a bare geometry, which is unclassified.
 
         An empty geometry is nothing. Cells are their outer outline; child objects count as features of their own.
         Raises ValueError or TypeError for anything else.
         """
-        self.features += 1
-        self._object(feature)
+        if isinstance(feature, Mapping) and feature.get("type") == "FeatureCollection":
+            for part in feature.get("features") or ():
+                self.add(part)
+        else:
+            self.features += 1
+            self._object(feature)
 
     def _object(self, feature: Any) -> None:
         if not isinstance(feature, Mapping) or "type" not in feature:
@@ -46,14 +55,11 @@ class GeoJson:
             self._geometry(classification(properties), feature.get("geometry"))
             for child in properties.get("childObjects") or ():
                 self._object(child)
-        elif feature["type"] == "FeatureCollection":
-            for part in feature.get("features") or ():
-                self._object(part)
         else:
             self._geometry((UNCLASSIFIED,), feature)
 
     def _geometry(self, names: tuple[str, ...], geometry: Any) -> None:
-        if geometry is None:
+        if geometry in (None, {}):
             self.outlines.skip("feature without a geometry")
             return
         if not isinstance(geometry, Mapping):

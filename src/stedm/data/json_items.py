@@ -46,8 +46,8 @@ def json_items(path: str | Path, *, streamed: Collection[str]) -> Iterator[tuple
     """What stands at the top level of a JSON file, as pairs of key and value.
 
     Of a list, every element with the key None. Of an object, every key with its value, except that those in `streamed`
-    whose values are lists come once for each element, so that one element at a time is in memory. Raises UserError
-    naming file, line and column for damaged JSON.
+    whose values are lists come once for each element, so that one element at a time is in memory; null is a list of
+    none. Raises UserError naming file, line and column for damaged JSON.
     """
     text = read_text(path)
     try:
@@ -101,7 +101,8 @@ def _members(text: str, at: int, streamed: Collection[str]) -> Iterator[tuple[st
             at = yield from _elements(text, at, key)
         else:
             value, at = _decoder.raw_decode(text, at)
-            yield key, value
+            if value is not None or key not in streamed:
+                yield key, value
         at = _skip(text, at)
         if text.startswith("}", at):
             return at + 1

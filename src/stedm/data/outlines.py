@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -42,15 +43,19 @@ class Outlines:
     def add(self, key: Hashable, rings: Iterable[Sequence[Sequence[float]]]) -> None:
         """One polygon: its outer ring, then its holes, each a sequence of positions (x, y, ...), closed or not.
 
-        Raises TypeError or ValueError for what is no sequence of positions.
+        Raises ValueError for what is no sequence of positions, and for numbers that are not finite.
         """
         count = 0
-        for ring in rings:
-            widths = set(map(len, ring))
-            if min(widths, default=2) < 2:
-                raise ValueError("a position has fewer than two numbers")
-            self._ring(chain.from_iterable(ring if widths == {2} else [position[:2] for position in ring]), len(ring))
-            count += 1
+        try:
+            for ring in rings:
+                widths = set(map(len, ring))
+                if min(widths, default=2) < 2:
+                    raise ValueError("a position has fewer than two numbers")
+                flat = chain.from_iterable(ring if widths == {2} else [position[:2] for position in ring])
+                self._ring(flat, len(ring))
+                count += 1
+        except TypeError as error:
+            raise ValueError(f"a coordinate is no number, or a ring no list of positions: {error}") from None
         self._polygon(key, count)
 
     def add_flat(self, key: Hashable, coordinates: Sequence[float]) -> None:
@@ -67,12 +72,9 @@ class Outlines:
     def build(self) -> tuple[np.ndarray, np.ndarray, list[Any]]:
         """Polygons (n,), the position of each one's key (n,), and the keys; valid, with area, in the order of the file.
 
-        A polygon that crosses itself is repaired and may become several; the tally says how many. Raises ValueError
-        for coordinates that are not finite.
+        A polygon that crosses itself is repaired and may become several; the tally says how many.
         """
         points = np.frombuffer(self._coordinates, np.float64).reshape(-1, 2)
-        if not np.isfinite(points).all():
-            raise ValueError("a coordinate is not finite")
         ring_points, polygon_rings, key_of = (
             np.frombuffer(values, values.typecode)
             for values in (self._ring_points, self._polygon_rings, self._polygon_keys)
@@ -108,6 +110,9 @@ class Outlines:
         self._coordinates.extend(coordinates)
         if len(self._coordinates) - start != 2 * points:
             raise ValueError("a position has fewer than two numbers")
+        added = self._coordinates[start:]
+        if not isfinite(sum(added)) and not all(map(isfinite, added)):  # the sum of large numbers may be infinite
+            raise ValueError("a coordinate is not finite")
         self._ring_points.append(points)
 
     def _polygon(self, key: Hashable, rings: int) -> None:
