@@ -105,6 +105,20 @@ def test_an_image_of_unknown_resolution_is_refused(tmp_path, rows):
     assert all(part in refusal(tmp_path, rows) for part in ("row 5", "b1.png", "cohort.mpp"))
 
 
+def test_files_of_one_name_are_several_slides(tmp_path, rows):
+    """Of one patient or of two: with as much of the path as tells them apart, for those without a slide alone."""
+    images = ["a/x/HE.png", "b/x/HE.png", "b/y/HE.tif", "b/y/HE.png", "b/y/IHC.png", "c/HE.png"]
+    for row, image in zip(rows, images, strict=True):
+        (tmp_path / image).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 30, 3), 180, np.uint8)).save(tmp_path / image)
+        row["image"] = image
+    rows[5]["slide"] = "HE"
+    found = read_cohort(config(tmp_path, rows))["slide"].tolist()
+    assert found == ["a/x/HE.png", "b/x/HE.png", "b/y/HE.tif", "b/y/HE.png", "IHC", "HE"]
+    del rows[2]
+    assert read_cohort(config(tmp_path, rows))["slide"].tolist() == ["a/x/HE", "b/x/HE", "b/y/HE", "IHC", "HE"]
+
+
 def test_contradictions_are_refused(tmp_path, rows):
     split = [
         row | {"split": part} for row, part in zip(rows, ["train", "test", "val", "val", "test", "test"], strict=True)

@@ -1,5 +1,7 @@
 """The cohort table: all images with their masks, slides and patients, validated (DESIGN, data contract)."""
 
+from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -38,9 +40,10 @@ def row_name(table: str | Path, position: int) -> str:
 def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") -> pd.DataFrame:
     """The user's table with our column names, stripped strings and absolute paths; nothing but the table is opened.
 
-    Columns image, patient, slide, mask, annotation, tissue, roi ("" if none), annotation_origin (that of the config if
-    none), mpp (float, NaN if none), split, group ("" if none), and may_annotate (bool) when the table has it. `section`
-    is the config section that messages name. Raises UserError for an unreadable or empty table and missing columns.
+    Columns image, patient, slide (the image's `_short_names` if none), mask, annotation, tissue, roi ("" if none),
+    annotation_origin (that of the config if none), mpp (float, NaN if none), split, group ("" if none), and
+    may_annotate (bool) when the table has it. `section` is the config section that messages name. Raises UserError for
+    an unreadable or empty table and missing columns.
     """
     path = Path(config.table or "")
     table = _columns_of(path, config, section)
@@ -56,8 +59,8 @@ def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") 
             _absolute(folder, name, f"{row_name(path, k)}: {column}") if name else ""
             for k, name in enumerate(table[column])
         ]
-    stems = table["image"].map(lambda name: Path(name).stem)
-    table["slide"] = table["slide"].where(table["slide"] != "", stems)
+    unnamed = table["slide"] == ""
+    table.loc[unnamed, "slide"] = table["image"].map(_short_names(table.loc[unnamed, "image"]))
     table["mpp"] = _mpp(table["mpp"], path, config.mpp, section)
     if "may_annotate" in table:
         table["may_annotate"] = table["may_annotate"].str.lower().isin(["true", "1", "yes"])
@@ -167,6 +170,23 @@ def _absolute(folder: Path, name: str, where: str) -> str:
         return str(path)
     except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, links that lead in a circle
         raise UserError(f"{where} {name[:200]} cannot be a file ({reason_of(error)}); correct the path") from None
+
+
+def _short_names(images: Iterable[str]) -> dict[str, str]:
+    """Name of each image file: its stem, and before it as many of its folders as tell it from others of that stem.
+
+    Files of one folder that differ in their suffixes keep them: two files are two slides.
+    """
+    of_stem: dict[str, list[Path]] = {}
+    for path in map(Path, dict.fromkeys(images)):
+        of_stem.setdefault(path.stem, []).append(path)
+    names = {}
+    for paths in of_stem.values():
+        bare = [path.with_suffix("") for path in paths]
+        shown = [path.parts for path in (bare if len(set(bare)) == len(bare) else paths)]
+        depth = next(n for n in count(1) if len({parts[-n:] for parts in shown}) == len(shown))
+        names |= {str(path): "/".join(parts[-depth:]) for path, parts in zip(paths, shown, strict=True)}
+    return names
 
 
 def _column_names(config: CohortConfig | TargetConfig, raw: pd.DataFrame, section: str) -> dict[str, str]:
