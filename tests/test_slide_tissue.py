@@ -28,6 +28,8 @@ INKS = {
     "green": (30, 130, 80),
     "black": (45, 45, 50),
     "red": (200, 30, 45),
+    "yellow": (245, 235, 80),
+    "orange": (240, 130, 30),
 }
 KINDS = [(family, scanner, score) for family in ("he", "ihc") for scanner in ("first", "second") for score in (0, 3)]
 
@@ -111,6 +113,55 @@ def test_a_bare_slide_has_no_tissue():
     assert clean_tissue(glass, mpp=MPP).sum() == 0
 
 
+def on_glass(colour, *, glass=(243, 243, 243), noise: float = 2.0, size_px: int = 50) -> np.ndarray:
+    """An overview (100, 100, 3) uint8 of bare glass with a square of one colour in its middle."""
+    image = np.full((100, 100, 3), glass, float)
+    start = 50 - size_px // 2
+    image[start : start + size_px, start : start + size_px] = colour
+    image += noise * np.random.default_rng(0).standard_normal(image.shape)
+    return image.clip(0, 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("glass", [(210, 210, 210), (200, 200, 202), (243, 236, 212)])
+def test_on_dim_or_tinted_glass_only_the_tissue_is_tissue(glass):
+    found = clean_tissue(on_glass((150, 70, 130), glass=glass), mpp=MPP)
+    assert found[25:75, 25:75].all() and found.mean() == 0.25
+
+
+@pytest.mark.parametrize("noise", [0.0, 4.0])
+@pytest.mark.parametrize(
+    "colour",
+    [(45, 33, 29), (36, 29, 27), (195, 50, 70), (150, 22, 35), (225, 120, 180), (60, 42, 115), (60, 35, 20)],
+    ids=["melanin", "dense melanin", "blood", "thick blood", "eosin", "haematoxylin", "DAB"],
+)
+def test_broad_pigment_and_blood_are_no_pen_marks(colour, noise):
+    assert clean_tissue(on_glass(colour, noise=noise), mpp=MPP)[25:75, 25:75].mean() > 0.99
+
+
+@pytest.mark.parametrize(("colour", "least"), [((226, 222, 226), 0.97), ((230, 227, 228), 0.85)])
+@pytest.mark.parametrize("width_px", [100, 140, 180])
+def test_pale_tissue_is_found_however_much_of_the_slide_it_fills(colour, least, width_px):
+    image = np.full((200, 200, 3), 240.0)
+    image[:, :width_px] = colour + 6 * np.random.default_rng(0).standard_normal((200, width_px, 3))
+    found = clean_tissue(image.round().astype(np.uint8), mpp=MPP)
+    assert found[:, :width_px].mean() > least and not found[:, width_px + 1 :].any()
+
+
+@pytest.mark.parametrize("width_px", [20, 30])
+@pytest.mark.parametrize("colour", [(110, 110, 112), (85, 82, 80), (250, 240, 80), (245, 130, 30), (0, 160, 200)])
+def test_broad_strokes_on_bare_glass_are_left_out(colour, width_px):
+    image, ink = on_glass((190, 110, 170), size_px=20), on_glass(colour, size_px=100)
+    image[2 : 2 + width_px], image[:, -width_px:] = ink[:width_px], ink[:, :width_px]
+    found = clean_tissue(image, mpp=MPP)
+    assert found[40:60, 40:60].all() and found.mean() == 0.04
+
+
+def test_grey_within_tissue_stays():
+    image = on_glass((190, 110, 170), size_px=80)
+    image[35:65, 35:65] = on_glass((110, 110, 112), size_px=100)[35:65, 35:65]
+    assert clean_tissue(image, mpp=MPP)[10:90, 10:90].all()
+
+
 @pytest.fixture
 def slide(tmp_path: Path) -> Slide:
     image = np.full((300, 400, 3), 240, np.uint8)
@@ -142,6 +193,19 @@ def test_a_coarser_mask_has_the_share_of_the_pixels_it_stands_for(slide, tmp_pat
         share, roi = restricted.of_patch(image, x, y, mpp=1.0)
         assert roi.shape == (size_px, size_px) and 0 <= share <= 1
         assert plain.of_patch(image, x, y, mpp=1.0)[0] == share
+
+
+def test_patches_of_pale_tissue_on_dim_glass_count_as_the_overview_does(tmp_path):
+    image = np.full((300, 400, 3), (205, 204, 200), np.uint8)
+    image[100:200, 100:300] = (194, 192, 190)
+    image = image + np.random.default_rng(0).integers(-1, 2, image.shape)
+    Image.fromarray(image.astype(np.uint8)).save(tmp_path / "slide.png")
+    with Slide.open(tmp_path / "slide.png", mpp=4.0) as slide:
+        tissue = SlideTissue(slide, patch_um=128.0)
+        inside, outside = (slide.read(at, at, size_px=32, mpp=4.0) for at in (500, 64))
+        assert tissue.may_hold(500, 500, width_um=128) and not tissue.may_hold(64, 64, width_um=128)
+        assert tissue.of_patch(inside, 500, 500, mpp=4.0)[0] > 0.95
+        assert tissue.of_patch(outside, 64, 64, mpp=4.0)[0] == 0
 
 
 def test_small_images_are_taken_as_they_are(slide, tmp_path):

@@ -13,20 +13,52 @@ _PALE = 0.03
 
 
 def ink_mask(density: np.ndarray, *, mpp: float) -> np.ndarray:
-    """True (H, W) on blue, green, red and black pen marks in an overview of optical densities (H, W, 3) over the glass.
+    """True (H, W) on pen marks in an overview of optical densities (H, W, 3) over the glass.
 
+    These are blue, green, red, yellow, orange and black ink, and grey ink that lies mostly on bare glass.
     mpp: microns per pixel of the overview; from about 30 on, strokes of a fine pen are lost.
     """
-    radius_px = max(1, round(STROKE_UM / 2 / mpp))
-    disc = np.hypot(*np.ogrid[-radius_px : radius_px + 1, -radius_px : radius_px + 1]) <= radius_px + 0.5
     marks = np.zeros(density.shape[:2], bool)
     for body, edge, fringe_um in _inks(density):
-        core = ndimage.binary_erosion(body, disc, border_value=1)  # strokes may be cut off
-        if core.any():
-            stroke = ndimage.binary_propagation(ndimage.binary_dilation(core, disc) & body, mask=body)
+        broad = _broad(body, mpp=mpp)
+        if broad.any():
+            stroke = ndimage.binary_propagation(broad, mask=body)
             near = ndimage.distance_transform_edt(~stroke) * mpp <= fringe_um
             marks |= ndimage.binary_dilation(ndimage.binary_propagation(stroke, mask=(edge & near) | stroke))
-    return marks
+    return marks | _grey_marks(density, mpp=mpp)
+
+
+def _broad(body: np.ndarray, *, mpp: float) -> np.ndarray:
+    """The parts (H, W) of `body` that are as broad as a stroke."""
+    radius_px = max(1, round(STROKE_UM / 2 / mpp))
+    disc = np.hypot(*np.ogrid[-radius_px : radius_px + 1, -radius_px : radius_px + 1]) <= radius_px + 0.5
+    core = ndimage.binary_erosion(body, disc, border_value=1)  # strokes may be cut off
+    broad: np.ndarray = ndimage.binary_dilation(core, disc) & body if core.any() else core
+    return broad
+
+
+def _grey_marks(density: np.ndarray, *, mpp: float) -> np.ndarray:
+    """True (H, W) on broad pieces of grey ink that have more glass than anything else within two pixels around them.
+
+    Grey absorbs all channels alike, and ink is even, as grey immunohistochemistry is not: a standard deviation below a
+    tenth. Haematoxylin and DAB together, at their greyest, absorb green a seventh more.
+    """
+    level = density.mean(-1)
+    mean, square = ndimage.uniform_filter(level, 3), ndimage.uniform_filter(level**2, 3)
+    even = square < 1.01 * mean**2
+    density = ndimage.uniform_filter(density, (3, 3, 1))  # of three channels that are nearly alike, noise hides it
+    red, green, blue = np.moveaxis(density, -1, 0)
+    strongest, weakest = density.max(-1), density.min(-1)
+    grey = (weakest > 0.85 * strongest) & (red > 0.9 * blue) & (green < 0.55 * (red + blue))
+    marks = _broad(grey & even & (weakest > 0.25), mpp=mpp)
+    if not marks.any():
+        return marks
+    near = ndimage.distance_transform_edt(~marks) * mpp <= FRINGE_UM / 3
+    marks = ndimage.binary_propagation(marks, mask=(near & grey & (strongest > _PALE)) | marks)
+    pieces, count = ndimage.label(ndimage.binary_dilation(marks))
+    around = np.where(pieces > 0, 0, ndimage.grey_dilation(pieces, 5)).ravel()
+    bare = np.bincount(around, (strongest <= _PALE).ravel(), count + 1)
+    return (pieces > 0) & (bare > np.bincount(around, minlength=count + 1) / 2)[pieces]
 
 
 def _inks(density: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, float]]:
@@ -34,19 +66,23 @@ def _inks(density: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, float]]:
 
     Haematoxylin absorbs red and green about alike and blue half as much, eosin green most and red hardly, DAB blue most
     and red least. Green ink passes green best; blue ink passes far more blue than haematoxylin does; red ink absorbs
-    blue about as much as green, eosin half as much; black ink absorbs everything. An edge is ink seen beside glass,
-    which brings the channels closer together.
+    blue about as much as green, eosin half as much, and less red than blood does; yellow and orange ink absorb blue
+    alone, or hardly more; black ink absorbs everything alike, melanin red less than blue. An edge is ink seen beside
+    glass, which brings the channels closer together.
     """
     red, green, blue = np.moveaxis(density, -1, 0)
     strongest, weakest = density.max(-1), density.min(-1)
     body, edge = strongest > 0.3, strongest > _PALE
     green_ink = body & (green < 0.75 * red) & (green < 0.9 * blue)
     blue_ink = body & (blue < 0.39 * red) & (red > 0.75 * green)
-    red_ink = body & (red < 0.25 * green) & (blue > 0.65 * green) & (green > 0.6)
-    grey = weakest > 0.75 * strongest
+    red_ink = (green > 0.77) & (red < 0.165 * green) & (blue > 0.65 * green)
+    yellow_ink = body & (red < 0.12 * blue) & (green < 0.2 * blue)
+    orange_ink = (blue > 0.75) & (red < 0.12 * blue) & (green < 0.45 * blue)
+    grey = (weakest > 0.75 * strongest) & (red > 0.9 * blue)
     return [
         (green_ink, edge & (green < 0.9 * red) & (green < blue), FRINGE_UM),
         (blue_ink, edge & (blue < 0.7 * red) & (red > 0.75 * green), FRINGE_UM),
         (red_ink, edge & (red < 0.35 * green) & (blue > 0.6 * green), FRINGE_UM),
+        (yellow_ink | orange_ink, edge & (red < 0.2 * blue) & (green < 0.5 * blue), FRINGE_UM),
         (grey & (weakest > 0.5), edge & grey, FRINGE_UM / 3),
     ]
