@@ -35,7 +35,7 @@ from stedm.stages.alignment import ALIGNMENT
 from stedm.stages.inputs import InputFile, Record, sha256_of
 from stedm.stages.prepare_slide import SlideCutter, source_name
 
-FORMAT = 3
+FORMAT = 4
 """Raise it when the same settings give other patches."""
 FOLDERS = ("images", "masks", "overlays", ALIGNMENT)
 _OF_SLIDE = re.compile(r"(r\d{5,})\.(json|png|jpg)")

@@ -27,7 +27,7 @@ from stedm.stages.predict import Prediction
 from stedm.stages.report_pictures import CLASS_COLOURS
 from stedm.stages.segment_record import identity, is_record, record_of, write_record
 
-FORMAT = 2
+FORMAT = 3
 """Raise it when the same model and settings give another label map or other outlines."""
 
 
