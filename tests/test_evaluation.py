@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -115,8 +116,51 @@ def test_neighbours_are_sought_in_other_patients_and_copies_lie_below_their_dist
     limit = copy_distance(twins, patients)
     fresh = np.random.default_rng(1).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
     noisy = (real_images // 2 * 2 + 1)[:, ::-1]
-    assert (nearest_distances(np.ascontiguousarray(noisy), twins)[0] < limit).all()
-    assert (nearest_distances(fresh, twins)[0] < limit).mean() <= 0.1
+    assert are_copies(np.ascontiguousarray(noisy), twins, below=limit).all()
+    assert are_copies(fresh, twins, below=limit).mean() <= 0.1
+
+
+def _with_little_tissue(tissue: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Glass with a square of 6 % of each image somewhere."""
+    pale = _glass(len(tissue), rng)
+    for k, (y, x) in enumerate(rng.integers(0, 64 - 16, (len(tissue), 2))):
+        pale[k, y : y + 16, x : x + 16] = tissue[k, y : y + 16, x : x + 16]
+    return pale
+
+
+def _glass(count: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(236, 244, (count, 64, 64, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.02, 0.1])
+@pytest.mark.parametrize("kind", ["blank", "shaded glass", "little tissue", "twice", "twice, saved again"])
+def test_a_few_odd_training_images_do_not_hide_copies(kind: str, share: float):
+    """Blank images are near to each other, and the same tissue under two patients to itself: both by no chance."""
+    rng = np.random.default_rng(3)
+    blocks = torch.from_numpy(rng.integers(60, 230, (200, 3, 8, 8))).double()
+    tissue = (
+        torch.nn.functional.interpolate(blocks, (64, 64), mode="bicubic").clamp(0, 255).byte().movedim(1, -1).numpy()
+    )
+    odd = slice(0, round(share * 200))
+    training = tissue.copy()
+    if kind == "blank":
+        training[odd] = _glass(odd.stop, rng)
+    elif kind == "shaded glass":  # by the same lamp
+        training[odd] = _glass(odd.stop, rng) - np.linspace(0, 8, 64, dtype=np.uint8)[None, :, None, None]
+    elif kind == "little tissue":
+        training[odd] = _with_little_tissue(tissue[odd], rng)
+    else:
+        training[odd] = training[100 : 100 + odd.stop] ^ (kind != "twice")  # 30 images lie between two of a patient
+    limit = copy_distance(training, [f"p{k % 30}" for k in range(200)])
+    noise = rng.normal(15, 10, tissue[100:].shape)
+    copies = np.clip(tissue[100:] + noise, 0, 255).astype(np.uint8)
+    assert are_copies(copies, training, below=limit).all()
+    assert not are_copies(tissue[odd], training[odd.stop :], below=limit).any() or kind.startswith("twice")
+    assert not are_copies(_glass(6, rng), training, below=limit).any()
+
+
+def test_where_all_training_images_are_blank_the_limit_is_half_of_the_contrast():
+    assert copy_distance(_glass(6, np.random.default_rng(0)), ["a", "b"] * 3) == 0.5
 
 
 def test_images_of_one_colour_are_no_copies_of_each_other_but_copied_tissue_is(real_images):

@@ -12,6 +12,11 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 THUMBNAIL_PX = 16
 GREY_LEVEL = 1 / 255
+BLANK = 4 * GREY_LEVEL
+"""An image whose thumbnail has less contrast shows nothing that could be copied."""
+FARTHEST_COPY = 0.5
+DUPLICATE = 0.2
+"""Distances as shares of an image's contrast: a copy is nearer than the one, the same tissue again than the other."""
 
 
 def thumbnails(images: np.ndarray) -> torch.Tensor:
@@ -91,30 +96,46 @@ def nearest_others(images: np.ndarray, groups: Sequence[str] | None = None) -> t
 
 
 def copy_distance(training: np.ndarray, patients: Sequence[str]) -> float:
-    """Return the distance below which an image counts as a copy of a training image.
+    """Return the distance below which an image counts as a copy of a training image, as a share of its own contrast.
 
-    It is the first percentile of the distances from training images to their nearest one of another patient: of
-    independent images, about one in a hundred comes that close. With one patient only, of its other images.
+    It is the first percentile of the distances from training images to their nearest one of another patient, half of
+    the contrast at most: of independent images, about one in a hundred comes that close. With one patient only, of its
+    other images. Left out are images that say nothing about likeness by chance: blank ones, and those that are nearer
+    than a fifth of their contrast, because the same tissue stands under two patients.
+
+    Args:
+        training: uint8 (n, H, W, 3), n >= 2.
+        patients: patient of each image.
+
+    Returns:
+        0.2 to 0.5; 0.5 where nothing is left.
     """
     several = len(set(patients)) > 1
-    return float(np.quantile(nearest_others(training, patients if several else None)[0], 0.01))
+    shares = nearest_others(training, patients if several else None)[0] / _contrast(thumbnails(training))
+    telling = shares[np.isfinite(shares) & (shares >= DUPLICATE)]
+    return min(FARTHEST_COPY, float(np.quantile(telling, 0.01))) if len(telling) else FARTHEST_COPY
 
 
 def are_copies(queries: np.ndarray, references: np.ndarray, *, below: float) -> np.ndarray:
     """Which queries are copies of a reference: bool (n,).
 
-    A copy is nearer to a reference than `below`, and nearer than half of its own contrast, the root mean square
-    difference of its thumbnail from one colour: bare glass looks like all other glass, which nobody has to memorise.
+    A copy is nearer to a reference than `below` times its own contrast. Blank images are none: bare glass looks like
+    all other glass, which nobody has to memorise.
 
     Args:
         queries: uint8 (n, H, W, 3), n >= 1.
         references: uint8 (m, H', W', 3), m >= 1.
-        below: distance, 0 to 1; from `copy_distance`.
+        below: share of the contrast; from `copy_distance`.
     """
     small = thumbnails(queries)
-    contrast = (small - small.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)).sqrt().numpy()  # (n,)
-    distances = _nearest(small, thumbnails(references))[0]
-    return np.asarray(distances < np.minimum(below, contrast / 2))
+    return np.asarray(_nearest(small, thumbnails(references))[0] < below * _contrast(small))
+
+
+def _contrast(thumbnails: torch.Tensor) -> np.ndarray:
+    """Root mean square difference of (n, 3, s, s) from one colour, (n,), 0 to 1; NaN for blank ones, below `BLANK`."""
+    centred = thumbnails - thumbnails.mean((2, 3), keepdim=True)
+    contrast = centred.square().mean((1, 2, 3)).sqrt().numpy()
+    return np.where(contrast < BLANK, np.nan, contrast)
 
 
 def nearest_real_ratio(synthetic_to_real: np.ndarray, real_to_other_real: np.ndarray) -> float:
