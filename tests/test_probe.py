@@ -11,10 +11,11 @@ import torch
 
 from stedm.data.phantom import draw_layout, draw_style, render
 from stedm.errors import UserError
-from stedm.evaluation.encoders import FIXED, kid_encoder
+from stedm.evaluation.encoders import FIXED, kid_encoder, standardised
 from stedm.evaluation.features import kid_features
-from stedm.evaluation.probe import FIGURES, StyleProbe, group_figures, probe_scale, real_agreement
-from stedm.stages.measure import _memorisation
+from stedm.evaluation.generation import kid
+from stedm.evaluation.probe import FIGURES, StyleProbe, group_figures, kid_figures, probe_scale, real_agreement
+from stedm.stages.measure import _memorisation, not_compared
 from stedm.stages.probe import style_groups
 from stedm.stages.report_generation import style_table
 
@@ -65,7 +66,7 @@ def figures(probes: list[StyleProbe], *, agreement_real: float | None = 0.8) -> 
         probes,
         scale=probe_scale(probes),
         classes=CLASSES,
-        encoder=kid_features,
+        encoder=standardised(kid_features, np.concatenate([p.style_images for p in probes])),
         agreement_real=agreement_real,
     )
 
@@ -117,6 +118,28 @@ def test_what_is_lacking_is_none_and_not_nan(perfect):
     assert alone["style_distance_shuffled"] is None and alone["style_ratio"] is None and alone["diversity"] > 0
     unannotated = [dataclasses.replace(p, annotated=np.zeros(10, bool)) for p in perfect]
     assert real_agreement(unannotated) is None
+
+
+def test_kid_of_two_samples_of_one_distribution_is_zero_on_average(perfect):
+    rng = np.random.default_rng(0)
+    few = [dataclasses.replace(perfect[0], references=perfect[0].references[:4])]
+    found = [kid_figures(few, lambda images: rng.normal(size=(len(images), 188))) for _ in range(200)]
+    assert abs(np.mean([one["kid"] for one in found])) < 0.1 > abs(np.mean([one["kid_real"] for one in found]))
+
+
+def test_kid_takes_features_as_they_are(perfect):
+    drawn, real = (np.concatenate([getattr(p, name) for p in perfect]) for name in ("drawn", "references"))
+    assert kid_figures(perfect, kid_features)["kid"] == kid(kid_features(drawn), kid_features(real))
+
+
+def test_fixed_features_are_standardised_on_training_images_of_patients_that_are_not_compared(perfect):
+    training = pd.DataFrame({"patient": ["p0", "a", "p1", "b"] * 400})
+    others = not_compared(training, {"seen": perfect[:1], "unseen": perfect[1:]})
+    assert set(others["patient"]) == {"a", "b"} and len(others) == others.index.nunique() == 512
+    assert len(not_compared(training[:4], {"seen": perfect, "unseen": []})) == 2
+    real = perfect[0].real
+    assert standardised(kid_features, real)(real).std(0) == pytest.approx(1, abs=0.1)
+    assert np.abs(standardised(kid_features, real)(255 - real)).max() == 4
 
 
 def test_copies_are_counted(perfect):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from stedm.errors import UserError
 from stedm.evaluation.features import kid_features
+from stedm.evaluation.generation import Scale
 from stedm.models.style import timm_backbone
 
 FIXED = "stain+texture+random"
@@ -25,7 +26,7 @@ Encoder = Callable[[np.ndarray], np.ndarray]
 
 
 def kid_encoder(name: str | None, *, device: torch.device | None = None) -> tuple[str, Encoder]:
-    """Return the encoder's full name and the encoder.
+    """Return the encoder's full name and the encoder, whose features are those of the network or formulas as they are.
 
     Args:
         name: None for `kid_features`; a local folder or hub id of a timm model; `inception:PATH` for torch-fidelity's
@@ -41,6 +42,20 @@ def kid_encoder(name: str | None, *, device: torch.device | None = None) -> tupl
     if name.startswith(_INCEPTION):
         return name, _inception(Path(name.removeprefix(_INCEPTION)).expanduser(), device)
     return f"timm:{name}", _timm(name, device)
+
+
+def standardised(encoder: Encoder, images: np.ndarray) -> Encoder:
+    """The encoder on the scale of its features of `images`, so that none outweighs the others by its unit alone.
+
+    For `kid_features`; a network's features stay as they are, as in published distances.
+
+    Args:
+        encoder: the encoder.
+        images: uint8 (n, H, W, 3), none of those compared: these lie closer to the middle of a scale of their own than
+            new images of the same distribution do, which a distance would show.
+    """
+    scale = Scale.fit(encoder(images))
+    return lambda compared: scale(encoder(compared))
 
 
 def _in_batches(network: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> Encoder:

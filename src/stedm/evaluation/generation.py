@@ -156,8 +156,8 @@ def kid(features_a: np.ndarray, features_b: np.ndarray) -> float:
     Unbiased, so it may be slightly negative for samples of one distribution. Bińkowski et al., 2018.
 
     Args:
-        features_a: (n, d), n >= 2, standardised.
-        features_b: (m, d), m >= 2, standardised with the same scale.
+        features_a: (n, d), n >= 2: as they are, or on a scale that neither set had a part in.
+        features_b: (m, d), m >= 2, alike.
     """
     n, m = len(features_a), len(features_b)
     if min(n, m) < 2:

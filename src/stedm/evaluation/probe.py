@@ -232,18 +232,21 @@ def real_agreement(probes: Sequence[StyleProbe]) -> float | None:
 def kid_figures(probes: Sequence[StyleProbe], encoder: Encoder) -> dict[str, Any]:
     """Kernel inception distance of a group's drawn images to its references, and between halves of the references.
 
-    Features are standardised by the references. Halves take every other image of each patient.
+    Halves take every other image of each patient.
+
+    Args:
+        probes: the group.
+        encoder: features to compare, on a scale that the probes had no part in (`encoders.standardised`) or on none.
 
     Returns:
         kid, kid_real, kid_images [drawn, real].
     """
     real = [encoder(probe.references) for probe in probes]
-    scale = Scale.fit(np.concatenate(real))
+    known = np.concatenate(real)
     drawn = encoder(np.concatenate([probe.drawn for probe in probes]))
-    halves = [scale(np.concatenate([rows[start::2] for rows in real])) for start in (0, 1)]
-    known = scale(np.concatenate(real))
+    halves = [np.concatenate([rows[start::2] for rows in real]) for start in (0, 1)]
     return {
-        "kid": kid(scale(drawn), known) if min(len(drawn), len(known)) >= 2 else None,
+        "kid": kid(drawn, known) if min(len(drawn), len(known)) >= 2 else None,
         "kid_real": kid(*halves) if min(map(len, halves)) >= 2 else None,
         "kid_images": [len(drawn), len(known)],
     }

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from stedm.config import RunConfig
 from stedm.data.synthetic import SyntheticSet
 from stedm.device import best_device
-from stedm.evaluation.encoders import Encoder, kid_encoder
+from stedm.evaluation.encoders import FIXED, Encoder, kid_encoder, standardised
 from stedm.evaluation.memorisation import (
     are_copies,
     copy_distance,
@@ -28,6 +29,8 @@ from stedm.stages.run_folder import RunFolder, train_patches
 
 NEVER_SEEN_GRID = Path("samples") / "never_seen.png"
 """The picture of styles that no stage has seen, in `evaluation/`."""
+_SCALE_IMAGES = 512
+"""Images that the fixed features of the KID are standardised on, at most."""
 
 
 def measure(run: RunFolder, config: RunConfig) -> None:
@@ -59,9 +62,11 @@ def measure_generator(run: RunFolder, config: RunConfig) -> dict[str, Any]:
     drawing = draw_probes(run, config)
     if drawing.groups["unseen"]:
         save_probe_grid(drawing.groups["unseen"], run.evaluation / NEVER_SEEN_GRID)
+    training = train_patches(patches)
+    if encoder_name == FIXED:
+        encoder = standardised(encoder, run.images(not_compared(training, drawing.groups)))
     groups = _groups(drawing.groups, run, config, encoder)
     hardest = groups["unseen"] if drawing.groups["unseen"] else groups["seen"]
-    training = train_patches(patches)
     return {
         "nfe": drawing.nfe,
         "images": drawing.images,
@@ -73,6 +78,13 @@ def measure_generator(run: RunFolder, config: RunConfig) -> dict[str, Any]:
         "unseen_are": "unseen" if (patches["split"] == "unseen").any() else "val",
         **groups,
     }
+
+
+def not_compared(training: pd.DataFrame, groups: dict[str, list[StyleProbe]]) -> pd.DataFrame:
+    """Evenly spaced training patches of patients without a probe: those with annotations in use never have one."""
+    probed = [probe.patient for group in groups.values() for probe in group]
+    others = training[~training["patient"].isin(probed)]
+    return others.iloc[np.linspace(0, len(others) - 1, min(len(others), _SCALE_IMAGES)).astype(int)]
 
 
 def _groups(
