@@ -312,6 +312,13 @@ def test_condition_that_could_not_be_exchanged_is_left_out(copied_run):
     page = _page(copied_run)
     assert "another image&#39;s layout" in page or "another image's layout" in page
     assert "another patient" not in page and "1 validation patient," in page
+    unchecked = "Whether the style condition is ignored could not be checked: one validation patient has none"
+    assert page.index("Read before believing") < page.index(unchecked)
+    nothing = dict.fromkeys(VALIDATION) | {"ignored": [], "images": 0, "patients": 0}
+    files.write_json(copied_run / "diffusion" / "validation.json", nothing)
+    report(copied_run)
+    page = _page(copied_run)
+    assert "checked: no validation patient is annotated" in page and "On validation images" not in page
 
 
 def _panels_of(figure: str) -> list[str]:

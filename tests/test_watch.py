@@ -15,7 +15,7 @@ from stedm.models.autoencoder import FirstStage
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
 from stedm.presets import resolve
-from stedm.stages.report_warnings import ignored_conditions
+from stedm.stages.report_warnings import ignored_conditions, unchecked_conditions
 from stedm.stages.watch import GeneratorWatch, ReconstructionWatch, validation_rows
 from stedm.training.tasks import AutoencoderTask, DiffusionTask
 
@@ -111,12 +111,48 @@ def test_patients_take_turns(most: int) -> None:
         assert counts.max() - counts.min() <= 1
 
 
-def test_without_validation_patients_nothing_is_measured_and_nothing_written(tmp_path: Path) -> None:
+def test_without_validation_patients_nothing_is_measured_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = TABLE[TABLE["split"] != "val"].reset_index(drop=True)
     watch, task = watch_of(SmallRun(table))
     assert watch(task, 1).values == {}
     watch.save(tmp_path, name="diffusion")
-    assert list(tmp_path.iterdir()) == []
+    found = read_json(tmp_path / "validation.json")
+    assert found["images"] == 0 and found["loss"] is found["style_gain"] is None and found["ignored"] == []
+    assert (
+        capsys.readouterr().err.count("could not be checked: no validation patient is annotated. Try: raise split.")
+        == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("patches", "unchecked"),
+    [(5, {"style": "one validation patient"}), (1, dict.fromkeys(["style", "layout"], "one validation image"))],
+)
+def test_one_patient_or_image_has_nothing_to_be_exchanged_with_and_that_is_said(
+    patches: int, unchecked: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch, task = watch_of(SmallRun(TABLE[TABLE["patient"] == "a"].head(patches).reset_index(drop=True)))
+    with torch.no_grad():
+        value = watch(task, 1).values["val_loss"]
+    (tmp_path / "metrics.csv").write_text(f"step,val_loss\n1,{value}\n")
+    watch.save(tmp_path, name="diffusion")
+    found, said = read_json(tmp_path / "validation.json"), capsys.readouterr().err
+    assert {name for name in ("style", "layout") if found[f"{name}_gain"] is None} == set(unchecked)
+    for name, reason in unchecked.items():
+        assert f"diffusion: Whether the {name} condition is ignored could not be checked: {reason}" in said
+    assert all(
+        line.removeprefix("diffusion: ") in unchecked_conditions(found)
+        for line in said.splitlines()
+        if "checked" in line
+    )
+
+
+def test_a_loss_that_is_no_number_is_said() -> None:
+    gains = {"style_gain": None, "layout_gain": 0.1, "images": 4, "patients": 2}
+    (sentence,) = unchecked_conditions(gains)
+    assert "no number" in sentence and unchecked_conditions(None) == []
 
 
 def test_ignored_style_is_said_on_stderr_and_in_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

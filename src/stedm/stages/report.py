@@ -24,7 +24,7 @@ from stedm.stages.report_layouts import layouts_section
 from stedm.stages.report_leaks import leaks
 from stedm.stages.report_slides import slide_warnings, slides_section
 from stedm.stages.report_tables import summary_markdown, write_tables
-from stedm.stages.report_warnings import folds_warning, ignored_conditions, warnings
+from stedm.stages.report_warnings import folds_warning, ignored_conditions, unchecked_conditions, warnings
 from stedm.stages.run_folder import RunFolder
 
 
@@ -98,9 +98,11 @@ def _cautions(evidence: Evidence) -> list[str]:
 def _generator_cautions(run: Path) -> list[str]:
     manifests = [table_of(RunFolder(run).synthetic_set(name) / "manifest.parquet") for name in OUR_SETS]
     kept = [float(table["keep"].mean()) for table in manifests if table is not None and "keep" in table]
+    validation = json_of(run / "diffusion" / "validation.json")
     return [
         *warnings(None, json_of(run / "evaluation" / "generation.json"), min(kept, default=None)),
-        *ignored_conditions(json_of(run / "diffusion" / "validation.json")),
+        *ignored_conditions(validation),
+        *unchecked_conditions(validation),
     ]
 
 

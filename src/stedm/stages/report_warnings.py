@@ -17,6 +17,8 @@ REMEDIES = {
     "layout": "raise diffusion.steps, look whether masks and images match, or annotate more patients",
 }
 """What to try when the generator ignores a condition."""
+MORE_PATIENTS = "raise split.val_patients, or name more annotated patients `val` in the table's column `split`"
+MORE_IMAGES = f"{MORE_PATIENTS}; or lower prepare.min_tissue"
 
 
 def _known(values: Mapping[str, Any] | None, *keys: str) -> bool:
@@ -140,3 +142,27 @@ def ignored_conditions(validation: Mapping[str, Any] | None) -> list[str]:
         f"Try: {REMEDIES[name]}."
         for name in (validation["ignored"] if validation else [])
     ]
+
+
+def unchecked_conditions(validation: Mapping[str, Any] | None) -> list[str]:
+    """Say of which conditions nobody knows whether a generator ignores them, why, and what to do: a sentence each.
+
+    Args:
+        validation: content of diffusion/validation.json, if there.
+    """
+    names = [name for name in REMEDIES if validation and validation[f"{name}_gain"] is None]
+    return [
+        f"Whether the {name} condition is ignored could not be checked: {_why(name, validation)}." for name in names
+    ]
+
+
+def _why(name: str, validation: Mapping[str, Any]) -> str:
+    """Why validation cannot tell whether a condition is ignored, and what to do."""
+    images, patients = validation["images"], validation["patients"]
+    if images == 0:
+        return f"no validation patient is annotated. Try: {MORE_PATIENTS}"
+    if images == 1:
+        return f"one validation image has none to exchange it with. Try: {MORE_IMAGES}"
+    if name == "style" and patients == 1:
+        return f"one validation patient has none to exchange styles with. Try: {MORE_PATIENTS}"
+    return "the loss on validation images is no number. Try: lower diffusion.learning_rate"

@@ -20,7 +20,7 @@ from stedm.diffusion.validation import Validation, ValidationBatch, other_patien
 from stedm.files import write_json
 from stedm.stages.grids import StyleGrid
 from stedm.stages.latents import encode
-from stedm.stages.report_warnings import ignored_conditions
+from stedm.stages.report_warnings import ignored_conditions, unchecked_conditions
 from stedm.stages.run_folder import RunFolder
 from stedm.training.log import Observation
 from stedm.training.tasks import AutoencoderTask, DiffusionTask
@@ -102,13 +102,15 @@ class GeneratorWatch:
             return validate(velocity, batch, style=own)
 
     def save(self, folder: Path, *, name: str) -> None:
-        """Write validation.json; say on stderr which condition `name` ignores. Without validation patients: nothing."""
-        if self.latest is None:
+        """Write validation.json; say on stderr which conditions `name` ignores, and which could not be checked."""
+        if self.patients and self.latest is None:  # no step was taken
             return
-        found = {key: _finite(value) for key, value in dataclasses.asdict(self.latest).items()}
-        found |= {"images": len(self.patients), "patients": len(set(self.patients)), "history": _history(folder)}
+        latest = self.latest or Validation(*[math.nan] * 8, ignored=())
+        found = {key: _finite(value) for key, value in dataclasses.asdict(latest).items()}
+        history = _history(folder) if self.patients else []
+        found |= {"images": len(self.patients), "patients": len(set(self.patients)), "history": history}
         write_json(folder / "validation.json", found)
-        for sentence in ignored_conditions(found):
+        for sentence in ignored_conditions(found) + unchecked_conditions(found):
             print(f"{name}: {sentence}", file=sys.stderr)
 
 
