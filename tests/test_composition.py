@@ -67,6 +67,29 @@ def test_a_group_without_row_and_a_missing_file(tmp_path: Path):
             read(str(tmp_path / "nowhere.csv"))
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("he,0,1,0\nHE,0,1,0\n", "row 3: no patient of the cohort is of group 'HE'; did you mean he?"),
+        ("he,0,1,0\nx,0,1,0\n*,0,1,0\n", "row 3: no patient of the cohort is of group 'x'; did you mean he, ihc?"),
+        ("he,0,1,0\n", "composition.csv: no row for group 'ihc' and none for `*`; add one of them"),
+    ],
+)
+def test_groups_are_those_of_the_cohort(tmp_path: Path, rows: str, message: str):
+    table = CompositionTable.read(write(tmp_path, f"group,background,stroma,epithelium\n{rows}"), CLASSES)
+    with pytest.raises(UserError) as error:
+        table.check_groups(["he", "ihc", "he"])
+    assert str(error.value).startswith(str(tmp_path)) and message in str(error.value)
+
+
+def test_groups_that_all_have_a_row_and_a_cohort_without_groups(tmp_path: Path):
+    table = CompositionTable.read(write(tmp_path, GOOD), CLASSES)
+    table.check_groups(["he"])
+    table.check_groups(["", "he", "ihc"])
+    with pytest.raises(UserError, match=r"row 2: no patient .* the cohort has no groups; name it `\*`"):
+        table.check_groups([""])
+
+
 def plan(table: CompositionTable | None, **changes: object) -> pd.DataFrame:
     """The plan for four unannotated patients, two of them of group `he`."""
     patches = pd.DataFrame(

@@ -113,17 +113,20 @@ def test_patches_of_other_settings_are_not_reused(tmp_path, config):
     assert snapshot(tmp_path / "data") == snapshot(tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("wrong", ["label", "mpp", "budget"])
+@pytest.mark.parametrize("wrong", ["label", "mpp", "budget", "composition"])
 def test_mistakes_write_nothing(tmp_path, config, wrong):
     if wrong == "label":
         Image.fromarray(np.full((40, 72), 8, np.uint8)).save(tmp_path / "mask4.png")
     elif wrong == "mpp":
         config.cohort.mpp = None
+    elif wrong == "composition":
+        (tmp_path / "composition.csv").write_text("group,background,gland\nhe,0.5,0.5\n")
+        config.generate.composition = str(tmp_path / "composition.csv")
     else:
         config.split.label_budget = 9
     with pytest.raises(UserError) as refused:
         prepare(tmp_path / "data", config)
-    expected = {"label": "row 6", "mpp": "cohort.mpp", "budget": "split.label_budget"}[wrong]
+    expected = {"label": "row 6", "mpp": "cohort.mpp", "budget": "split.label_budget"}.get(wrong, "group 'he'")
     assert expected in str(refused.value) and not (tmp_path / "data").exists()
 
 

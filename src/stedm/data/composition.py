@@ -1,6 +1,7 @@
 """The user's prior knowledge of tissue composition: class fractions per group, from a CSV file."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,21 @@ class CompositionTable:
                 raise UserError(f"{row_name(path, k)}: the fractions sum to {total:g}; make them sum to 1")
         groups = [name.strip() for name in table["group"]]
         return cls(path, groups, fractions / fractions.sum(axis=1, keepdims=True))
+
+    def check_groups(self, groups: Iterable[str]) -> None:
+        """Compare the table with the groups of a cohort's patients, "" for none.
+
+        Raises UserError naming file and row for a row of another group, and for a group without a row (see `rows_of`).
+        """
+        known = set(groups)
+        named = sorted(known - {""})
+        for k, name in enumerate(self.groups):
+            if name != DEFAULT_GROUP and name not in known:
+                near = nearest_name(name, named) or ", ".join(named)
+                hint = f"did you mean {near}?" if named else "the cohort has no groups; name it `*`"
+                raise UserError(f"{row_name(self.path, k)}: no patient of the cohort is of group '{name}'; {hint}")
+        for group in sorted(known):
+            self.rows_of(group)
 
     def rows_of(self, group: str) -> np.ndarray:
         """Fractions (n, C), n >= 1, for a group: its own rows, else those of `*`. Raises UserError without either."""

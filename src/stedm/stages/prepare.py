@@ -97,7 +97,7 @@ def _extract(
     label_maps = resolve_label_maps(laboratories)
     classes = label_maps[0].classes
     if config.generate.composition:  # a mistake in it should not come to light after the training
-        CompositionTable.read(config.generate.composition, classes)
+        CompositionTable.read(config.generate.composition, classes).check_groups(joined(laboratories)["group"])
     key = _extraction_key(config, inputs)
     if _extracted_from(out) != key:
         for name in (EXTRACTED, SKIPPED):
