@@ -19,6 +19,8 @@ from stedm.diffusion.sampling import noise_from_seeds
 CELL_PX = 8
 FLATTEST = 0.3
 """Share of the cells of one brightness that noise is measured in."""
+LEAST_PX = 16
+"""Style images have sides of at least this many pixels."""
 LEVELS = 3
 """Levels of brightness, each with the same number of cells of the style set."""
 BY_CHANCE = 0.1
@@ -29,7 +31,7 @@ _MASK = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]) / 
 def measure_grain(images: Tensor, reconstructed: Tensor) -> Tensor:
     """Noise that `reconstructed` lacks: (LEVELS, 4), brightness and the standard deviation in each colour.
 
-    images, reconstructed: a style set and what a first stage makes of it (N, 3, H, W) in [-1, 1]; sides of >= 16 px.
+    images, reconstructed: a style set and what a first stage makes of it (N, 3, H, W) in [-1, 1]; sides of >= LEAST_PX.
 
     Cells count as flat by how little their 2 x 2 means differ, not by the noise itself: choosing the quietest cells
     would measure too little. Clipped cells, which show no noise, are left out unless all are.

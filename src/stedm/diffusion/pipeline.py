@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stedm import hub
 from stedm.device import autocast
 from stedm.diffusion.bands import match_bands, measure_bands
-from stedm.diffusion.grain import add_grain, measure_grain
+from stedm.diffusion.grain import LEAST_PX, add_grain, measure_grain
 from stedm.diffusion.sampling import SOLVERS, Branch, Sampling, guidance_weights, guided, noise_from_seeds
 from stedm.diffusion.tones import keep_tones, measure_tones
 from stedm.errors import UserError
@@ -58,6 +58,18 @@ def read_index(folder: str | Path) -> dict[str, Any]:
         return {"classes": names, "sampling": Sampling(**index.get("sampling", {})), "patch_px": patch_px, "mpp": mpp}
     except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({reason_of(error)}); copy the model folder again") from None
+
+
+def _check_styles(style_images: Images | Sequence[Images], multiple: int) -> None:
+    """Refuse what are no style sets of images with sides of LEAST_PX or more, and multiples of `multiple`."""
+    if len(style_images) == 0:
+        raise ValueError("style_images: no style set; give one array (N, H, W, 3), or one for each image")
+    for k, images in enumerate(map(np.asarray, style_images)):
+        got = f"style_images, set {k}: {images.dtype} {images.shape}"
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0:
+            raise ValueError(f"{got}; give uint8 RGB images (N, H, W, 3), one at least")
+        if min(images.shape[1:3]) < LEAST_PX or any(side % multiple for side in images.shape[1:3]):
+            raise ValueError(f"{got}; sides must be multiples of {multiple} and {LEAST_PX} pixels at least")
 
 
 @dataclass(frozen=True)
@@ -155,7 +167,11 @@ class StyleDiffusion(nn.Module):
 
     @torch.no_grad()
     def extract_styles(self, style_images: Images | Sequence[Images]) -> Styles:
-        """Style sets -> B styles. One array (B, N, H, W, 3), or a sequence of B sets (N_b, H, W, 3)."""
+        """Style sets -> B styles. One array (B, N, H, W, 3) uint8, or a sequence of B sets (N_b, H, W, 3).
+
+        Raises ValueError, as drawing does, for what is no style set of images as large as the networks need.
+        """
+        _check_styles(style_images, self.first_stage.factor)
         read = [self._read_style(to_network(images, self.device)) for images in style_images]
         return Styles(*(torch.stack(parts) for parts in zip(*read, strict=True)))
 
@@ -179,7 +195,7 @@ class StyleDiffusion(nn.Module):
         size_px: int | None = None,
         **sampling: Any,
     ) -> Images:
-        """Draw len(seeds) images (B, H, W, 3) uint8; image k depends on row k alone.
+        """Draw len(seeds) images (B, H, W, 3) uint8; image k depends on row k alone, up to rounding by the size of B.
 
         layouts: label maps (B, H, W) uint8, values >= number of classes (255) unknown; None draws without a layout.
         style_images: one style set (N, H, W, 3) for all images, or a set per image; None draws without a style.
@@ -223,6 +239,9 @@ class StyleDiffusion(nn.Module):
     ) -> Tensor:
         """The latents (B, C, h, w) behind `__call__`, which says what the arguments are; styles (B, K, d + 2 C)."""
         B = len(seeds)
+        if layouts is not None and (layouts.ndim != 3 or layouts.dtype.kind not in "iub" or np.any(layouts < 0)):
+            kind = f"{layouts.dtype} {layouts.shape}, least value {layouts.min(initial=0)}"
+            raise ValueError(f"layouts: {kind}; give integer label maps (B, H, W), 0 or more, 255 for unknown")
         height, width = layouts.shape[1:] if layouts is not None else (size_px, size_px)
         self._check(B, layouts=layouts, styles=styles, height=height, width=width)
         weights = guidance_weights(
