@@ -186,7 +186,7 @@ class GenerateConfig:
     bands: Optional[float] = None
     """How far, 0 to 1, the colours of each octave are moved to those of the style set."""
     batch_size: int = 64
-    """Images per sampling batch; changes the speed, never the images."""
+    """Images per sampling batch; another changes images by rounding alone: a few pixel values, by one grey level."""
 
 
 @dataclass
