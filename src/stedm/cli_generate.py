@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     for name, (kind, text) in SAMPLING.items():
         add(f"--{name.replace('_', '-')}", type=kind, help=f"{text} (default: the model's own)")
     add("--seed", type=int, default=0, help="seed of plan and images (default: 0)")
-    add("--batch-size", type=int, default=16, help="images at a time; changes the speed only (default: 16)")
+    add("--batch-size", type=int, default=16, help="images at a time; changes images by rounding alone (default: 16)")
     return parser
 
 
