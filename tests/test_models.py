@@ -654,14 +654,20 @@ def test_style_encoder_survives_an_image_of_one_colour() -> None:
     assert all(torch.isfinite(parameter.grad).all() for parameter in encoder.parameters())
 
 
-def save_backbone(folder: Path, **changes: Any) -> nn.Module:
-    """A timm model in a local folder, as the hub would deliver it."""
+def save_backbone(
+    folder: Path, name: str = TIMM, *, made: Any = None, model_args: Any = None, fixed: bool = False, px: int = 48
+) -> nn.Module:
+    """A timm model in a local folder, as the hub would deliver it; `model_args` and more that its config.json says.
+
+    made: what the network is made with, where it is not `model_args`.
+    """
     torch.manual_seed(7)
-    backbone = timm.create_model(TIMM, num_classes=0, **changes)
+    backbone = timm.create_model(name, **(made or model_args or {}) | {"num_classes": 0})
     folder.mkdir()
     save_file({name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}, folder / WEIGHTS)
-    config = {"architecture": TIMM, "num_classes": 0, "num_features": backbone.num_features}
-    config["pretrained_cfg"] = {"input_size": [3, 48, 48], "mean": [0.7, 0.6, 0.7], "std": [0.2, 0.2, 0.2]}
+    config = {"architecture": name, "num_classes": 0, "num_features": backbone.num_features}
+    read = {"input_size": [3, px, px], "mean": [0.7, 0.6, 0.7], "std": [0.2, 0.2, 0.2], "fixed_input_size": fixed}
+    config |= {"pretrained_cfg": read} | ({} if model_args is None else {"model_args": model_args})
     (folder / CONFIG).write_text(json.dumps(config))
     return backbone
 
@@ -687,6 +693,104 @@ def test_timm_encoder_takes_weights_from_a_local_folder(tmp_path: Path, no_socke
     with torch.no_grad():
         latents = images(*sets.shape[:2], 4, 8, 8)
         torch.testing.assert_close(loaded(sets, latents), extractor(sets, latents), atol=1e-5, rtol=1e-5)
+    assert no_sockets == []
+
+
+SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "saved"),
+    [
+        ("vit_tiny_patch16_224", {"model_args": SMALL | {"img_size": 64, "dynamic_img_size": True, "num_classes": 9}}),
+        ("vit_tiny_patch16_224", {"model_args": SMALL | {"img_size": 32, "reg_tokens": 4}, "fixed": True, "px": 32}),
+        ("vit_tiny_patch16_224", {"model_args": SMALL | {"init_values": 1e-5, "mlp_ratio": 2.66}, "px": 224}),
+        ("test_vit", {"made": {"img_size": 32}, "fixed": True, "px": 32}),
+        ("vit_small_patch14_reg4_dinov2", {"made": SMALL | {"img_size": 28}, "model_args": SMALL, "fixed": True, "px": 28}),
+        ("vit_small_patch14_dinov2", {"model_args": SMALL, "px": 224}),
+    ],
+    ids=["dynamic", "registers", "scales", "fixed size", "size of H-optimus", "size of no weights"],
+)
+def test_a_network_of_other_settings_than_its_name_says_is_loaded_again(
+    tmp_path: Path, no_sockets: list[Any], name: str, saved: dict[str, Any]
+) -> None:
+    save_backbone(tmp_path / "weights", name, **saved)
+    folder = str(tmp_path / "weights")
+    extractor = StyleExtractor(dim=8, set_size=N, latent_channels=4, encoder=name, weights=folder).eval()
+    extractor.save_pretrained(tmp_path / "model")
+    loaded = StyleExtractor.from_pretrained(tmp_path / "model")
+    sets, latents = images(1, N, 3, PX, PX), images(1, N, 4, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(sets, latents), extractor(sets, latents), atol=1e-5, rtol=1e-5)
+    assert loaded.config == extractor.config and no_sockets == []
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), extractor.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"checkpoint_path": "weights"},
+        {"pretrained_cfg": "other"},
+        {"norm_layer": "layernorm"},
+        {"mlp_layer": "timm.layers.SwiGLUPacked"},
+        {"weight_init": "os.system"},
+        {"img_size": {"size": 64}},
+        {"depth": 10**6},
+        {"init_values": float("nan")},
+        ["img_size"],
+    ],
+)
+def test_settings_of_a_network_are_numbers_and_words(tmp_path: Path, given: Any) -> None:
+    save_backbone(tmp_path / "weights", made={"drop_rate": 0.0}, model_args=given)
+    options = {"dim": 8, "set_size": N, "latent_channels": 4, "encoder": TIMM}
+    with pytest.raises(UserError, match=r"diffusion\.style_encoder: model_args of config\.json") as caught:
+        StyleExtractor(**options, weights=str(tmp_path / "weights"))
+    assert "\n" not in str(caught.value)
+    StyleExtractor(**options).save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / CONFIG).read_text())
+    (tmp_path / "model" / CONFIG).write_text(json.dumps(config | {"model_args": given}))
+    with pytest.raises(UserError, match=r"model_args|too large"):
+        StyleExtractor.from_pretrained(tmp_path / "model")
+
+
+def test_a_folder_of_before_settings_were_kept_is_loaded(tmp_path: Path) -> None:
+    extractor = StyleExtractor(dim=8, set_size=N, latent_channels=4, encoder=TIMM)
+    extractor.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    del config["model_args"]
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    assert StyleExtractor.from_pretrained(tmp_path).config == extractor.config
+
+
+@pytest.mark.parametrize("name", ["crossvit_tiny_240", "volo_d1_224"])
+def test_a_backbone_without_places_is_refused_when_it_is_made(name: str) -> None:
+    with pytest.raises(UserError, match=rf"diffusion\.style_encoder: {name} gives neither") as caught:
+        StyleExtractor(dim=8, set_size=N, latent_channels=4, encoder=name)
+    assert "\n" not in str(caught.value) and "resnet" in str(caught.value)
+
+
+def test_trying_a_backbone_leaves_it_as_it_was() -> None:
+    extractor = StyleExtractor(dim=8, set_size=N, latent_channels=4, encoder=TIMM)
+    backbone = extractor.encoder.backbone
+    assert backbone.training and int(backbone.state_dict()["bn1.num_batches_tracked"]) == 0
+    assert not StyleExtractor(
+        dim=8, set_size=N, latent_channels=4, encoder=TIMM, trainable=False
+    ).encoder.backbone.training
+
+
+def test_a_mistyped_backbone_has_a_nearest_name() -> None:
+    with pytest.raises(UserError, match=r"did you mean resnet18\?"):
+        StyleExtractor(dim=8, set_size=N, latent_channels=4, encoder="resnt18")
+
+
+@pytest.mark.parametrize("weights", ["/nowhere/weights", "./weights", "~/weights", "runs/a/b", "weights", "here/typo"])
+def test_a_path_that_is_not_there_is_asked_of_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_sockets: list[Any], weights: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(UserError, match="is no folder here and no hub id"):
+        StyleExtractor(dim=8, set_size=N, latent_channels=4, encoder=TIMM, weights=weights)
     assert no_sockets == []
 
 

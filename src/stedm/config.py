@@ -88,7 +88,7 @@ class DiffusionConfig:
     nearby_um: float = 500.0
     """Radius of `nearby` style sets, microns."""
     style_encoder: str = "conv"
-    """`conv` (small, from scratch) or the name of any timm backbone."""
+    """`conv` (small, from scratch) or the name of a timm backbone."""
     style_weights: Optional[str] = None
     """Local folder or hub id of the timm backbone's weights; random initialisation when not given."""
     freeze_style_encoder: bool = False

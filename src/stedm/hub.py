@@ -26,6 +26,11 @@ class Saveable(Protocol):
         ...
 
 
+def is_id(name: str) -> bool:
+    """Whether text is a hub id `user/name`, and no path: neither it nor a folder of the user's name is there."""
+    return bool(_ID.fullmatch(name)) and not Path(name).exists() and not Path(name).parent.exists()
+
+
 def local_folder(name: str | Path, *, revision: str | None = None) -> Path:
     """The folder of a model: `name` itself, or a copy of what the hub has under the id `user/name`.
 
@@ -33,9 +38,8 @@ def local_folder(name: str | Path, *, revision: str | None = None) -> Path:
     mistyped `runs/dmeo` is asked of nobody. revision: branch, tag or commit on the hub. Raises UserError without the
     extra, without a network, and for an id that the hub does not know.
     """
-    path = Path(name)
-    if not isinstance(name, str) or not _ID.fullmatch(name) or path.exists() or path.parent.exists():
-        return path
+    if not isinstance(name, str) or not is_id(name):
+        return Path(name)
     hub = _library()
     with _explained(f"{name}: no such folder here, and from the hub"):
         return Path(hub.snapshot_download(name, revision=revision, allow_patterns=FILES))

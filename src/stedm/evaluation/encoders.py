@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from stedm.errors import UserError
 from stedm.evaluation.features import kid_features
 from stedm.evaluation.generation import Scale
-from stedm.models.style import timm_backbone
+from stedm.models.timm_backbone import timm_backbone
 
 FIXED = "stain+texture+random"
 """Name of the features that need no weights."""
@@ -71,7 +71,7 @@ def _in_batches(network: Callable[[torch.Tensor], torch.Tensor], device: torch.d
 
 
 def _timm(name: str, device: torch.device) -> Encoder:
-    backbone = timm_backbone(name, name, key=_KEY).to(device).eval()
+    backbone = timm_backbone(name, name, key=_KEY)[0].to(device).eval()
     data = timm.data.resolve_model_data_config(backbone)
     size_px = data["input_size"][-1]
     mean, std = (torch.tensor(data[key], device=device).view(1, 3, 1, 1) for key in ("mean", "std"))

@@ -15,7 +15,7 @@ from stedm import hub
 from stedm.device import autocast
 from stedm.errors import UserError
 from stedm.models.model_folder import FolderModel
-from stedm.models.style import NAME
+from stedm.models.timm_backbone import NAME
 
 _COLOUR = re.compile("#[0-9a-fA-F]{6}")
 FLIPS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))

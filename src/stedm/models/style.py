@@ -4,9 +4,7 @@ K = 1: one vector an image. K = N + 1: one for each layout class, and a last one
 """
 
 import math
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Self
 
 import timm
@@ -15,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stedm.errors import UserError
+from stedm.files import reason_of
 from stedm.models.model_folder import FolderModel
+from stedm.models.timm_backbone import timm_backbone
 
-NAME = re.compile(r"[A-Za-z0-9_.-]+")
-"""A network's name; what has a scheme or a path in it could be fetched from somewhere."""
 _MOST_INPUT_PX = 4096
 CELL_PX = 8
 """Side of the cells whose moments the convolutional encoder looks at, pixels."""
@@ -97,11 +95,13 @@ class ConvStyleEncoder(nn.Module):
 
 
 class TimmStyleEncoder(nn.Module):
-    """Any timm backbone: (B, 3, H, W) in [-1, 1] -> vectors and regions; resized, normalised as its weights expect.
+    """A timm backbone: (B, 3, H, W) in [-1, 1] -> vectors and regions; resized, normalised as its weights expect.
 
     Its last feature map, or its patch tokens, are the places that `RegionPooling` looks at.
     preprocessing: input_px, mean and std of the weights, as kept in a model folder; the backbone's own if not given.
+    model_args: the settings of the network, as kept in a model folder; those of the weights, or the name, if not given.
     trainable: whether the backbone learns; the pooling always does.
+    Raises UserError for a name, weights or settings that timm makes no such backbone of.
     """
 
     mean: Tensor
@@ -115,22 +115,41 @@ class TimmStyleEncoder(nn.Module):
         *,
         weights: str | None = None,
         preprocessing: dict[str, Any] | None = None,
+        model_args: dict[str, Any] | None = None,
         trainable: bool = True,
     ) -> None:
         super().__init__()
-        self.backbone, self.trainable = timm_backbone(name, weights).requires_grad_(trainable), trainable
+        self.backbone, self.model_args = timm_backbone(name, weights, model_args=model_args)
+        self.backbone.requires_grad_(trainable)
         data = timm.data.resolve_model_data_config(self.backbone)
         own = {"input_px": data["input_size"][-1], "mean": list(data["mean"]), "std": list(data["std"])}
         self.preprocessing: dict[str, Any] = preprocessing or own
-        # Weights in a folder may be of another architecture than the name given beside them.
+        self.trainable = trainable
+        # Weights may be of another architecture than the name beside them.
         self.name: str = getattr(self.backbone, "pretrained_cfg", {}).get("architecture") or name
         self.input_px: int = self.preprocessing["input_px"]
         if not 1 <= self.input_px <= _MOST_INPUT_PX:
             raise ValueError(f"input_px {self.input_px}: use 1 to {_MOST_INPUT_PX}")
         self.register_buffer("mean", torch.tensor(self.preprocessing["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocessing["std"]).view(1, 3, 1, 1), persistent=False)
-        num_features: int = self.backbone.num_features  # type: ignore[assignment]
-        self.pool = RegionPooling(num_features, dim, regions)
+        self.pool = RegionPooling(self.backbone.num_features, dim, regions)  # type: ignore[arg-type]
+        if preprocessing is None:  # one from a model folder was tried when it was first made
+            self._try()
+
+    @torch.no_grad()
+    def _try(self) -> None:
+        """Raises UserError unless the backbone says something of places in an image."""
+        self.backbone.eval()
+        try:
+            places = self.places(torch.zeros(1, 3, self.input_px, self.input_px))
+            if places.ndim != 4 or places.shape[-1] != self.backbone.num_features:
+                raise ValueError(f"features {list(places.shape)}")
+        except Exception as error:  # backbones that return something else fail in as many ways
+            raise UserError(
+                f"diffusion.style_encoder: {self.name} gives neither a feature map nor the tokens of a square image"
+                f" ({reason_of(error)}); take another, for instance of the resnet, convnext, vit or swin families"
+            ) from error
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         """A frozen backbone keeps its running statistics too."""
@@ -161,25 +180,6 @@ class TimmStyleEncoder(nn.Module):
             tokens = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
             return tokens.unflatten(1, (math.isqrt(tokens.shape[1]), -1))
         return features.movedim(1, -1) if features.shape[1] == self.backbone.num_features else features
-
-
-def timm_backbone(name: str, weights: str | None, *, key: str = "diffusion.style_encoder") -> nn.Module:
-    """A backbone without its classifier: random weights by default; a local folder or a hub id when the user names one.
-
-    Raises UserError naming `key` when timm cannot make it.
-    """
-    source = name
-    if weights is not None:
-        source = f"local-dir:{weights}" if Path(weights).is_dir() else f"hf-hub:{weights}"
-    elif not NAME.fullmatch(name):  # timm would fetch what `hf-hub:` and the like stand before
-        raise UserError(f"{key}: {name!r} is no name of timm.list_models(); folders and hub ids are weights, not names")
-    try:
-        return timm.create_model(source, pretrained=weights is not None, num_classes=0)
-    except Exception as error:
-        raise UserError(
-            f"{key}: timm cannot make {source!r} ({str(error).splitlines()[0]}); name a model of timm.list_models(), "
-            "and its weights as a local folder or hub id"
-        ) from error
 
 
 class Aggregation(nn.Module):
@@ -220,7 +220,7 @@ class StyleExtractor(FolderModel):
 
     latent_channels: C. regions: K. encoder: `conv` or a timm name. weights: local folder or hub id of timm weights,
     used when training starts; a saved StyleExtractor carries its weights itself and never looks there again.
-    preprocessing, trainable: see TimmStyleEncoder.
+    preprocessing, model_args, trainable: see TimmStyleEncoder.
     """
 
     not_in_folder = ("weights",)
@@ -236,6 +236,7 @@ class StyleExtractor(FolderModel):
         aggregation: str = "attention",
         weights: str | None = None,
         preprocessing: dict[str, Any] | None = None,
+        model_args: dict[str, Any] | None = None,
         trainable: bool = True,
     ) -> None:
         super().__init__()
@@ -250,10 +251,10 @@ class StyleExtractor(FolderModel):
         if encoder == "conv":
             self.encoder: nn.Module = ConvStyleEncoder(dim, regions)
         else:
-            backbone = TimmStyleEncoder(
-                encoder, dim, regions, weights=weights, preprocessing=preprocessing, trainable=trainable
-            )
-            self.config |= {"encoder": backbone.name, "preprocessing": backbone.preprocessing, "trainable": trainable}
+            saved = {"preprocessing": preprocessing, "model_args": model_args}
+            backbone = TimmStyleEncoder(encoder, dim, regions, weights=weights, trainable=trainable, **saved)
+            made = {"preprocessing": backbone.preprocessing, "model_args": backbone.model_args}
+            self.config |= {"encoder": backbone.name, "trainable": trainable, **made}
             self.encoder = backbone
         self.aggregation = Aggregation(aggregation, dim, set_size)
 
