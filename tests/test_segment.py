@@ -428,6 +428,11 @@ def test_command_line(slide, tmp_path, model, capsys) -> None:
         ["segment", str(slide)],
         [*command, "--nonsense"],
         [*command, "--mpp", "0"],
+        [*command, "--mpp", "inf"],
+        [*command, "--window_px", "0", "--overlap_px", "0"],
+        [*command, "--jobs", "0"],
+        [*command, "--jobs", "-1"],
+        [*command, "--min_area_um2", "nan"],
         [*command, "--overlap_px", "300"],
     ):
         assert main(wrong) == 2

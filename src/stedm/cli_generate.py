@@ -71,6 +71,12 @@ def run(words: Sequence[str]) -> int:
     for name in ("n", "style_set_size", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: give 1 or more")
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed}: give 0 or more")
+    for name in ("patch_px", "mpp", "style_mpp"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: give a number above 0")
     together(draw, options)
     print(
         f"done: {options.n} images in {options.out}, listed in manifest.parquet; next: look at"

@@ -62,11 +62,15 @@ def _check(options: argparse.Namespace, unknown: Sequence[str]) -> None:
         raise UserError(f"unexpected argument {unknown[0]!r}; `stedm segment --help` lists the options")
     if not options.slides or options.model is None:
         raise UserError("name slides and a model: stedm segment SLIDE... --model RUN")
+    if options.window_px < 1:
+        raise UserError(f"--window_px {options.window_px}: give 1 or more")
+    if options.jobs is not None and options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: give 1 or more")
     if not 0 <= 2 * options.overlap_px <= options.window_px:
         raise UserError("--overlap_px: from 0 to half of --window_px")
-    if options.mpp is not None and not options.mpp > 0:
+    if options.mpp is not None and not 0 < options.mpp < float("inf"):
         raise UserError("--mpp: microns per pixel, above 0")
-    if min(options.min_area_um2, options.tolerance_px) < 0:
+    if not all(0 <= value < float("inf") for value in (options.min_area_um2, options.tolerance_px)):
         raise UserError("--min_area_um2, --tolerance_px: 0 or more")
     if options.tissue and options.everywhere:
         raise UserError("--tissue and --everywhere: leave one of them out")
