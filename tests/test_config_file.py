@@ -187,6 +187,14 @@ def test_a_mistake_is_blamed_on_the_file_or_on_the_flag_that_made_it(tmp_path: P
         load_config(write(tmp_path, "seed: many\n"), ["seed=3"])
 
 
+@pytest.mark.parametrize("setting", ["style_weights=folder", "freeze_style_encoder=true"])
+def test_the_small_style_encoder_takes_no_weights_and_is_not_frozen(setting: str) -> None:
+    key = setting.partition("=")[0]
+    with pytest.raises(UserError, match=rf"diffusion\.{key}.*diffusion\.style_encoder"):
+        load_config(overrides=[f"diffusion.{setting}"])
+    load_config(overrides=["diffusion.style_encoder=test_resnet", f"diffusion.{setting}"])
+
+
 def test_encoder_weights_meet_unfolded_pixels() -> None:
     assert load_config(overrides=["size=tiny"]).segmentation.space_to_depth == 2
     assert load_config(overrides=["size=tiny", "segmentation.encoder_weights=folder"]).segmentation.space_to_depth == 1

@@ -93,6 +93,7 @@ def _check(config: RunConfig) -> None:
     _check_counts(config)
     _check_numbers(config)
     _check_unfolding(config)
+    _check_style_encoder(config)
     _check_experiment(config)
     _check_patch_px(config)
     _check_target(config)
@@ -187,6 +188,21 @@ def _check_unfolding(config: RunConfig) -> None:
         raise UserError(f"segmentation.space_to_depth: {options.space_to_depth} is not 1, 2 or 4; change it to one")
     if options.encoder_weights and options.space_to_depth != 1:
         raise UserError("segmentation.encoder_weights expect unfolded pixels; set segmentation.space_to_depth: 1")
+
+
+def _check_style_encoder(config: RunConfig) -> None:
+    options = config.diffusion
+    if options.style_encoder != "conv":
+        return
+    for key, value in (
+        ("style_weights", options.style_weights),
+        ("freeze_style_encoder", options.freeze_style_encoder),
+    ):
+        if value:
+            raise UserError(
+                f"diffusion.{key}: diffusion.style_encoder is `conv`, which always learns from scratch; name a timm"
+                " backbone there, or remove the key"
+            )
 
 
 def _check_experiment(config: RunConfig) -> None:
