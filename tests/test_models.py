@@ -706,7 +706,10 @@ SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3}
         ("vit_tiny_patch16_224", {"model_args": SMALL | {"img_size": 32, "reg_tokens": 4}, "fixed": True, "px": 32}),
         ("vit_tiny_patch16_224", {"model_args": SMALL | {"init_values": 1e-5, "mlp_ratio": 2.66}, "px": 224}),
         ("test_vit", {"made": {"img_size": 32}, "fixed": True, "px": 32}),
-        ("vit_small_patch14_reg4_dinov2", {"made": SMALL | {"img_size": 28}, "model_args": SMALL, "fixed": True, "px": 28}),
+        (
+            "vit_small_patch14_reg4_dinov2",
+            {"made": SMALL | {"img_size": 28}, "model_args": SMALL, "fixed": True, "px": 28},
+        ),
         ("vit_small_patch14_dinov2", {"model_args": SMALL, "px": 224}),
     ],
     ids=["dynamic", "registers", "scales", "fixed size", "size of H-optimus", "size of no weights"],
@@ -892,6 +895,11 @@ def test_segmenter_takes_encoder_weights_from_a_local_folder(tmp_path: Path, no_
     save_file({"something": torch.zeros(1)}, tmp_path / "other" / WEIGHTS)
     with pytest.raises(UserError, match=r"segmentation\.encoder_weights"):
         segmenter.load_encoder(tmp_path / "other")
+    large = {name: torch.zeros(*tensor.shape, 2) for name, tensor in source.items()}
+    save_file(large, tmp_path / "other" / WEIGHTS)
+    for wrong in (tmp_path / "other", tmp_path, tmp_path / "nowhere", "runs/nowhere/weights"):  # other sizes, no file
+        with pytest.raises(UserError, match=r"segmentation\.encoder_weights"):
+            segmenter.load_encoder(wrong)
     assert no_sockets == []
 
 

@@ -198,6 +198,13 @@ def test_encoder_that_is_not_there_is_named(tmp_path):
         kid_encoder(str(tmp_path))
 
 
+def test_network_that_makes_no_vector_of_an_image_is_no_encoder(tmp_path):
+    network = timm.create_model("test_vit", num_classes=0, global_pool="", img_size=32)
+    timm.models.save_for_hf(network, tmp_path, safe_serialization=True, model_args={"global_pool": "", "img_size": 32})
+    with pytest.raises(UserError, match=r"evaluate\.kid_encoder: .* does not make one vector"):
+        kid_encoder(str(tmp_path))
+
+
 @pytest.mark.skipif(importlib.util.find_spec("torch_fidelity") is not None, reason="torch-fidelity is installed")
 def test_inception_without_torch_fidelity_says_what_to_install():
     with pytest.raises(UserError, match="stedm\\[fid\\]"):

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import timm
+import torch
 from PIL import Image
 
 import stedm.experiment
@@ -138,6 +140,63 @@ def both_seeds(*arms: str) -> set[str]:
 
 
 NEW = both_seeds(*MORE.split(", ")) - SEGMENTERS
+
+
+def save_weights(folder: Path, *, seed: int) -> None:
+    torch.manual_seed(seed)
+    timm.models.save_for_hf(timm.create_model("test_resnet", num_classes=0), folder, safe_serialization=True)
+
+
+def test_other_weights_in_the_same_folder_redo_the_generators_and_the_place_does_not_count(
+    run: Recorder, tmp_path: Path
+) -> None:
+    save_weights(tmp_path / "weights", seed=0)
+    options = ["diffusion.style_encoder=test_resnet", f"diffusion.style_weights={tmp_path / 'weights'}"]
+    assert run(*options) == ALL and run(*options) == set()
+    moved = (tmp_path / "weights").rename(tmp_path / "moved")
+    (moved / "README.md").write_text("a card")
+    options[1] = f"diffusion.style_weights={moved}"
+    assert run(*options) == set()
+    save_weights(moved, seed=1)
+    assert run(*options) == {"diffusion", "control", *AFTER_DIFFUSION}
+    config = read_json(moved / "config.json")
+    (moved / "config.json").write_text(json.dumps(config | {"model_args": {"drop_rate": 0.1}}))
+    assert run(*options) == {"diffusion", "control", *AFTER_DIFFUSION}
+
+
+def test_other_weights_of_the_segmenters_redo_them(run: Recorder, tmp_path: Path) -> None:
+    save_weights(tmp_path / "weights", seed=0)
+    options = ["segmentation.encoder=tu-test_resnet", f"segmentation.encoder_weights={tmp_path / 'weights'}"]
+    assert run(*options) == ALL and run(*options) == set()
+    save_weights(tmp_path / "weights", seed=1)
+    assert run(*options, until="segmentation") >= {*SEGMENTERS, JUDGE}
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["diffusion.style_encoder=resnt18"], "did you mean resnet18"),
+        (["diffusion.style_encoder=crossvit_tiny_240"], "crossvit_tiny_240 gives neither"),
+        (["diffusion.style_encoder=test_resnet", "diffusion.style_weights=./nowhere"], "no folder here"),
+        (["segmentation.encoder_weights=/nowhere/weights"], "no folder here"),
+        (["evaluate.kid_encoder=~/nowhere"], "no folder here"),
+        (["evaluate.kid_encoder=inception:nowhere.pth"], "evaluate.kid_encoder"),
+    ],
+)
+def test_an_encoder_that_cannot_be_had_is_refused_before_anything_is_done(
+    run: Recorder, options: list[str], named: str, no_sockets: list[Any]
+) -> None:
+    with pytest.raises(UserError, match=named):
+        run(*options, until="prepare")
+    assert run.ran == [] and not run.folder.exists() and no_sockets == []
+
+
+def test_an_encoder_that_is_gone_stops_nothing_that_does_not_read_it(run: Recorder, tmp_path: Path) -> None:
+    save_weights(tmp_path / "weights", seed=0)
+    option = f"evaluate.kid_encoder={tmp_path / 'weights'}"
+    run(option)
+    (tmp_path / "weights").rename(tmp_path / "moved")
+    assert run(option, "cohort.licence=CC0") == {"report"}
 
 
 def test_adding_arms_or_seeds_to_a_finished_run_redoes_nothing_that_exists(run: Recorder) -> None:

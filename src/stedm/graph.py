@@ -12,6 +12,7 @@ from stedm.arms import FULL_ARM, OUR_SETS, SECOND_ROUND, ingredients, synthetic_
 from stedm.config import CohortConfig, DiffusionConfig, EvaluateConfig, GenerateConfig, RunConfig, SplitConfig
 from stedm.data.composition import composition_digest
 from stedm.stages.inputs import inputs_of
+from stedm.stages.own_encoders import weights_digest
 from stedm.stages.prepare import prepare
 from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder, teachers
 
@@ -117,6 +118,7 @@ def _generator_stages(run: RunFolder, config: RunConfig) -> list[Stage]:
             run.diffusion,
             keys,
             ("prepare", "autoencoder", *pseudo),
+            extra=_style_weights(config),
         ),
         *([_few_step_stage(run, config)] if few else []),
         *_synthetic_stages(run, config, "synthetic"),
@@ -180,6 +182,7 @@ def _control_stage(run: RunFolder, config: RunConfig) -> Stage:
         run.control,
         _generator_keys("annotated_only_control", "pseudo_confidence", "pseudo_use"),
         ("prepare", "autoencoder"),
+        extra=_style_weights(config),
     )
 
 
@@ -205,8 +208,16 @@ def _cohort_keys() -> tuple[str, ...]:
 
 
 def _generator_keys(*without: str) -> tuple[str, ...]:
-    """What a generator's training reads, and its result depends on: not on who keeps which weights meanwhile."""
-    return ("seed", "prepare.patch_px", *_keys("diffusion", DiffusionConfig, without=(*without, "sharded")))
+    """What a generator's training reads, and its result depends on: not on who keeps which weights meanwhile.
+
+    `_style_weights` has the weights of the style encoder, wherever they are.
+    """
+    unread = (*without, "sharded", "style_weights")
+    return ("seed", "prepare.patch_px", *_keys("diffusion", DiffusionConfig, without=unread))
+
+
+def _style_weights(config: RunConfig) -> str:
+    return weights_digest(config.diffusion.style_weights, key="diffusion.style_weights")
 
 
 def _keys(section: str, cls: type, *, without: tuple[str, ...]) -> tuple[str, ...]:
@@ -254,11 +265,12 @@ def _segmenter_stages(run: RunFolder, config: RunConfig, names: list[tuple[str, 
 
 def _segmenter_stage(run: RunFolder, config: RunConfig, arm: str, seed: int) -> Stage:
     parts, name = ingredients(arm), synthetic_set(arm)
-    keys = ["encoder", "encoder_weights", "space_to_depth", "steps", "batch_size", "learning_rate"]
+    keys = ["encoder", "space_to_depth", "steps", "batch_size", "learning_rate"]
     keys += ["stain_strength"] if parts & {"stain", "mean-teacher", "consistency"} else []
     keys += ["synthetic_share"] if name else []
     keys += ["consistency_weight"] if parts & {"mean-teacher", "consistency"} else []
     keys += ["consistency_confidence"] if "consistency" in parts else []
+    weights = weights_digest(config.segmentation.encoder_weights, key="segmentation.encoder_weights")
     pairs = {None: (), "unfiltered": ("generate",)}.get(name, (_synthetic_name("filter", name or ""),))
     return Stage(
         _segmenter_name(arm, seed),
@@ -266,7 +278,7 @@ def _segmenter_stage(run: RunFolder, config: RunConfig, arm: str, seed: int) -> 
         run.segmenter(arm, seed),
         tuple(f"segmentation.{key}" for key in keys),
         ("prepare", *pairs),
-        extra=f"{arm} {seed}",
+        extra=f"{arm} {seed} {weights}",
     )
 
 

@@ -23,6 +23,7 @@ from stedm.fingerprint import fingerprint_in, fingerprint_of
 from stedm.graph import Stage, needed
 from stedm.ranks import place, together
 from stedm.stages.inputs import share_records
+from stedm.stages.own_encoders import check_encoders
 from stedm.stages.prepare import share_patches
 from stedm.stages.run_folder import RunFolder
 from stedm.team import dealt, is_dealt, is_joint, refuse_uneven_batches, rounds
@@ -122,6 +123,8 @@ def _run_jobs(every: list[Job], parts: Sequence[Part], *, jobs: int, slide_jobs:
         if job.name not in open_names:
             console.print(f"{job.name:<44} unchanged")
             job.stage.begun.unlink(missing_ok=True)  # of a process that was killed when all was done
+    first = any(job.stage.name == "prepare" for job in todo)
+    check_encoders(parts[-1].config, None if first else {key for job in todo for key in job.stage.keys})
     refuse_uneven_batches([(job.stage, job.part.config) for job in todo])
     jobs = min(jobs, max(1, len(todo) - 1)) if place().world == 1 else 1
     with Workers(run_named_stage, jobs=jobs) as workers:

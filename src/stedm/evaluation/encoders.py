@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from stedm.errors import UserError
 from stedm.evaluation.features import kid_features
 from stedm.evaluation.generation import Scale
+from stedm.files import reason_of
 from stedm.models.timm_backbone import timm_backbone
 
 FIXED = "stain+texture+random"
@@ -79,9 +80,18 @@ def _timm(name: str, device: torch.device) -> Encoder:
     def pooled(pixels: torch.Tensor) -> torch.Tensor:
         x = F.interpolate(pixels / 255, size=(size_px, size_px), mode="bilinear", antialias=True)
         features: torch.Tensor = backbone((x - mean) / std)
+        if features.ndim != 2:
+            raise ValueError(f"features {list(features.shape)}")
         return features
 
-    return _in_batches(pooled, device)
+    encoder = _in_batches(pooled, device)
+    try:
+        encoder(np.zeros((1, size_px, size_px, 3), np.uint8))
+    except Exception as error:  # backbones that return something else fail in as many ways
+        raise UserError(
+            f"{_KEY}: {name} does not make one vector of an image ({reason_of(error)}); take another"
+        ) from error
+    return encoder
 
 
 def _inception(weights: Path, device: torch.device) -> Encoder:

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from stedm import hub
 from stedm.device import autocast
 from stedm.errors import UserError
-from stedm.models.model_folder import FolderModel
-from stedm.models.timm_backbone import NAME
+from stedm.files import reason_of
+from stedm.models.model_folder import WEIGHTS, FolderModel
+from stedm.models.timm_backbone import NAME, weights_source
 
 _COLOUR = re.compile("#[0-9a-fA-F]{6}")
 FLIPS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
@@ -82,21 +83,28 @@ class Segmenter(FolderModel):
         return hub.push(self, repo_id, card=card, private=private, token=token)
 
     def load_encoder(self, weights: str | Path) -> None:
-        """Start the encoder from a local folder (model.safetensors) or, when it is no folder, a timm hub id."""
+        """Start the encoder from a local folder (model.safetensors) or, when it is no folder, a timm hub id.
+
+        Raises UserError for what is neither, and for weights of another network.
+        """
+        import timm
         from safetensors.torch import load_file
 
-        if Path(weights).is_dir():
-            state = load_file(Path(weights) / "model.safetensors")
-        else:
-            import timm
-
-            state = timm.create_model(f"hf-hub:{weights}", pretrained=True).state_dict()
+        key = "segmentation.encoder_weights"
+        source = weights_source(str(weights), key=key)
+        kind, _, place = source.partition(":")
         encoder = getattr(self.net.encoder, "model", self.net.encoder)
-        result = encoder.load_state_dict(state, strict=False)
+        misfit = f"{key}: {weights} does not fit the encoder {self.config['encoder']}"
+        try:
+            if kind == "local-dir":
+                state = load_file(Path(place) / WEIGHTS)
+            else:
+                state = timm.create_model(source, pretrained=True).state_dict()
+            result = encoder.load_state_dict(state, strict=False)
+        except Exception as error:  # missing, damaged, of other sizes, or not to be had from the hub
+            raise UserError(f"{misfit} ({reason_of(error)}); name other weights, or their encoder") from error
         if len(result.missing_keys) > len(encoder.state_dict()) // 2:
-            raise UserError(
-                f"segmentation.encoder_weights: {weights} does not fit the encoder {self.config['encoder']}"
-            )
+            raise UserError(f"{misfit}; name other weights, or their encoder")
 
     def forward(self, images: Tensor, *, feature_dropout: float = 0.0) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], H and W multiples of s 2^(decoder levels) -> logits (B, N, H, W).
