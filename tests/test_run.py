@@ -178,7 +178,7 @@ def test_other_weights_of_the_segmenters_redo_them(run: Recorder, tmp_path: Path
         (["diffusion.style_encoder=resnt18"], "did you mean resnet18"),
         (["diffusion.style_encoder=crossvit_tiny_240"], "crossvit_tiny_240 gives neither"),
         (["diffusion.style_encoder=test_resnet", "diffusion.style_weights=./nowhere"], "no folder here"),
-        (["segmentation.encoder_weights=/nowhere/weights"], "no folder here"),
+        (["segmentation.encoder_weights=nowhere"], "no folder here"),
         (["evaluate.kid_encoder=~/nowhere"], "no folder here"),
         (["evaluate.kid_encoder=inception:nowhere.pth"], "evaluate.kid_encoder"),
     ],

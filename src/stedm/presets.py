@@ -192,13 +192,8 @@ def _check_unfolding(config: RunConfig) -> None:
 
 def _check_style_encoder(config: RunConfig) -> None:
     options = config.diffusion
-    if options.style_encoder != "conv":
-        return
-    for key, value in (
-        ("style_weights", options.style_weights),
-        ("freeze_style_encoder", options.freeze_style_encoder),
-    ):
-        if value:
+    for key in ("style_weights", "freeze_style_encoder"):
+        if options.style_encoder == "conv" and getattr(options, key):
             raise UserError(
                 f"diffusion.{key}: diffusion.style_encoder is `conv`, which always learns from scratch; name a timm"
                 " backbone there, or remove the key"
