@@ -15,7 +15,8 @@ _PALE = 0.03
 def ink_mask(density: np.ndarray, *, mpp: float) -> np.ndarray:
     """True (H, W) on pen marks in an overview of optical densities (H, W, 3) over the glass.
 
-    These are blue, green, red, yellow, orange and black ink, and grey ink that lies mostly on bare glass.
+    These are blue, green, yellow, orange and black ink, red ink that absorbs as blood does not, and grey and any red
+    ink that lies mostly on bare glass.
     mpp: microns per pixel of the overview; from about 30 on, strokes of a fine pen are lost.
     """
     marks = np.zeros(density.shape[:2], bool)
@@ -25,7 +26,7 @@ def ink_mask(density: np.ndarray, *, mpp: float) -> np.ndarray:
             stroke = ndimage.binary_propagation(broad, mask=body)
             near = ndimage.distance_transform_edt(~stroke) * mpp <= fringe_um
             marks |= ndimage.binary_dilation(ndimage.binary_propagation(stroke, mask=(edge & near) | stroke))
-    return marks | _grey_marks(density, mpp=mpp)
+    return marks | _marks_on_glass(density, mpp=mpp)
 
 
 def _broad(body: np.ndarray, *, mpp: float) -> np.ndarray:
@@ -37,28 +38,39 @@ def _broad(body: np.ndarray, *, mpp: float) -> np.ndarray:
     return broad
 
 
-def _grey_marks(density: np.ndarray, *, mpp: float) -> np.ndarray:
-    """True (H, W) on broad pieces of grey ink that have more glass than anything else within two pixels around them.
+def _marks_on_glass(density: np.ndarray, *, mpp: float) -> np.ndarray:
+    """True (H, W) on broad strokes of grey and of any red ink that have more glass than anything else around them.
 
     Grey absorbs all channels alike, and ink is even, as grey immunohistochemistry is not: a standard deviation below a
-    tenth. Haematoxylin and DAB together, at their greyest, absorb green a seventh more.
+    tenth. Haematoxylin and DAB together, at their greyest, absorb green a seventh more. Red ink and blood may absorb
+    alike, but blood lies in tissue.
     """
     level = density.mean(-1)
     mean, square = ndimage.uniform_filter(level, 3), ndimage.uniform_filter(level**2, 3)
     even = square < 1.01 * mean**2
-    density = ndimage.uniform_filter(density, (3, 3, 1))  # of three channels that are nearly alike, noise hides it
+    density = ndimage.uniform_filter(density, (3, 3, 1))  # noise hides of which channels there is least
     red, green, blue = np.moveaxis(density, -1, 0)
     strongest, weakest = density.max(-1), density.min(-1)
+    glass = strongest <= _PALE
     grey = (weakest > 0.85 * strongest) & (red > 0.9 * blue) & (green < 0.55 * (red + blue))
-    marks = _broad(grey & even & (weakest > 0.25), mpp=mpp)
+    body = grey & even & (weakest > 0.25)
+    marks = _if_on_glass(_broad(body, mpp=mpp), grey & ~glass, glass, reach_px=FRINGE_UM / 3 / mpp)
+    body = (green > 0.5) & (red < 0.25 * green) & (blue > 0.5 * green)
+    edge = (red < 0.4 * green) & (blue > 0.4 * green) & ~glass
+    return marks | _if_on_glass(_broad(body, mpp=mpp), edge, glass, reach_px=FRINGE_UM / mpp)
+
+
+def _if_on_glass(marks: np.ndarray, edge: np.ndarray, glass: np.ndarray, *, reach_px: float) -> np.ndarray:
+    """Those pieces (H, W) of `marks`, with their edges up to `reach_px` off, that have mostly glass next to them."""
     if not marks.any():
         return marks
-    near = ndimage.distance_transform_edt(~marks) * mpp <= FRINGE_UM / 3
-    marks = ndimage.binary_propagation(marks, mask=(near & grey & (strongest > _PALE)) | marks)
+    near = ndimage.distance_transform_edt(~marks) <= reach_px
+    marks = ndimage.binary_propagation(marks, mask=(near & edge) | marks)
     pieces, count = ndimage.label(ndimage.binary_dilation(marks))
     around = np.where(pieces > 0, 0, ndimage.grey_dilation(pieces, 5)).ravel()
-    bare = np.bincount(around, (strongest <= _PALE).ravel(), count + 1)
-    return (pieces > 0) & (bare > np.bincount(around, minlength=count + 1) / 2)[pieces]
+    bare = np.bincount(around, glass.ravel(), count + 1)
+    on_glass: np.ndarray = (pieces > 0) & (bare > np.bincount(around, minlength=count + 1) / 2)[pieces]
+    return on_glass
 
 
 def _inks(density: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, float]]:
