@@ -105,6 +105,7 @@ def test_each_command_names_the_next_one_and_they_lead_to_the_report(stages: tup
     for name, text in texts.items():
         opened = re.search(r"^done: open (.*)$", text, flags=re.MULTILINE)
         assert opened and (folder / opened[1]).exists() and (folder / opened[1]).name != "my run", name
+        assert not (folder / opened[1]).is_dir() or list((folder / opened[1]).iterdir()), name
     assert load_config(folder / "runs/my run/config.yaml").generate.images == 8
 
 

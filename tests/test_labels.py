@@ -1,5 +1,7 @@
 """Mask values become classes; what nobody named is refused."""
 
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -82,3 +84,11 @@ def test_nearest_name():
     assert nearest_name("patient", ["image", "Patient_ID"]) == "Patient_ID"
     assert nearest_name("pateint", ["image", "patient"]) == "patient"
     assert nearest_name("zzz", ["image"]) is None
+
+
+def test_a_label_map_travels_light_to_other_processes() -> None:
+    labels = LabelMap.from_config({"a": [0], "b": ["1-254"], "ignore": [255]})
+    packed = pickle.dumps(labels)
+    again = pickle.loads(packed)
+    assert len(packed) < 4096 and again.classes == labels.classes and again.key == labels.key
+    assert np.array_equal(again.lookup, labels.lookup)

@@ -168,6 +168,7 @@ def test_a_damaged_slide_is_named_and_left_out(tmp_path, config, monkeypatch, jo
     skipped = skipped_slides(tmp_path / "data")
     assert skipped[["slide", "patient"]].values.tolist() == [["s4", "p4"]] and "s4.tif" in skipped["reason"][0]
     assert "s4.tif" in capsys.readouterr().err
+    assert not [path for path in (tmp_path / "data").rglob("*r00004*")]  # nor what was cut before the damage
     assert set(patches(tmp_path / "data")["patient"]) == {"p0", "p1", "p2", "p3"}
     assert set(pd.read_parquet(tmp_path / "data" / "cohort.parquet")["patient"]) == {"p0", "p1", "p2", "p3"}
     assert "p4" not in str(read_json(tmp_path / "data" / "splits.json"))

@@ -14,6 +14,7 @@ from shapely.geometry import shape
 
 from stedm.cli import main
 from stedm.data.annotation import read_annotation
+from stedm.data.area import area_file
 from stedm.data.slide_files import find_slides
 from stedm.device import worker_device
 from stedm.errors import UserError
@@ -234,6 +235,21 @@ def test_what_is_done_and_unchanged_is_kept(slide, tmp_path, options, model) -> 
     (options.model[0] / "model.safetensors").write_bytes(b"other weights")
     segment_slide(slide, out, options)
     assert model.calls > calls
+
+
+def test_outlines_are_packed_or_not_and_never_both(slide, tmp_path, options) -> None:
+    for gz in (True, False, True):
+        segment_slide(slide, tmp_path / "out", replace(options, gz=gz))
+        written = [path.name for path in (tmp_path / "out").glob("*.geojson*")]
+        assert written == ["case 1.geojson" + ".gz" * gz]
+
+
+def test_an_area_is_found_under_the_slides_name_with_its_suffix_too(slide, tmp_path) -> None:
+    (tmp_path / "areas").mkdir()
+    for name in (f"{slide.name}.geojson", f"{slide.stem}.geojson"):
+        (tmp_path / "areas" / name).touch()
+        assert area_file(tmp_path / "areas", slide) == tmp_path / "areas" / name
+        (tmp_path / "areas" / name).unlink()
 
 
 def test_options_of_outlines(slide, tmp_path, options, monkeypatch) -> None:

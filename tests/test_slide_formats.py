@@ -314,6 +314,18 @@ def test_other_kinds_of_pixels_are_refused_in_words(tmp_path):
         Slide.open(tmp_path / "deep.ome.tif")
 
 
+@pytest.mark.parametrize(("share", "description"), [(0.6, "Aperio Image Library v1"), (0.95, "Aperio"), (0.2, "")])
+def test_a_slide_that_was_copied_in_part_is_damage_and_no_slide_without_resolution(tmp_path, share, description):
+    pixels = np.random.default_rng(0).integers(0, 255, (512, 512, 3), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "whole.tif") as tiff:
+        for level in (pixels, pixels[::2, ::2]):
+            tiff.write(level, tile=(256, 256), photometric="rgb", description=description, metadata=None)
+    whole = (tmp_path / "whole.tif").read_bytes()
+    (tmp_path / "part.tif").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(DamagedSlide, match=r"part\.tif: .*replace the file"):
+        Slide.open(tmp_path / "part.tif")
+
+
 def test_a_tiff_cut_off_in_its_header_is_damage(tmp_path):
     whole = tmp_path / "whole.tif"
     tifffile.imwrite(whole, np.zeros((64, 64, 3), np.uint8), tile=(32, 32), description="cut off below" * 20)

@@ -36,7 +36,7 @@ COMMANDS = {
         "cohort table -> patches and splits",
         "stedm prepare --config my.yaml --out runs/my",
         "prepare",
-        results=("data/alignment/", "data/overlays/", "data/patches.parquet"),
+        results=("data/alignment/*.jpg", "data/overlays/*.png", "data/patches.parquet"),
     ),
     "train autoencoder": Command(
         "the first stage",
@@ -102,9 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         try:
-            return _explained(list(sys.argv[1:] if arguments is None else arguments))
+            code = _explained(list(sys.argv[1:] if arguments is None else arguments))
         finally:
             sys.stdout.flush()
+        return ranks.end(code)
     except BrokenPipeError:
         if _is_read():
             raise
@@ -269,7 +270,8 @@ def _overview() -> str:
 
 def _next_step(folder: Path, name: str) -> str:
     """What is worth a look, and the command after this one."""
-    found = (path for pattern in COMMANDS[name].results for path in _in_run(folder, pattern))
+    patterns = COMMANDS[name].results
+    found = ((path.parent if "*" in pattern else path) for pattern in patterns for path in _in_run(folder, pattern))
     done = f"done: open {next(found, folder)}"
     if COMMANDS[name].until not in (None, "report"):
         names = [other for other in COMMANDS if other != "train few-step" or name == other]

@@ -6,6 +6,7 @@ calls the same function. So nothing is written, locked or said twice unless a fu
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -90,6 +91,18 @@ def joined() -> Iterator[None]:
         if isinstance(error, dist.DistError) or "gloo" in str(error) or "onnection" in str(error):
             raise UserError(f"{_LOST} ({str(error).splitlines()[0]})") from error
         raise
+
+
+def end(code: int) -> int:
+    """End a rank with this exit code, at once; return it in a process that is alone.
+
+    While an interpreter ends, threads of torch that still run can abort a rank whose work is done, and with it the job.
+    """
+    if place().world > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _describe_to_torch(here: Place) -> None:

@@ -53,7 +53,7 @@ class AreaImage:
 
 
 def area_file(given: Path, slide: Path) -> Path:
-    """The area's file for a slide: `given` itself, or in a folder the one with the slide's stem, `NAME.geojson` say.
+    """The area's file for a slide: `given` itself, or in a folder NAME.geojson, NAME.svs.geojson or NAME.png, say.
 
     Raises UserError when there is none, or several.
     """
@@ -61,7 +61,8 @@ def area_file(given: Path, slide: Path) -> Path:
         if not given.is_file():
             raise UserError(f"{given}: not found; name a mask, a GeoJSON file, or a folder of them")
         return given
-    names = [slide.stem + suffix for suffix in (*_POLYGON_ENDINGS, *_IMAGE_SUFFIXES)]
+    suffixes = (*_POLYGON_ENDINGS, *_IMAGE_SUFFIXES)
+    names = [name + suffix for name in dict.fromkeys((slide.stem, slide.name)) for suffix in suffixes]
     found = [given / name for name in names if (given / name).is_file() and not (given / name).samefile(slide)]
     if len(found) != 1:
         seen = " and ".join(path.name for path in found) or "nothing"

@@ -1,6 +1,7 @@
 """From the values in a mask file to classes 0..C-1 and ignore."""
 
 import difflib
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,6 +81,10 @@ class LabelMap:
     names: dict[str, int] = field(default_factory=dict)
     """Class of each polygon class of annotation files by its name, 255 = ignore (see polygon_classes.py)."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Plain, its 131 kB fill the pipe to a new process, and a parent waits for a child that dies before it reads.
+        return _unpacked, (self.classes, zlib.compress(self.lookup.tobytes()), self.key, self.names)
+
     @classmethod
     def from_config(cls, labels: dict[str, list[Any]], *, key: str = "cohort.labels") -> "LabelMap":
         """From `cohort.labels`: class name -> values; the name `ignore` stands for 255. Raises UserError."""
@@ -127,6 +132,10 @@ class LabelMap:
             shown = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
             raise UserError(f"{source}: unknown label value(s) {shown}; add them to a class or to ignore in {self.key}")
         return label_map.astype(np.uint8)
+
+
+def _unpacked(classes: list[str], lookup: bytes, key: str, names: dict[str, int]) -> LabelMap:
+    return LabelMap(classes, np.frombuffer(zlib.decompress(lookup), np.int16), key, names)
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:

@@ -52,6 +52,7 @@ class TiffPyramid:
         except tifffile.TiffFileError:
             return None
         series = _largest(tiff)
+        _refuse_part(tiff, series)
         first, small = series.keyframe.index == 0, _size(series) < _MOST_PILLOW_PX
         if not tiff.is_ome and first and small and len(series.levels) == 1:
             tiff.close()
@@ -117,6 +118,16 @@ class TiffPyramid:
     def close(self) -> None:
         """See `Backend.close`."""
         self._tiff.close()
+
+
+def _refuse_part(tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> None:
+    """Raise ValueError for a file that was cut short, as by an interrupted copy."""
+    if tiff.is_svs:
+        raise ValueError("cut short: an Aperio slide whose levels are not all there")  # else OpenSlide would read it
+    page, size = series.keyframe, tiff.filehandle.size
+    end = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
+    if end > size:
+        raise ValueError(f"cut short: {size} bytes of {end} at least")
 
 
 def _size(series: tifffile.TiffPageSeries) -> int:

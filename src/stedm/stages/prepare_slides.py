@@ -142,13 +142,18 @@ def _finished(out: Path, task: SlideTask) -> Path:
 def _unfinished(out: Path, tasks: Sequence[SlideTask]) -> list[SlideTask]:
     """The tasks that are not done; files of slides that are to be cut again, or are gone, are removed."""
     done = {task.source for task in tasks if _is_done(out, task)}
+    _remove_files(out, lambda source: source not in done)
+    return [task for task in tasks if task.source not in done]
+
+
+def _remove_files(out: Path, of: Callable[[str], bool]) -> None:
+    """Remove what was made of the sources that `of` says; what is not ours is left alone."""
     for folder in ("slides", *FOLDERS):
         pattern = _OF_PATCH if folder in ("images", "masks") else _OF_SLIDE
         for path in (out / folder).iterdir():
             own = pattern.fullmatch(path.name)
-            if own and own[1] not in done and not path.is_dir():
-                path.unlink()
-    return [task for task in tasks if task.source not in done]
+            if own and of(own[1]) and not path.is_dir():
+                path.unlink(missing_ok=True)
 
 
 def _is_done(out: Path, task: SlideTask) -> bool:
@@ -166,6 +171,7 @@ def _cut_one(out: Path, task: SlideTask, cutter: SlideCutter, tick: Callable[[fl
     try:
         records = cutter.cut(task.position, task.row, tick)
     except DamagedSlide as error:
+        _remove_files(out, lambda source: source == task.source)
         return str(error)
     except Stopped:  # it is not the row's fault
         raise

@@ -1,6 +1,7 @@
 """The report on annotation files: their outlines on the slides, and what the reader repaired or left out."""
 
 import base64
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from PIL import Image
 from stedm.stages.alignment import alignment_notices, alignment_records
 from stedm.stages.report_pictures import PAGE_PX, Picture
 
-MOST = 6
+MOST, MOST_LARGE = 48, 6
+"""Slides that are pictured, and those up to which the pictures are large."""
 
 
 def alignments(run: Path) -> dict[str, Any] | None:
@@ -22,15 +24,21 @@ def alignments(run: Path) -> dict[str, Any] | None:
     shown = np.unique(np.linspace(0, len(entries) - 1, min(MOST, len(entries))).round().astype(int))
     return {
         "slides": len(entries),
-        "pictures": [_picture(*entries[k]) for k in shown],
+        "pictures": [_picture(*entries[k], width=PAGE_PX // (2 if len(shown) <= MOST_LARGE else 4)) for k in shown],
         "notices": alignment_notices(run / "data"),
     }
 
 
-def _picture(path: Path, record: Mapping[str, Any]) -> Picture:
-    """The slide's picture, named after the slide, with the polygons of each class."""
-    image = path.with_suffix(".jpg")
-    uri = "data:image/jpeg;base64," + base64.b64encode(image.read_bytes()).decode("ascii")
+def _picture(path: Path, record: Mapping[str, Any], *, width: int) -> Picture:
+    """The slide's picture, named after the slide, with the polygons of each class; shrunk where it is to be small."""
     counts = ", ".join(f"{name} {count}" for name, count in record["classes"].items())
-    with Image.open(image) as opened:
-        return Picture(uri, min(PAGE_PX // 2, opened.width), f"{record['slide']}: {counts}")
+    data = path.with_suffix(".jpg").read_bytes()
+    with Image.open(io.BytesIO(data)) as image:
+        shown = min(width, image.width)
+        if image.width > PAGE_PX // 2 > width:
+            image.thumbnail((2 * width, image.height))
+            small = io.BytesIO()
+            image.save(small, "JPEG", quality=85)
+            data = small.getvalue()
+    uri = "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
+    return Picture(uri, shown, f"{record['slide']}: {counts}")

@@ -91,7 +91,8 @@ def segment_slide(path: Path, out: Path, options: SegmentOptions) -> Outcome:
     or another slide's results.
     """
     work, record_path = working_folder(path, out), out / f"{path.stem}.json"
-    tif, geojson = out / f"{path.stem}.tif", out / f"{path.stem}.geojson{'.gz' * options.gz}"
+    tif = out / f"{path.stem}.tif"
+    geojson, other = (out / f"{path.stem}.geojson{'.gz' * gz}" for gz in (options.gz, not options.gz))
     working = work.exists()
     record = record_of(path, record_path)
     foreign = [file for file in (record_path, tif, geojson) if file.exists() and not is_record(record)]
@@ -107,12 +108,15 @@ def segment_slide(path: Path, out: Path, options: SegmentOptions) -> Outcome:
             record = record_of(path, record_path)  # another process may have been here until now
             if _is_done(record, keys, tif, geojson):
                 return Outcome(unchanged=True)
-            if record.get("fingerprints", {}).get("labels") != keys["labels"] or not tif.exists():
+            earlier = record.get("fingerprints", {})
+            if earlier.get("labels") != keys["labels"] or not tif.exists():
                 record = _labels(slide, model, options, work=work, tif=tif, key=keys["labels"])
                 write_record(record_path, record, work)
             record |= _outlines(slide, model, options, work=work, tif=tif, geojson=geojson)
             record["fingerprints"]["outlines"] = keys["outlines"]
             write_record(record_path, record, work)
+            if "outlines" in earlier:
+                other.unlink(missing_ok=True)  # packed or not, of earlier settings
     areas = ", ".join(f"{name} {area:.4g} mm2" for name, area in record["area_mm2"].items())
     return Outcome(areas, _doubts(path, options, slide_mpp, record["mpp"]))
 
