@@ -17,6 +17,7 @@ from stedm.evaluation.generation import (
     colour_errors,
     energy_distance,
     kid,
+    kid_over_patients,
     layout_agreement,
     matched_and_shuffled,
     region_colours,
@@ -231,6 +232,24 @@ def test_kid_matches_the_definition():
     own = lambda z: np.mean([k(z[i], z[j]) for i in range(4) for j in range(4) if i != j])  # noqa: E731
     cross = np.mean([k(a, b) for a in x for b in y])
     assert kid(x, y) == pytest.approx(own(x) + own(y) - 2 * cross)
+
+
+def test_kid_over_patients_is_zero_on_average_where_images_of_a_patient_are_alike():
+    rng = np.random.default_rng(0)
+
+    def pair() -> tuple[list[np.ndarray], list[np.ndarray]]:
+        own = rng.normal(size=(8, 1, 20))  # what a patient's images have in common
+        return tuple([patient + 0.3 * rng.normal(size=(n, 20)) for patient in own] for n in (24, 6))  # type: ignore[return-value]
+
+    pairs = [pair() for _ in range(200)]
+    over = [kid_over_patients(*sets) for sets in pairs]
+    assert abs(np.mean(over)) < 3 * np.std(over) / np.sqrt(200)
+    pooled = [kid(np.concatenate(a), np.concatenate(b)) for a, b in pairs]
+    assert np.mean(pooled) < -5 * np.std(pooled) / np.sqrt(200)  # as of independent samples: below 0
+    a, b = pairs[0]
+    assert kid_over_patients([x + 1 for x in a], b) > kid_over_patients(a, b)
+    with pytest.raises(ValueError, match="two at least"):
+        kid_over_patients(a[:1], b[:1])
 
 
 def test_kid_features_tell_styles_apart():

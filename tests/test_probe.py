@@ -13,7 +13,7 @@ from stedm.data.phantom import draw_layout, draw_style, render
 from stedm.errors import UserError
 from stedm.evaluation.encoders import FIXED, kid_encoder, standardised
 from stedm.evaluation.features import kid_features
-from stedm.evaluation.generation import kid
+from stedm.evaluation.generation import kid, kid_over_patients
 from stedm.evaluation.probe import FIGURES, StyleProbe, group_figures, kid_figures, probe_scale, real_agreement
 from stedm.stages.measure import _memorisation, not_compared
 from stedm.stages.probe import style_groups
@@ -128,8 +128,9 @@ def test_kid_of_two_samples_of_one_distribution_is_zero_on_average(perfect):
 
 
 def test_kid_takes_features_as_they_are(perfect):
-    drawn, real = (np.concatenate([getattr(p, name) for p in perfect]) for name in ("drawn", "references"))
-    assert kid_figures(perfect, kid_features)["kid"] == kid(kid_features(drawn), kid_features(real))
+    drawn, real = ([kid_features(getattr(p, name)) for p in perfect] for name in ("drawn", "references"))
+    assert kid_figures(perfect, kid_features)["kid"] == kid_over_patients(drawn, real)
+    assert kid_figures(perfect[:1], kid_features)["kid"] == kid(drawn[0], real[0])  # nobody else to compare with
 
 
 def test_fixed_features_are_standardised_on_training_images_of_patients_that_are_not_compared(perfect):

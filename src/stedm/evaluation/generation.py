@@ -162,13 +162,33 @@ def kid(features_a: np.ndarray, features_b: np.ndarray) -> float:
     n, m = len(features_a), len(features_b)
     if min(n, m) < 2:
         raise ValueError(f"sets of {n} and {m}: two images at least are needed on both sides")
-
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
-    own_a, own_b = kernel(features_a, features_a), kernel(features_b, features_b)
+    own_a, own_b = _kernel(features_a, features_a), _kernel(features_b, features_b)
     within = (own_a.sum() - np.trace(own_a)) / (n * (n - 1)) + (own_b.sum() - np.trace(own_b)) / (m * (m - 1))
-    return float(within - 2 * kernel(features_a, features_b).mean())
+    return float(within - 2 * _kernel(features_a, features_b).mean())
+
+
+def kid_over_patients(features_a: Sequence[np.ndarray], features_b: Sequence[np.ndarray]) -> float:
+    """Return `kid` of images that are drawn patient by patient, each patient counting alike: unbiased over patients.
+
+    Images of one patient are no independent samples: with the same patients on both sides, pairs within a patient are
+    more frequent between the sides than on one, and `kid` falls below 0. Only pairs of different patients are compared.
+
+    Args:
+        features_a: (n, d) of each patient, n >= 1, two patients at least; on no scale of their own, as in `kid`.
+        features_b: the same patients in the same order.
+    """
+    if len(features_a) != len(features_b) or len(features_a) < 2:
+        raise ValueError(f"{len(features_a)} and {len(features_b)} patients: two at least, the same, on both sides")
+    apart = ~np.eye(len(features_a), dtype=bool)
+
+    def between(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
+        return float(np.array([[_kernel(x, y).mean() for y in b] for x in a])[apart].mean())
+
+    return between(features_a, features_a) + between(features_b, features_b) - 2 * between(features_a, features_b)
+
+
+def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
 
 
 def layout_agreement(

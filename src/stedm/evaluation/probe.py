@@ -14,6 +14,7 @@ from stedm.evaluation.generation import (
     Scale,
     colour_errors,
     kid,
+    kid_over_patients,
     layout_agreement,
     matched_and_shuffled,
     region_colours,
@@ -232,7 +233,7 @@ def real_agreement(probes: Sequence[StyleProbe]) -> float | None:
 def kid_figures(probes: Sequence[StyleProbe], encoder: Encoder) -> dict[str, Any]:
     """Kernel inception distance of a group's drawn images to its references, and between halves of the references.
 
-    Halves take every other image of each patient.
+    Over patients; of a single one, over its images. Halves take every other image of each patient.
 
     Args:
         probes: the group.
@@ -242,11 +243,17 @@ def kid_figures(probes: Sequence[StyleProbe], encoder: Encoder) -> dict[str, Any
         kid, kid_real, kid_images [drawn, real].
     """
     real = [encoder(probe.references) for probe in probes]
-    known = np.concatenate(real)
-    drawn = encoder(np.concatenate([probe.drawn for probe in probes]))
-    halves = [np.concatenate([rows[start::2] for rows in real]) for start in (0, 1)]
+    drawn = [encoder(probe.drawn) for probe in probes]
+    halves = [[rows[start::2] for rows in real if len(rows) >= 2] for start in (0, 1)]
     return {
-        "kid": kid(drawn, known) if min(len(drawn), len(known)) >= 2 else None,
-        "kid_real": kid(*halves) if min(map(len, halves)) >= 2 else None,
-        "kid_images": [len(drawn), len(known)],
+        "kid": _kid(drawn, real),
+        "kid_real": _kid(*halves),
+        "kid_images": [sum(map(len, drawn)), sum(map(len, real))],
     }
+
+
+def _kid(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float | None:
+    """The distance over patients or, of a single one, over its images; None where there are too few."""
+    if len(a) >= 2:
+        return kid_over_patients(a, b)
+    return kid(a[0], b[0]) if len(a) == 1 and min(len(a[0]), len(b[0])) >= 2 else None
