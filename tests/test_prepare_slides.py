@@ -13,7 +13,7 @@ from PIL import Image
 
 from stedm.config import IGNORE, CohortConfig, PrepareConfig, RunConfig, SplitConfig
 from stedm.data import slide_formats
-from stedm.data.slide import Slide
+from stedm.data.slide import DamagedSlide, Slide
 from stedm.errors import UserError
 from stedm.files import read_json
 from stedm.stages import prepare_slide, prepare_slides
@@ -160,6 +160,22 @@ def test_ctrl_c_ends_the_threads_of_a_slide_soon(tmp_path, config, monkeypatch):
     assert not any("ThreadPool" in thread.name for thread in threading.enumerate())
 
 
+def test_what_was_cut_of_a_slide_before_its_damage_came_to_light_is_removed(tmp_path, config, monkeypatch):
+    write = prepare_slide._Patches.write
+
+    def damaged_at_the_end(patches: prepare_slide._Patches, corners: list[tuple[int, int]]) -> list[dict]:
+        records = write(patches, corners)
+        if patches.slide.path.stem == "s4" and records:
+            assert (tmp_path / "data" / records[0]["image"]).exists()
+            raise DamagedSlide("s4.tif: half of it")
+        return records
+
+    monkeypatch.setattr(prepare_slide._Patches, "write", damaged_at_the_end)
+    prepare(tmp_path / "data", config)
+    assert skipped_slides(tmp_path / "data")["slide"].tolist() == ["s4"]
+    assert not list((tmp_path / "data").rglob("*r00004*")) and list((tmp_path / "data").rglob("*r00003*"))
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_damaged_slide_is_named_and_left_out(tmp_path, config, monkeypatch, jobs, capsys):
     monkeypatch.setattr(prepare_slides, "_BYTES_PER_PROCESS", 1)
@@ -168,7 +184,6 @@ def test_a_damaged_slide_is_named_and_left_out(tmp_path, config, monkeypatch, jo
     skipped = skipped_slides(tmp_path / "data")
     assert skipped[["slide", "patient"]].values.tolist() == [["s4", "p4"]] and "s4.tif" in skipped["reason"][0]
     assert "s4.tif" in capsys.readouterr().err
-    assert not [path for path in (tmp_path / "data").rglob("*r00004*")]  # nor what was cut before the damage
     assert set(patches(tmp_path / "data")["patient"]) == {"p0", "p1", "p2", "p3"}
     assert set(pd.read_parquet(tmp_path / "data" / "cohort.parquet")["patient"]) == {"p0", "p1", "p2", "p3"}
     assert "p4" not in str(read_json(tmp_path / "data" / "splits.json"))

@@ -1,5 +1,6 @@
 """Ranks: who is who, what each takes, and that training, drawing and judging do not depend on how many there are."""
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -66,6 +67,17 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setenv(name, str(value))
 
     return change
+
+
+def test_a_rank_ends_at_once_with_its_exit_code_and_a_process_alone_returns_it(
+    environment: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = list[int]()
+    monkeypatch.setattr(os, "_exit", ended.append)
+    assert ranks.end(2) == 2 and ended == []
+    environment(RANK=1, WORLD_SIZE=2, LOCAL_RANK=1, LOCAL_WORLD_SIZE=2)
+    ranks.end(3)
+    assert ended == [3]
 
 
 def test_place_is_what_the_launcher_says(environment: Callable[..., None]) -> None:

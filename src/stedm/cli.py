@@ -183,7 +183,7 @@ def _run_command(name: str, command: Command, words: list[str]) -> int:
     if config_path is None and continues and saved.exists():
         config_path = str(saved)
     flags = _flags(overrides, options.size)
-    earlier = kept(saved, load_config(config_path, flags)) if extends and saved.exists() else []
+    earlier = kept(LISTS.values(), saved, load_config(config_path, flags)) if extends and saved.exists() else []
     more = [extended(key, listed, saved) for key, listed in added.items()]
     more += [] if options.draws is None else [f"experiment.draws={options.draws}"]
     config = load_config(config_path, [*earlier, *flags, *more])

@@ -6,7 +6,7 @@ import difflib
 import json
 import reprlib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -79,11 +79,11 @@ def extended(key: str, words: str, saved: Path) -> str:
     return f"{key}={json.dumps(values)}"
 
 
-def kept(saved: Path, config: RunConfig) -> list[str]:
-    """Overrides that keep what the config `saved` has of arms, seeds, budgets and draws, beside those of `config`."""
+def kept(keys: Iterable[str], saved: Path, config: RunConfig) -> list[str]:
+    """Overrides that keep the draws of the config `saved`, and its lists under `keys`, beside those of `config`."""
     earlier = load_config(saved)
     found = [f"experiment.draws={max(earlier.experiment.draws, config.experiment.draws)}"]
-    for key in ("segmentation.arms", "segmentation.seeds", "experiment.budgets"):
+    for key in keys:
         section, _, name = key.partition(".")
         lists = [getattr(getattr(each, section), name) for each in (earlier, config)]
         values = [*lists[0], *(value for value in lists[1] if value not in lists[0])]

@@ -25,11 +25,16 @@ def is_whole_slide(slide: Slide) -> bool:
     return slide.is_pyramid or min(slide.width_px, slide.height_px) * slide.mpp >= _SLIDE_UM
 
 
-def clean_tissue(rgb: np.ndarray, *, mpp: float, glass: Glass | None = None) -> np.ndarray:
+def clean_tissue(rgb: np.ndarray, *, mpp: float) -> np.ndarray:
     """Tissue (H, W) bool in an overview (H, W, 3) uint8 of a whole slide: stained, no pen mark, no dust."""
-    glass = slide_glass(rgb) if glass is None else glass
+    glass = slide_glass(rgb)
+    return _cleaned(_stained(rgb, glass), rgb, glass, mpp=mpp)
+
+
+def _cleaned(stained: np.ndarray, rgb: np.ndarray, glass: Glass, *, mpp: float) -> np.ndarray:
+    """What is stained (H, W) without pen marks and dust."""
     ink = ink_mask(optical_density(rgb, white=glass.colour), mpp=mpp)
-    return _without_small(_stained(rgb, glass) & ~ink, _SPECK_UM2 / mpp**2)
+    return _without_small(stained & ~ink, _SPECK_UM2 / mpp**2)
 
 
 def _stained(rgb: np.ndarray, glass: Glass) -> np.ndarray:
@@ -76,7 +81,7 @@ class SlideTissue:
         self.white = self._glass.colour
         if self.is_slide:
             stained = _stained(self.overview, self._glass)
-            found = clean_tissue(self.overview, mpp=self.mpp, glass=self._glass)
+            found = _cleaned(stained, self.overview, self._glass, mpp=self.mpp)
         else:
             stained = found = tissue_mask(self.overview, white=self.white, smooth_px=1)
         self.mask = found if tissue is None else self._seen(tissue)

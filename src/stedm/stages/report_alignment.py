@@ -35,7 +35,7 @@ def _picture(path: Path, record: Mapping[str, Any], *, width: int) -> Picture:
     data = path.with_suffix(".jpg").read_bytes()
     with Image.open(io.BytesIO(data)) as image:
         shown = min(width, image.width)
-        if image.width > PAGE_PX // 2 > width:
+        if image.width > 2 * width:  # twice, for fine screens
             image.thumbnail((2 * width, image.height))
             small = io.BytesIO()
             image.save(small, "JPEG", quality=85)
