@@ -17,7 +17,7 @@ from stedm.files import read_json
 from stedm.stages.alignment import LONG_SIDE_PX
 from stedm.stages.inputs import inputs_of
 from stedm.stages.prepare import prepare
-from stedm.stages.report_alignment import MOST, alignments
+from stedm.stages.report_alignment import alignments
 
 LABELS = {"tumour": ["Tumor"], "stroma": ["Stroma", "unannotated"], "ignore": ["Necrosis"]}
 WIDTH_PX, HEIGHT_PX = 64, 48
@@ -280,7 +280,7 @@ def test_alignment_pictures_show_outlines_where_the_polygons_are(tmp_path, table
     write_annotation(tmp_path, 0, features)
     prepare(tmp_path / "run" / "data", run_config(tmp_path, table))
     found = alignments(tmp_path / "run")
-    assert found["slides"] == 4 and len(found["pictures"]) == min(4, MOST)
+    assert found["slides"] == 4 and len(found["pictures"]) == 4
     assert found["pictures"][0].name == "i0.png: Tumor 1"
     assert found["notices"] == ["a0.geojson: 1 x Point left out, without area"]
     assert alignments(tmp_path) is None

@@ -1,5 +1,6 @@
 """Many slides: the same result in any number of processes, damaged ones left out, only what is new cut again."""
 
+import multiprocessing
 import os
 import threading
 import time
@@ -14,10 +15,11 @@ from PIL import Image
 from stedm.config import IGNORE, CohortConfig, PrepareConfig, RunConfig, SplitConfig
 from stedm.data import slide_formats
 from stedm.data.slide import DamagedSlide, Slide
-from stedm.errors import UserError
+from stedm.errors import Stopped, UserError
 from stedm.files import read_json
 from stedm.stages import prepare_slide, prepare_slides
 from stedm.stages.prepare import prepare, skipped_slides
+from stedm.stages.report_alignment import alignments
 from stedm.stages.report_slides import slide_warnings, slides_section
 
 SIDE = 640
@@ -110,6 +112,46 @@ def test_the_result_is_the_same_in_any_number_of_processes(tmp_path, config, mon
     monkeypatch.setattr(prepare_slides, "_cut_here", lambda *arguments: cut_here.append(arguments) or [])
     prepare(tmp_path / "three", config, jobs=3)
     assert cut_here == [] and snapshot(tmp_path / "three") == snapshot(tmp_path / "one")
+
+
+def test_a_process_that_dies_says_how_to_go_on(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(prepare_slides, "_BYTES_PER_PROCESS", 1)
+
+    def kill_one():
+        while not (found := multiprocessing.active_children()):
+            time.sleep(0.01)
+        found[0].kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    with pytest.raises(Stopped, match=r"died \(out of memory\?\).*--jobs 1.*same command continues"):
+        prepare(tmp_path / "data", config, jobs=2)
+    killer.join()
+    prepare(tmp_path / "data", config, jobs=2)
+    prepare(tmp_path / "fresh", config)
+    assert snapshot(tmp_path / "data") == snapshot(tmp_path / "fresh")
+
+
+def test_progress_of_several_processes_adds_up(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(prepare_slides, "_BYTES_PER_PROCESS", 1)
+    told = []
+    monkeypatch.setattr(prepare_slides._Bar, "add", lambda _, size, patches: told.append((size, patches)))
+    prepare(tmp_path / "data", config, jobs=2)
+    sizes, kept = zip(*told, strict=True)
+    assert sum(kept) == len(patches(tmp_path / "data")) and min(kept) >= 0
+    assert sum(sizes) == pytest.approx(sum((tmp_path / f"s{k}.tif").stat().st_size for k in range(5)))
+
+
+def test_masks_are_drawn_on_their_slides(tmp_path, config):
+    prepare(tmp_path / "data", config)
+    found = alignments(tmp_path)
+    assert [picture.name for picture in found["pictures"]] == [f"s{k}.tif: other 88 %, gland 12 %" for k in range(3)]
+    assert found["notices"] == [] and read_json(tmp_path / "data" / "alignment" / "r00001.json")["file"] == "m1.png"
+    picture = np.asarray(Image.open(tmp_path / "data" / "alignment" / "r00000.jpg")).astype(int)
+    assert picture.shape == (SIDE, SIDE, 3)
+    rows = picture[200:440].mean(0)  # of gland, from 128 to 288, in the tissue, from 128 to 448
+    edge = np.abs(rows[284:292] - rows[240]).sum(-1).max()
+    assert edge > 100 and np.abs(rows[236:244] - rows[240]).sum(-1).max() < 20
 
 
 def test_the_result_is_the_same_with_any_number_of_threads(tmp_path, config, monkeypatch):

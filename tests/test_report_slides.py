@@ -1,5 +1,7 @@
 """The report on slides: overlays with names and counts, warnings for what was left out, nothing for small images."""
 
+import base64
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ from PIL import Image
 from stedm.data.slide import Slide
 from stedm.data.slide_tissue import SlideTissue
 from stedm.files import write_json
-from stedm.stages.report_slides import MOST_SHOWN, slide_warnings, slides_section
+from stedm.stages.report_pictures import PAGE_PX
+from stedm.stages.report_slides import slide_warnings, slides_section
 from stedm.stages.slide_overlay import LEFT_OUT, TISSUE, overlay
 
 
@@ -35,14 +38,21 @@ def test_overlays_are_shown_with_names_and_counts(data: Path) -> None:
         ("beta", 0),
         ("gamma", 1),
     ]
-    assert all(slide["picture"].uri.startswith("data:image/png;base64,") for slide in section["slides"])
+    assert all(slide["picture"].uri.startswith("data:image/jpeg;base64,") for slide in section["slides"])
 
 
-def test_too_many_overlays_are_sampled(data: Path) -> None:
+def test_many_overlays_are_all_shown_small_and_too_many_are_sampled(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(3, 60):
-        Image.new("RGB", (4, 4)).save(data / "overlays" / f"r{number:05d}.png")
+        Image.new("RGB", (480, 400)).save(data / "overlays" / f"r{number:05d}.png")
     section = slides_section(data)
-    assert section is not None and section["all"] == 60 and len(section["slides"]) == MOST_SHOWN
+    assert section is not None and section["all"] == len(section["slides"]) == 60
+    shown = Image.open(io.BytesIO(base64.b64decode(section["slides"][-1]["picture"].uri.split(",")[1])))
+    assert shown.size == (PAGE_PX // 4, round(400 / 480 * PAGE_PX / 4))  # an eighth of the page, on fine screens
+    monkeypatch.setattr("stedm.stages.report_slides.MOST_SLIDES", 20)
+    section = slides_section(data)
+    assert section is not None and section["all"] == 60 and len(section["slides"]) == 20
     assert section["slides"][0]["name"] == "alpha" and section["slides"][-1]["name"] == "r00059"
 
 

@@ -31,6 +31,7 @@ class MaskFile:
 
     def __init__(self, path: str | Path, labels: LabelMap, *, mpp: float) -> None:
         """`mpp`: microns per pixel of the mask, those of its slide. Raises UserError as `read_mask` and `apply` do."""
+        self.path = Path(path)
         self._label_map = labels.apply(read_mask(path), source=path)
         self._mpp = mpp
 

@@ -1,5 +1,6 @@
-"""Alignment pictures: the polygons of a slide drawn over it, so that a shifted or scaled annotation is seen at once."""
+"""Alignment pictures: the annotation of a slide drawn over it, so that one shifted or scaled is seen at once."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ from PIL import Image, ImageDraw
 
 from stedm.config import IGNORE
 from stedm.data.annotation import Annotation
+from stedm.data.label_bands import LabelArray
+from stedm.data.label_source import MaskFile
 from stedm.data.labels import LabelMap
 from stedm.data.polygon_classes import values_of
+from stedm.data.region_outlines import outlines
 from stedm.data.slide import Slide
 from stedm.files import atomic_path, read_json, write_json
 from stedm.stages.report_pictures import UNKNOWN_COLOUR, class_colours
@@ -22,22 +26,37 @@ _LINE_PX, _CASING_PX = 2, 4
 _CASING = "#1d2430"
 
 
-def write_alignment(folder: Path, name: str, *, slide: Slide, annotation: Annotation, labels: LabelMap) -> None:
-    """Write `name`.jpg, an overview of the slide under the outlines of its polygons, and `name`.json, what they are.
+def write_alignment(path: Path, *, slide: Slide, annotation: Annotation, labels: LabelMap) -> None:
+    """Write `path`.jpg, an overview of the slide under the outlines of its polygons, and `path`.json, what they are.
 
     Outlines have their class's colour, those of ignored ones are white; classes that are not drawn are left out. The
     JSON: `slide` and `file` (names), `classes` (polygons of each class), `notices` (what the reader repaired and left
     out).
     """
-    with atomic_path(folder / f"{name}.jpg") as temporary:
-        alignment_picture(slide, annotation, labels).save(temporary, quality=88)
     counts = {names[0]: count for names, count in annotation.counts().items()}
-    record = {"slide": slide.path.name, "file": annotation.path.name, "classes": counts}
-    write_json(folder / f"{name}.json", record | {"notices": annotation.tally.notices()})
+    picture = alignment_picture(slide, annotation, labels)
+    _write(path, picture, slide, annotation.path, counts, annotation.tally.notices())
+
+
+def write_mask_alignment(path: Path, *, slide: Slide, mask: MaskFile, labels: LabelMap) -> None:
+    """The same of a label map: the outlines of its classes. The JSON's `classes`: each one's share of the labelled."""
+    image, scale = _overview(slide)
+    side_px = max(image.width, image.height)
+    label_map = mask.read(0, 0, size_px=side_px, mpp=slide.mpp * scale)[: image.height, : image.width]
+    drawn = list(outlines(LabelArray(label_map)))
+    _draw(image, labels, np.array([polygon for _, polygon in drawn], object), np.array([value for value, _ in drawn]))
+    known = label_map[label_map != IGNORE]
+    counts = np.bincount(known, minlength=len(labels.classes))
+    shares = {
+        name: f"{100 * count / known.size:.0f} %"
+        for name, count in zip(labels.classes, counts.tolist(), strict=True)
+        if count
+    }
+    _write(path, image, slide, mask.path, shares, [])
 
 
 def alignment_records(data: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """What `write_alignment` left in a data folder, in the order of the slides: path of the JSON, and its content."""
+    """What was written into a data folder, in the order of the slides: path of the JSON, and its content."""
     return [(path, read_json(path)) for path in sorted((data / ALIGNMENT).glob("r*.json"))]
 
 
@@ -49,20 +68,40 @@ def alignment_notices(data: Path) -> list[str]:
 
 def alignment_picture(slide: Slide, annotation: Annotation, labels: LabelMap) -> Image.Image:
     """The slide, at most LONG_SIDE_PX wide and high, under the outlines of its polygons; smaller ones are dots."""
-    scale = max(1.0, max(slide.width_px, slide.height_px) / LONG_SIDE_PX)  # slide pixels per picture pixel
-    image = Image.fromarray(slide.overview(slide.mpp * scale))
-    labelled = values_of(labels, annotation)[annotation.name_of] if len(annotation.names) else np.empty(0, int)
-    order = np.argsort(-shapely.area(annotation.polygons), kind="stable") if len(labelled) else labelled
+    image, scale = _overview(slide)
+    if len(annotation.names):
+        values = values_of(labels, annotation)[annotation.name_of]
+        polygons = shapely.transform(annotation.polygons[values >= 0], lambda points: points / scale)
+        _draw(image, labels, polygons, values[values >= 0])
+    return image
+
+
+def _overview(slide: Slide) -> tuple[Image.Image, float]:
+    """The slide, at most LONG_SIDE_PX wide and high, and how many of its pixels are one of the picture."""
+    scale = max(1.0, max(slide.width_px, slide.height_px) / LONG_SIDE_PX)
+    return Image.fromarray(slide.overview(slide.mpp * scale)), scale
+
+
+def _draw(image: Image.Image, labels: LabelMap, polygons: np.ndarray, values: np.ndarray) -> None:
+    """Draw outlines, large ones first. polygons: (n,) in pixels of the picture; values: (n,) their classes."""
     colours = {**dict(enumerate(class_colours(labels.classes).values())), IGNORE: UNKNOWN_COLOUR}
     draw = ImageDraw.Draw(image)
-    boxes = shapely.bounds(annotation.polygons).reshape(-1, 4) / scale  # left, top, right, bottom
-    for k in order[labelled[order] >= 0].tolist():
-        polygon, colour, (left, top, right, bottom) = annotation.polygons[k], colours[labelled[k]], boxes[k].tolist()
+    boxes = shapely.bounds(polygons).reshape(-1, 4)
+    for k in np.argsort(-shapely.area(polygons), kind="stable").tolist():
+        polygon, colour, (left, top, right, bottom) = polygons[k], colours[int(values[k])], boxes[k].tolist()
         if max(right - left, bottom - top) < _CASING_PX:
             draw.point(((left + right) / 2, (top + bottom) / 2), fill=colour)
             continue
         for ring in (polygon.exterior, *polygon.interiors):
-            points = (shapely.get_coordinates(ring) / scale - 0.5).ravel().tolist()  # Pillow counts from pixel centres
+            points = (shapely.get_coordinates(ring) - 0.5).ravel().tolist()  # Pillow counts from pixel centres
             for width_px, paint in ((_CASING_PX, _CASING), (_LINE_PX, colour)):
                 draw.line(points, fill=paint, width=width_px, joint="curve")
-    return image
+
+
+def _write(
+    path: Path, picture: Image.Image, slide: Slide, file: Path, classes: Mapping[str, Any], notices: list[str]
+) -> None:
+    with atomic_path(path.with_suffix(".jpg")) as temporary:
+        picture.save(temporary, quality=88)
+    record = {"slide": slide.path.name, "file": file.name, "classes": classes, "notices": notices}
+    write_json(path.with_suffix(".json"), record)

@@ -18,7 +18,7 @@ from stedm.data.slide import Slide
 from stedm.data.slide_tissue import SlideTissue
 from stedm.files import writing
 from stedm.png import write_png
-from stedm.stages.alignment import ALIGNMENT, write_alignment
+from stedm.stages.alignment import ALIGNMENT, write_alignment, write_mask_alignment
 from stedm.stages.slide_overlay import overlay
 from stedm.threads import in_threads
 
@@ -65,7 +65,7 @@ class SlideCutter:
             areas = {name: open_area(getattr(row, name), slide, origin=origin) for name in ("tissue", "roi")}
             tissue = SlideTissue(slide, patch_um=patch_px * mpp, threads=self._threads, **areas)
             corners = self._occupied(slide, tissue, mpp)
-            source = self._label_source(position, row, slide)
+            source = self._label_source(position, row, slide, pictured=tissue.is_slide)
             patches = _Patches(self._out, self._config, self._labels, position, row, slide, tissue, source, mpp)
             records = []
             for block, found in in_threads(patches.write, self._in_blocks(corners), self._threads):
@@ -83,15 +83,18 @@ class SlideCutter:
             blocks.setdefault((y // side_px, x // side_px), []).append((x, y))
         return [blocks[place] for place in sorted(blocks)]
 
-    def _label_source(self, position: int, row: Any, slide: Slide) -> LabelSource | None:
-        """What gives the slide's label maps; of polygons, a picture is left behind."""
+    def _label_source(self, position: int, row: Any, slide: Slide, *, pictured: bool) -> LabelSource | None:
+        """What gives the slide's label maps; a picture is left behind of polygons, and of a mask if `pictured`."""
+        path = self._out / ALIGNMENT / source_name(position)
         if row.mask:
-            return MaskFile(row.mask, self._labels, mpp=slide.mpp)
+            mask = MaskFile(row.mask, self._labels, mpp=slide.mpp)
+            if pictured:
+                write_mask_alignment(path, slide=slide, mask=mask, labels=self._labels)
+            return mask
         if not row.annotation:
             return None
         annotation = open_annotation(row.annotation, slide, origin=row.annotation_origin, slide_name=row.slide)
-        folder, name = self._out / ALIGNMENT, source_name(position)
-        write_alignment(folder, name, slide=slide, annotation=annotation, labels=self._labels)
+        write_alignment(path, slide=slide, annotation=annotation, labels=self._labels)
         return polygon_labels(annotation, self._labels, slide)
 
     def _occupied(self, slide: Slide, tissue: SlideTissue, mpp: float) -> list[Corner]:

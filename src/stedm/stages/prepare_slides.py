@@ -13,13 +13,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from stedm.config import PrepareConfig
@@ -210,15 +211,17 @@ def _cut_apart(
     out: Path, tasks: Sequence[SlideTask], config: PrepareConfig, labels: dict[str, LabelMap], bar: "_Bar", jobs: int
 ) -> Damaged:
     """The same in several processes, large slides first: at the end none waits for a last large one."""
-    progress = multiprocessing.get_context("spawn").Array("d", 2)
+    progress = multiprocessing.get_context("spawn").RawArray("d", 2 * len(tasks))
+    seen = np.zeros(2)
     with process_pool(jobs, _Worker.start, (out, config, labels, _threads(jobs), progress)) as pool:
         ordered = sorted(tasks, key=lambda task: -task.size())
-        running: dict[Future[str], SlideTask] = {pool.submit(_Worker.cut, task): task for task in ordered}
+        running = {pool.submit(_Worker.cut, place, task): task for place, task in enumerate(ordered)}
         while running:
             finished = wait(running, timeout=0.3, return_when="FIRST_COMPLETED").done
-            with progress.get_lock():
-                done, kept, progress[0], progress[1] = *progress, 0.0, 0.0
-            bar.add(done, int(kept))
+            done = np.frombuffer(progress).reshape(-1, 2).sum(0)
+            size, kept = (done - seen).tolist()
+            seen = done
+            bar.add(size, int(kept))
             for future in finished:
                 task = running.pop(future)
                 bar.finish(task)
@@ -238,22 +241,22 @@ class _Worker:
     out: Path
     cutters: dict[str, SlideCutter]
     progress: Any
+    """Shared by all processes, which write to their own places of it, so none ever waits for one that died."""
 
     @classmethod
     def start(cls, out: Path, config: PrepareConfig, labels: dict[str, LabelMap], threads: int, progress: Any) -> None:
-        """Set up this process. progress: shared; bytes of slides done and patches written since it was last read."""
+        """Set up this process. progress: of each slide the bytes done and the patches written, one after the other."""
         cls.out, cls.progress = out, progress
         cls.cutters = {name: SlideCutter(out, config, found, threads=threads) for name, found in labels.items()}
 
     @classmethod
-    def cut(cls, task: SlideTask) -> str:
-        """See `_cut_one`."""
+    def cut(cls, place: int, task: SlideTask) -> str:
+        """See `_cut_one`. place: of the slide in `progress`."""
         size = task.size()
 
         def tick(share: float, kept: int) -> None:
-            with cls.progress.get_lock():
-                cls.progress[0] += share * size
-                cls.progress[1] += kept
+            cls.progress[2 * place] += share * size
+            cls.progress[2 * place + 1] += kept
 
         return _cut_one(cls.out, task, cls.cutters[task.row.laboratory], tick)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import pandas as pd
 
 from stedm import files
@@ -137,6 +136,7 @@ def _context(evidence: Evidence) -> dict[str, Any]:
         "memorised": report_synthetic.memorised(evidence),
         "style_figure": generator.style_plot(generation),
         "style_table": generator.style_table(generation),
+        "few_slides": pictures.FEW_SLIDES,
         "kid_label": generator.kid_label(generation),
         "style_counts": generator.style_counts(generation),
         "never_seen": _pictures(run / "evaluation" / "samples", "never_seen.png"),
@@ -151,10 +151,7 @@ def _context(evidence: Evidence) -> dict[str, Any]:
 
 def _pictures(folder: Path, pattern: str, *, most: int = 6) -> list[pictures.Picture]:
     """Inline the folder's pictures; of too many, evenly spaced ones with the first and the last."""
-    paths = sorted(folder.glob(pattern))
-    if len(paths) > most:
-        paths = [paths[round(place)] for place in np.linspace(0, len(paths) - 1, most)]
-    return pictures.inline_files(paths)
+    return pictures.inline_files(pictures.evenly(sorted(folder.glob(pattern)), most))
 
 
 def _curves(run: Path) -> dict[str, str | None]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,12 @@ PAGE_PX = 1040
 CELL_PX = 125
 GAP_PX = 5
 COLUMNS = 8
+MOST_SLIDES = 1000
+"""Slides that are pictured: their pictures are some 10 MB of the page."""
+FEW_SLIDES = 48
+"""More than these are shown small."""
 CLASS_COLOURS = ("#eceae4", "#2f7f86", "#d9774f", "#7a5ba6", "#c9a227", "#4f8f4a", "#b5486a", "#54708f")
+T = TypeVar("T")
 UNKNOWN_COLOUR = "#ffffff"
 
 
@@ -38,10 +44,31 @@ def inline(image: Image.Image, *, name: str = "") -> Picture:
     image = image.convert("RGB")
     if image.width > 2 * PAGE_PX:
         image = image.resize((2 * PAGE_PX, round(image.height * 2 * PAGE_PX / image.width)), Image.Resampling.LANCZOS)
+    return Picture(_uri(image, "PNG", optimize=True), min(PAGE_PX, 3 * image.width), name)
+
+
+def _uri(image: Image.Image, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Picture(uri, min(PAGE_PX, 3 * image.width), name)
+    image.save(buffer, format=kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def inline_slides(paths: Sequence[Path], *, names: Sequence[str]) -> list[Picture]:
+    """Inline pictures of slides as JPEG, the smaller the more there are: a page of thousands still opens."""
+    width_px = PAGE_PX // (2 if len(paths) <= 6 else 4 if len(paths) <= FEW_SLIDES else 8)
+    return [_slide(path, width_px, name) for path, name in zip(paths, names, strict=True)]
+
+
+def _slide(path: Path, width_px: int, name: str) -> Picture:
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+    image.thumbnail((2 * width_px, 2 * width_px))  # twice, for fine screens
+    return Picture(_uri(image, "JPEG", quality=85), min(width_px, image.width), name)
+
+
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of the items, evenly spaced, with the first and the last."""
+    return [items[round(place)] for place in np.linspace(0, len(items) - 1, min(most, len(items)))]
 
 
 def inline_files(paths: Sequence[Path]) -> list[Picture]:

@@ -4,13 +4,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stedm.files import read_json
 from stedm.stages.report_evidence import table_of
-from stedm.stages.report_pictures import inline_files
+from stedm.stages.report_pictures import MOST_SLIDES, evenly, inline_slides
 
-MOST_SHOWN = 24
 _MOST_NAMED = 5
 
 
@@ -24,13 +21,12 @@ def slides_section(data: Path) -> dict[str, Any] | None:
     if not paths:
         return None
     counts = _patches(data)
-    shown = paths
-    if len(paths) > MOST_SHOWN:
-        shown = [paths[round(place)] for place in np.linspace(0, len(paths) - 1, MOST_SHOWN)]
+    shown = evenly(paths, MOST_SLIDES)
+    names = [_name(data, path.stem) for path in shown]
     return {
         "slides": [
-            {"picture": picture, "name": _name(data, path.stem), "patches": counts[path.stem]}
-            for path, picture in zip(shown, inline_files(shown), strict=True)
+            {"picture": picture, "name": picture.name, "patches": counts[path.stem]}
+            for path, picture in zip(shown, inline_slides(shown, names=names), strict=True)
         ],
         "all": len(paths),
     }
