@@ -1,9 +1,8 @@
 """A folder of slides, their annotations exported from QuPath and a list of patients -> cohort.csv.
 
-SLIDES is a folder of slides, at any depth. LIST is a CSV with one row per slide and the columns `slide` (its file name,
-with or without the suffix) and `patient`; other columns, a score or a subtype for one, go into the table as they are.
---annotations is the folder of exported files: NAME.geojson or NAME.svs.geojson, .gz or not, or "NAME.svs - Series
-0.geojson", as QuPath names an image of several in a file. Slides without one are unannotated: they lend styles.
+SLIDES: a folder, of any depth. LIST: a CSV with a row per slide and the columns `slide` (file name, suffix or not) and
+`patient`; other columns, a score for one, go into the table as they are. --annotations: a folder of NAME.geojson or
+NAME.svs.geojson, .gz or not, or "NAME.svs - Series 0.geojson". Slides without one are unannotated: they lend styles.
 """
 
 import argparse
@@ -17,15 +16,17 @@ from stedm.data.slide_files import is_slide
 ENDING, SERIES = re.compile(r"\.(geo)?json(\.gz)?$"), re.compile(r" - Series \d+$")
 
 
-def listed_slides(path: Path) -> list[dict[str, str]]:
-    """The rows of LIST."""
+def listed_slides(path: Path) -> dict[int, dict[str, str]]:
+    """The rows of LIST by their numbers, without blank ones, as Excel leaves them."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            rows = {number: row for number, row in enumerate(csv.DictReader(file), start=2) if any(row.values())}
     except (UnicodeDecodeError, csv.Error) as error:
         raise SystemExit(f'{path}: not a CSV in UTF-8 ({error}); save it as "CSV UTF-8", as Excel calls it') from None
-    if not rows or not {"slide", "patient"} <= rows[0].keys() or any(None in row for row in rows):
-        raise SystemExit(f"{path}: needs the columns slide and patient, commas between values, and a row per slide")
+    columns = set().union(*rows.values())
+    if not {"slide", "patient"} <= columns or columns & {None, "image", "annotation"}:
+        needs = "the columns slide and patient (not image and annotation), commas between values, and a row per slide"
+        raise SystemExit(f"{path}: needs {needs}")
     return rows
 
 
@@ -44,9 +45,8 @@ def convert(slides: Path, listed: Path, annotations: Path | None, out: Path) -> 
     exported = [path for path in sorted(annotations.glob("[!.]*")) if ENDING.search(path.name)] if annotations else []
     if annotations and not exported:
         raise SystemExit(f"{annotations}: no .geojson there; name the folder of the files exported from QuPath")
-    for number, row in enumerate(listed_slides(listed), start=2):
-        found = [path for path in files if row["slide"] in (path.name, path.stem) and path.is_file()]
-        found = [path for path in found if is_slide(path)] or found  # a damaged one is left to `stedm prepare`
+    for number, row in listed_slides(listed).items():
+        found = [path for path in files if row["slide"] in (path.name, path.stem) and path.is_file() and is_slide(path)]
         if len(found) != 1:
             raise SystemExit(f"{listed}, row {number}: {len(found)} files in {slides} are called {row['slide']}")
         annotation = annotation_of(found[0], exported)

@@ -9,12 +9,13 @@ from PIL import Image
 
 from stedm.config import IGNORE, CohortConfig, PrepareConfig, RunConfig, SplitConfig, TargetConfig
 from stedm.data.cohort import read_cohort, resolve_labels
+from stedm.data.label_source import open_annotation
 from stedm.data.laboratories import read_laboratories, resolve_label_maps
-from stedm.data.polygon_classes import label_map_of, label_of, uncovered_label
+from stedm.data.polygon_classes import glass_label, label_map_of, label_of, uncovered_label
 from stedm.data.slide import Slide
 from stedm.errors import UserError
 from stedm.files import read_json
-from stedm.stages.alignment import LONG_SIDE_PX
+from stedm.stages.alignment import LONG_SIDE_PX, write_alignment
 from stedm.stages.inputs import inputs_of
 from stedm.stages.prepare import prepare
 from stedm.stages.report_alignment import alignments
@@ -101,6 +102,36 @@ def test_what_is_in_no_polygon_is_ignored_unless_a_class_names_it(tmp_path, tabl
     assert set(np.unique(found)) == {0, IGNORE} and (found == 0).sum() == 16
 
 
+def test_a_class_answers_to_its_own_name_unless_another_class_does(tmp_path, table):
+    labels = label_map_of({"tumour": ["Tumor"], "stroma": ["Stroma"], "glass": ["Background"]}, key="k")
+    assert [label_of(labels, (name,)) for name in ("tumour", "Stroma", "stroma")] == [0, 1, 1]
+    assert glass_label(labels) == IGNORE  # the word has a meaning of its own
+    assert label_of(label_map_of({"a": ["b"], "b": ["c"]}, key="k"), ("b",)) == 0
+    write_annotation(tmp_path, 0, [square(0, 0, 32, "tumour"), square(40, 4, 8, "stroma")])
+    prepare(tmp_path / "data", run_config(tmp_path, table))
+    assert read_json(tmp_path / "data" / "alignment" / "r00000.json")["classes"] == {"tumour": 1, "stroma": 1}
+
+
+def test_classes_of_one_name_are_counted_together(tmp_path, table):
+    folder, boxes = tmp_path / "d", [[0, 0, 20, 20], [30, 0, 20, 20], [0, 24, 20, 20]]
+    folder.mkdir()
+    corners = [[left, top, left + w, top, left + w, top + h, left, top + h] for left, top, w, h in boxes]
+    content = {
+        "images": [{"id": 1, "file_name": "i0.png"}],
+        "categories": [{"id": k, "name": "Tumor", "supercategory": word} for k, word in ((1, "Skin"), (2, "Gut"))],
+        "annotations": [
+            {"id": k, "image_id": 1, "category_id": 1 + (k == 2), "segmentation": [ring]}
+            for k, ring in enumerate(corners)
+        ],
+    }
+    (folder / "a.json").write_text(json.dumps(content))
+    labels = label_map_of({"a": ["Tumor"], "b": ["c"]}, key="k")
+    with Slide.open(tmp_path / "i0.png", mpp=0.5) as slide:
+        annotation = open_annotation(str(folder / "a.json"), slide, origin="slide")
+        write_alignment(folder / "r0", slide=slide, annotation=annotation, labels=labels)
+    assert read_json(folder / "r0.json")["classes"] == {"Tumor": 3}
+
+
 def test_names_are_looked_up_exactly_first_and_then_by_their_parents():
     labels = label_map_of({"a": ["Tumor"], "b": ["Tumor :Positive", 3], "leave_out": ["Region*"]}, key="k")
     assert label_of(labels, ("Tumor: Positive: 1+", "Tumor: Positive", "Tumor")) == 1
@@ -133,7 +164,7 @@ def test_unmapped_classes_are_named_with_their_counts_before_anything_is_written
         prepare(tmp_path / "data", run_config(tmp_path, table))
     message = str(refused.value)
     assert "cohort.labels" in message and "'Immune cells': 3 polygon(s) on 2 slide(s)" in message
-    assert "'Stromal': 1 polygon(s) on 1 slide(s) (is it 'Stroma'?)" in message
+    assert "'Stromal': 1 polygon(s) on 1 slide(s) (is it 'stroma'?)" in message
     assert "'unclassified': 1 polygon(s)" in message and "leave_out" in message
     assert not (tmp_path / "data").exists()
 

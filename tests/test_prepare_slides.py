@@ -10,16 +10,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from PIL import Image
+from differing import differing
+from PIL import Image, ImageColor
 
 from stedm.config import IGNORE, CohortConfig, PrepareConfig, RunConfig, SplitConfig
 from stedm.data import slide_formats
+from stedm.data.label_source import MaskFile
+from stedm.data.labels import LabelMap
 from stedm.data.slide import DamagedSlide, Slide
 from stedm.errors import Stopped, UserError
 from stedm.files import read_json
 from stedm.stages import prepare_slide, prepare_slides
+from stedm.stages.alignment import write_mask_alignment
 from stedm.stages.prepare import prepare, skipped_slides
 from stedm.stages.report_alignment import alignments
+from stedm.stages.report_pictures import CLASS_COLOURS
 from stedm.stages.report_slides import slide_warnings, slides_section
 
 SIDE = 640
@@ -111,7 +116,7 @@ def test_the_result_is_the_same_in_any_number_of_processes(tmp_path, config, mon
     cut_here = []
     monkeypatch.setattr(prepare_slides, "_cut_here", lambda *arguments: cut_here.append(arguments) or [])
     prepare(tmp_path / "three", config, jobs=3)
-    assert cut_here == [] and snapshot(tmp_path / "three") == snapshot(tmp_path / "one")
+    assert cut_here == [] and differing(snapshot(tmp_path / "three"), snapshot(tmp_path / "one")) == {}
 
 
 def test_a_process_that_dies_says_how_to_go_on(tmp_path, config, monkeypatch):
@@ -129,7 +134,7 @@ def test_a_process_that_dies_says_how_to_go_on(tmp_path, config, monkeypatch):
     killer.join()
     prepare(tmp_path / "data", config, jobs=2)
     prepare(tmp_path / "fresh", config)
-    assert snapshot(tmp_path / "data") == snapshot(tmp_path / "fresh")
+    assert differing(snapshot(tmp_path / "data"), snapshot(tmp_path / "fresh")) == {}
 
 
 def test_progress_of_several_processes_adds_up(tmp_path, config, monkeypatch):
@@ -145,13 +150,33 @@ def test_progress_of_several_processes_adds_up(tmp_path, config, monkeypatch):
 def test_masks_are_drawn_on_their_slides(tmp_path, config):
     prepare(tmp_path / "data", config)
     found = alignments(tmp_path)
-    assert [picture.name for picture in found["pictures"]] == [f"s{k}.tif: other 88 %, gland 12 %" for k in range(3)]
+    assert [picture.name for picture in found["pictures"]] == [
+        f"s{k}.tif: other 87.5 %, gland 12.5 %" for k in range(3)
+    ]
     assert found["notices"] == [] and read_json(tmp_path / "data" / "alignment" / "r00001.json")["file"] == "m1.png"
     picture = np.asarray(Image.open(tmp_path / "data" / "alignment" / "r00000.jpg")).astype(int)
     assert picture.shape == (SIDE, SIDE, 3)
-    rows = picture[200:440].mean(0)  # of gland, from 128 to 288, in the tissue, from 128 to 448
-    edge = np.abs(rows[284:292] - rows[240]).sum(-1).max()
-    assert edge > 100 and np.abs(rows[236:244] - rows[240]).sum(-1).max() < 20
+    rows = picture[200:440].mean(0)  # of gland, from 128 to 288
+    colours = [np.array(ImageColor.getrgb(CLASS_COLOURS[label])) for label in (0, 1)]
+    lines = [
+        [np.abs(rows[at : at + 2].mean(0) - colour).max() < 25 for at in (126, 128, 286, 288)] for colour in colours
+    ]
+    assert lines == [[True, False, False, True], [False, True, True, False]]  # each on its own side of the border
+
+
+def test_a_rare_class_is_counted_and_unknown_places_are_not(tmp_path):
+    mask = np.zeros((2000, 3000), np.uint8)
+    mask[:1000], mask[1500, :4] = 9, 2
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    Image.new("RGB", (3000, 2000), (180, 100, 160)).save(tmp_path / "slide.png")
+    labels = LabelMap.from_config({"a": [0], "b": [1], "c": [2], "ignore": [9]}, key="k")
+    with Slide.open(tmp_path / "slide.png", mpp=1.0) as slide:
+        source = MaskFile(tmp_path / "mask.png", labels, mpp=1.0)
+        write_mask_alignment(tmp_path / "r0", slide=slide, mask=source, labels=labels)
+    found = read_json(tmp_path / "r0.json")
+    assert found["classes"] == {"a": "100.0 %", "c": "below 0.1 %"} and found["slide"] == "slide.png"
+    picture = np.asarray(Image.open(tmp_path / "r0.jpg")).astype(int)
+    assert picture[318:320, 100:900].min() > 220 and picture[100:300, 100:900].max() < 200  # white: not known
 
 
 def test_the_result_is_the_same_with_any_number_of_threads(tmp_path, config, monkeypatch):
@@ -168,7 +193,7 @@ def test_the_result_is_the_same_with_any_number_of_threads(tmp_path, config, mon
         readers.clear()
         prepare(tmp_path / str(threads), config)
         assert (len(readers - {threading.main_thread().ident}) > 1) == (threads > 1)
-    assert snapshot(tmp_path / "3") == snapshot(tmp_path / "1")
+    assert differing(snapshot(tmp_path / "3"), snapshot(tmp_path / "1")) == {}
 
 
 def test_what_a_thread_finds_damaged_ends_its_slide_and_no_other(tmp_path, config, monkeypatch):
@@ -237,7 +262,7 @@ def test_a_damaged_slide_is_named_and_left_out(tmp_path, config, monkeypatch, jo
     assert "p4" in set(patches(tmp_path / "data")["patient"]) and skipped_slides(tmp_path / "data").empty
     assert before.items() <= times(tmp_path / "data").items()
     prepare(tmp_path / "fresh", config)
-    assert snapshot(tmp_path / "data") == snapshot(tmp_path / "fresh")
+    assert differing(snapshot(tmp_path / "data"), snapshot(tmp_path / "fresh")) == {}
 
 
 def test_a_file_that_is_no_image_is_left_out_as_well(tmp_path, config):
@@ -265,7 +290,7 @@ def test_a_slide_that_is_added_costs_no_other(tmp_path, config):
     prepare(tmp_path / "data", config)
     assert before.items() <= times(tmp_path / "data").items() and len(times(tmp_path / "data")) == 5 * 30
     prepare(tmp_path / "fresh", config)
-    assert snapshot(tmp_path / "data") == snapshot(tmp_path / "fresh")
+    assert differing(snapshot(tmp_path / "data"), snapshot(tmp_path / "fresh")) == {}
     write_table(tmp_path, rows[:4])
     prepare(tmp_path / "data", config)
     assert times(tmp_path / "data") == before and not (tmp_path / "data" / "slides" / "r00004.json").exists()

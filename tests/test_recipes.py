@@ -120,6 +120,17 @@ def test_flowers102(flowers: Path, tmp_path: Path, convert: Convert) -> None:
     assert patches["fraction_flower"].notna().sum() == 2 * (4 + 8 + 8)
 
 
+def test_flowers102_blue_petals_are_flowers(tmp_path: Path) -> None:
+    cut = np.full((96, 96, 3), (0, 0, 254), np.uint8)
+    cut[24:72, 24:72] = (40, 30, 210)
+    Image.fromarray(cut).save(tmp_path / "cut.jpg")
+    runpy.run_path(str(ROOT / "examples" / "convert_flowers102.py"))["write_mask"](
+        tmp_path / "cut.jpg", tmp_path / "m.png"
+    )
+    mask = np.asarray(Image.open(tmp_path / "m.png"))
+    assert mask[28:68, 28:68].mean() > 0.95 and not mask[:16].any() and not mask[:, 80:].any()
+
+
 def test_flowers102_can_be_thinned_and_keeps_the_paper_s_classes(
     flowers: Path, tmp_path: Path, convert: Convert
 ) -> None:
@@ -380,6 +391,14 @@ def test_a_list_that_excel_saved_in_another_way(her2: Path, tmp_path: Path, conv
         convert("qupath", *words)
     (her2 / "scores.csv").write_text(text.replace(",", ";"))
     with pytest.raises(SystemExit, match="commas between values"):
+        convert("qupath", *words)
+    (her2 / "scores.csv").write_text(text + "\n,\n\n")
+    assert "1 rows" in convert("qupath", *words)
+    (her2 / "scores.csv").write_text("slide,patient\n,\n")
+    with pytest.raises(SystemExit, match="a row per slide"):
+        convert("qupath", *words)
+    (her2 / "scores.csv").write_text("slide,patient,annotation\ncase1,Smith,yes\n")
+    with pytest.raises(SystemExit, match="not image and annotation"):
         convert("qupath", *words)
     (her2 / "scores.csv").write_text(text + "\ncase2,Smith, John\n")
     with pytest.raises(SystemExit, match="commas between values"):

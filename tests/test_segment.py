@@ -15,6 +15,7 @@ from shapely.geometry import shape
 from stedm.cli import main
 from stedm.data.annotation import read_annotation
 from stedm.data.area import area_file
+from stedm.data.slide import Slide
 from stedm.data.slide_files import find_slides
 from stedm.device import worker_device
 from stedm.errors import UserError
@@ -359,9 +360,21 @@ def test_finding_slides(slide, tmp_path) -> None:
     for name, words in (("no*.svs", "not found"), ("gone.svs", "not found")):
         with pytest.raises(UserError, match=words):
             find_slides([tmp_path / name])
+    (tmp_path / "cut short.svs").write_bytes(b"half of a download")
+    assert find_slides([tmp_path]) == [*both, tmp_path / "cut short.svs"]  # it is named as damaged, not passed over
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"a\.png.*same name"):
         find_slides([tmp_path])
+
+
+def test_results_may_lie_beside_their_slides(slide, tmp_path, options) -> None:
+    beside = tmp_path / "case 1.png"
+    with Slide.open(slide) as there:
+        Image.fromarray(there.overview(1.0)).save(beside)
+    options = replace(options, mpp=1.0)
+    assert segment_slide(beside, tmp_path, options).unchanged is False and (tmp_path / "case 1.tif").exists()
+    assert find_slides([tmp_path]) == find_slides([str(tmp_path / "case 1.[pt]*")]) == [beside]
+    assert segment_slide(beside, tmp_path, options).unchanged
 
 
 def test_a_run_stands_for_its_best_arm(tmp_path) -> None:

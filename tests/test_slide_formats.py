@@ -71,14 +71,20 @@ def write(path: Path, kind: str) -> Path:
             for factor in (1, *levels):
                 dots = (10_000 / MPP / factor,) * 2
                 rest = {"resolution": dots, "resolutionunit": "CENTIMETER", "metadata": None}
-                tiff.write(average(image, factor), subfiletype=int(factor > 1), **rest, **OPTIONS)
+                rest |= {"subifds": len(levels)} if "sub" in kind and factor == 1 else {}
+                tiff.write(
+                    average(image, factor), subfiletype=int(factor > 1), **rest, **OPTIONS | _CODECS.get(kind, {})
+                )
     return path
 
 
+_CODECS = {"webp tiles": {"compression": "webp", "compressionargs": {"lossless": True}}}
 KINDS = {
     "plain": PlainImage,
     "tiles": OpenSlideImage,
     "odd tiles": OpenSlideImage,
+    "sub tiles": TiffPyramid,  # OpenSlide would see one level
+    "webp tiles": TiffPyramid,  # OpenSlide knows no such compression
     "strips": TiffPyramid,
     "ome": TiffPyramid,
     "odd ome": TiffPyramid,
@@ -306,6 +312,29 @@ def test_damage_is_told_from_a_mistake(tmp_path, slides, kind):
     with pytest.raises(UserError, match="not found") as missing:
         Slide.open(tmp_path / "gone.tif")
     assert not isinstance(missing.value, DamagedSlide)
+
+
+def test_grey_is_right_whichever_end_is_white(tmp_path):
+    grey = truth()[..., 0].astype(np.uint8)
+    for kind, pixels in (("minisblack", grey), ("miniswhite", 255 - grey)):
+        path = tmp_path / f"{kind}.ome.tif"
+        options = OPTIONS | {"photometric": kind}
+        tifffile.imwrite(path, pixels, ome=True, metadata={"axes": "YX", **MICRONS}, **options)
+        with Slide.open(path) as slide:
+            assert (slide.read(0, 0, size_px=400, mpp=MPP) == grey[:400, :400, None]).all()
+            assert (slide.read(-100, -100, size_px=200, mpp=MPP) == 255).all()
+            assert (slide.read(WIDTH * MPP, 0, size_px=64, mpp=MPP) == 255).all()
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("palette", 1), ("separated", 4), ("ycbcr", 3)])
+def test_colours_of_another_kind_are_not_taken_for_rgb(tmp_path, kind, channels):
+    pixels = np.zeros((256, 256, channels), np.uint8).squeeze()
+    options = {"colormap": np.zeros((3, 256), np.uint16)} if kind == "palette" else {"planarconfig": "contig"}
+    tifffile.imwrite(
+        tmp_path / "other.ome.tif", pixels, photometric=kind, metadata={"axes": "YXS"[: pixels.ndim]}, **options
+    )
+    with pytest.raises(DamagedSlide, match=rf"other\.ome\.tif.*{kind.upper()} pixels; save an 8-bit RGB image"):
+        Slide.open(tmp_path / "other.ome.tif")
 
 
 def test_other_kinds_of_pixels_are_refused_in_words(tmp_path):

@@ -1,4 +1,4 @@
-"""Label maps read by rows: in memory, or too large for it, in bands of rows, one compressed file each."""
+"""A label map too large for memory: bands of rows, one compressed file each, written one by one and read by rows."""
 
 import zlib
 from bisect import bisect_right
@@ -23,18 +23,6 @@ class LabelRows(Protocol):
     def rows(self, start: int, stop: int) -> Labels:
         """Rows start .. stop - 1, (stop - start, width_px) uint8: classes, 255 = ignore."""
         ...
-
-
-class LabelArray:
-    """A label map (height_px, width_px) uint8 in memory."""
-
-    def __init__(self, labels: Labels) -> None:
-        self.height_px, self.width_px = labels.shape
-        self._labels = labels
-
-    def rows(self, start: int, stop: int) -> Labels:
-        """See `LabelRows.rows`."""
-        return self._labels[start:stop]
 
 
 class LabelBands:

@@ -19,6 +19,7 @@ from stedm.data.label_bands import LabelBands, LabelRows, Labels
 from stedm.errors import UserError
 
 TILE_PX = 512
+_SOFTWARE = "stedm"
 
 
 def halved(labels: Labels) -> Labels:
@@ -48,7 +49,7 @@ def write_label_pyramid(
         "photometric": "palette",
         "colormap": _palette(colours),
         "resolutionunit": "CENTIMETER",
-        "software": "stedm",
+        "software": _SOFTWARE,
         "metadata": None,
         "maxworkers": 1,  # more would read far ahead of what is written
     }
@@ -68,6 +69,15 @@ def write_label_pyramid(
             level = coarser
     _put_in_line(path)
     return counts
+
+
+def is_label_pyramid(path: Path) -> bool:
+    """Whether a file is one of `write_label_pyramid`."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return bool(tiff.pages.first.software == _SOFTWARE)
+    except (OSError, ValueError, struct.error, tifffile.TiffFileError):
+        return False
 
 
 class LabelPyramid:

@@ -14,6 +14,8 @@ from stedm.data.polygon_classes import UNCOVERED, ClassCounts, glass_label, labe
 from stedm.data.slide import DamagedSlide, Slide
 from stedm.errors import UserError
 
+_COUNTED_PX = 2**24
+
 
 class LabelSource(Protocol):
     """The annotation of one slide."""
@@ -34,6 +36,11 @@ class MaskFile:
         self.path = Path(path)
         self._label_map = labels.apply(read_mask(path), source=path)
         self._mpp = mpp
+
+    def counts(self) -> np.ndarray:
+        """Pixels of each label (256,), in parts: a count takes eight bytes a pixel."""
+        parts = np.array_split(self._label_map.ravel(), 1 + self._label_map.size // _COUNTED_PX)
+        return np.sum([np.bincount(part, minlength=256) for part in parts], axis=0)
 
     def read(self, x_um: float, y_um: float, *, size_px: int, mpp: float) -> np.ndarray:
         """See `LabelSource.read`."""

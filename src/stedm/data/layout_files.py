@@ -25,7 +25,8 @@ class LayoutFiles:
         """Every file is read and checked. Raises UserError naming the file and the fix."""
         self.folder, self.size_px = Path(folder), size_px
         if not self.folder.is_dir():
-            raise UserError(f"{folder}: no such folder; name a folder of label maps (PNG or TIFF)")
+            found = "a file" if self.folder.exists() else "no such folder"
+            raise UserError(f"{folder}: {found}; name a folder of label maps (PNG or TIFF)")
         self.names = sorted(path.name for path in self.folder.iterdir() if path.suffix.lower() in SUFFIXES)
         """File names, sorted."""
         if not self.names:

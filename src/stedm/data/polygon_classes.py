@@ -29,8 +29,8 @@ def label_map_of(labels: Mapping[str, list[Any]], *, key: str) -> LabelMap:
     """Label map of config `labels` that may name polygon classes beside mask values: class name -> values and names.
 
     A name is that of a polygon class, exactly or but for the spaces around its colons; what reads as a value, such as
-    1 or "1-254", counts as both. `unannotated`, `glass` and `leave_out` are described above. Raises UserError as
-    `LabelMap.from_config` does, and for a name in two classes.
+    1 or "1-254", counts as both. A class answers to its own name too, as in outlines of ours. `unannotated`, `glass`
+    and `leave_out` are described above. Raises UserError as `LabelMap.from_config` does, and for a name in two classes.
     """
     entries = {name: found if isinstance(found, list | tuple) else [found] for name, found in labels.items()}
     classes = {name: found for name, found in entries.items() if name != LEAVE_OUT}
@@ -47,6 +47,9 @@ def label_map_of(labels: Mapping[str, list[Any]], *, key: str) -> LabelMap:
                 raise UserError(f"{key}: '{entry}' is both {owner[polygon_class]} and {name}; keep it in one of them")
             reserved = {"ignore": IGNORE, LEAVE_OUT: _NOT_DRAWN}
             names[polygon_class] = reserved[name] if name in reserved else base.classes.index(name)
+    for label, name in enumerate(base.classes):
+        if name not in (UNANNOTATED, GLASS):
+            names.setdefault(class_names(name)[0], label)
     return replace(base, names=names)
 
 

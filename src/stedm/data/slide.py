@@ -69,7 +69,8 @@ class Slide:
         """
         path = Path(path)
         if not path.is_file():
-            raise UserError(f"{path}: image not found; correct the path")
+            found = "a folder; name a slide or image in it" if path.is_dir() else "image not found; correct the path"
+            raise UserError(f"{path}: {found}")
         handle = _open_handle(path)
         if not 0 < min(handle.header.size_px) <= max(handle.header.size_px) <= MOST_PX:
             raise DamagedSlide(f"{path}: {_size(handle.header.size_px)} pixels are no slide; replace the file")

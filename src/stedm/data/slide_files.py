@@ -1,32 +1,36 @@
 """Which files a user means by names, patterns and folders of slides."""
 
 import glob
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import openslide
 
+from stedm.data.label_pyramid import is_label_pyramid
 from stedm.data.slide_formats import PLAIN_SUFFIXES
 from stedm.errors import UserError
 
-_SUFFIXES = (*PLAIN_SUFFIXES, ".tif", ".tiff")
+_SCANNERS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu")
+_SUFFIXES = (*PLAIN_SUFFIXES, *_SCANNERS, ".tif", ".tiff")
 
 
 def find_slides(names: Iterable[str | Path]) -> list[Path]:
     """Files named one by one, by patterns with `*`, or by their folder (of which all images and slides, not deeper).
 
-    Each once, in the order given, those of a pattern or folder by name. Raises UserError for names that stand for
-    nothing, and for two slides of the same stem, because results are named by it.
+    Each once, in the order given, those of a pattern or folder by name, without label maps of ours beside their slides.
+    Raises UserError for names that stand for nothing, and for two slides of the same stem: results are named by it.
     """
     slides: dict[Path, None] = {}
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = [file for file in sorted(path.iterdir()) if file.is_file() and is_slide(file)]
+            found = _without_label_maps([file for file in sorted(path.iterdir()) if file.is_file() and is_slide(file)])
         elif path.exists():
             found = [path]
         else:
-            found = [Path(match) for match in sorted(glob.glob(str(name))) if Path(match).is_file()]
+            matches = [Path(match) for match in sorted(glob.glob(str(name)))]
+            found = _without_label_maps([match for match in matches if match.is_file()])
         if not found:
             raise UserError(f"{name}: {'no slide or image in it' if path.is_dir() else 'not found'}; correct the path")
         slides.update(dict.fromkeys(found))
@@ -38,8 +42,14 @@ def find_slides(names: Iterable[str | Path]) -> list[Path]:
     return list(slides)
 
 
+def _without_label_maps(paths: list[Path]) -> list[Path]:
+    """Leave out the label maps that `stedm segment` wrote beside slides of the same stem."""
+    of_stem = Counter(path.stem for path in paths)
+    return [path for path in paths if of_stem[path.stem] == 1 or not is_label_pyramid(path)]
+
+
 def is_slide(path: Path) -> bool:
-    """Whether a file is an image or a slide, by its suffix or, for the formats of scanners, by its beginning."""
+    """Whether a file is an image or a slide, by its suffix, damaged or not, or by its beginning."""
     if path.name.startswith("."):
         return False
     return path.suffix.lower() in _SUFFIXES or openslide.OpenSlide.detect_format(str(path)) is not None

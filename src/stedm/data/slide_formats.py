@@ -43,9 +43,17 @@ def open_backend(path: Path) -> Backend:
     pyramid = TiffPyramid.of(path)
     if pyramid is not None and (vendor is None or pyramid.only_here):
         return pyramid
+    if vendor is None:
+        return PlainImage(path)
+    try:
+        slide = OpenSlideImage(path)
+    except openslide.OpenSlideError:  # a compression it does not know
+        if pyramid is None:
+            raise
+        return pyramid
     if pyramid is not None:
         pyramid.close()
-    return PlainImage(path) if vendor is None else OpenSlideImage(path)
+    return slide
 
 
 class PlainImage:

@@ -19,6 +19,8 @@ _MOST_PILLOW_PX = 50_000_000
 """TIFF files of one level with more pixels are read in parts."""
 _MOST_TILE_BYTES, _MOST_RATIO = 2**28, 50
 """A larger tile must not take more than so many times the bytes it has in the file: a header can claim anything."""
+_PHOTOMETRIC = {tifffile.PHOTOMETRIC[name] for name in ("MINISWHITE", "MINISBLACK", "RGB", "YCBCR")}
+_TO_RGB = {tifffile.COMPRESSION[name] for name in ("OJPEG", "JPEG", "JPEG2000", "APERIO_JP2000_YCBC", "WEBP", "JPEGXL")}
 _UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it remarks on each damaged tag; we say what it comes to
@@ -32,7 +34,7 @@ class TiffPyramid:
     def __init__(self, tiff: tifffile.TiffFile) -> None:
         series = _largest(tiff)
         self._tiff = tiff
-        self.only_here = bool(tiff.is_ome) or series.keyframe.index != 0
+        self.only_here = bool(tiff.is_ome or series.keyframe.subifds) or series.keyframe.index != 0
         """Whether OpenSlide and Pillow, which go by the first page, would miss levels or the slide itself."""
         self._levels = [_colour_pages(level) for level in series.levels]
         self._tiles: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
@@ -68,6 +70,8 @@ class TiffPyramid:
             raise ValueError(f"{pixels.shape[-1]} channels; save the image as RGB")
         if pixels.shape[-1] == 4:
             return colours(Image.fromarray(pixels))
+        if not _white(pages[0]):
+            pixels = 255 - pixels
         return pixels.repeat(3 // pixels.shape[-1], axis=-1)
 
     def _plane(self, level: int, number: int, left: int, top: int, width: int, height: int) -> np.ndarray:
@@ -77,7 +81,7 @@ class TiffPyramid:
             (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
         )
         across, down = -(-page.imagewidth // tile_width), -(-page.imagelength // tile_height)
-        canvas = np.full((height, width, page.samplesperpixel), 255, np.uint8)
+        canvas = np.full((height, width, page.samplesperpixel), _white(page), np.uint8)
         # Tiles hang over the border of the page.
         on_page = canvas[: max(0, page.imagelength - top), : max(0, page.imagewidth - left)]
         separate = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1
@@ -109,7 +113,7 @@ class TiffPyramid:
             decoded, _, shape = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
         except Exception as error:  # every codec has its own
             raise ValueError(f"tile {index} of level {level}: {error}") from error
-        tile = np.full(shape[1:], 255, np.uint8) if decoded is None else decoded[0, : shape[1], : shape[2]]
+        tile = np.full(shape[1:], _white(page), np.uint8) if decoded is None else decoded[0, : shape[1], : shape[2]]
         self._tiles[key] = tile
         while len(self._tiles) > 1 and sum(kept.nbytes for kept in self._tiles.values()) > CACHE_BYTES:
             self._tiles.popitem(last=False)
@@ -147,7 +151,20 @@ def _colour_pages(level: tifffile.TiffPageSeries) -> list[Any]:
     others = [axis for axis, size in sizes.items() if axis not in "YXSC" and size > 1]
     if others or level.dtype != np.uint8 or sizes.get("C", 1) * sizes.get("S", 1) not in (1, 3, 4):
         raise ValueError(f"{level.dtype} pixels with axes {level.axes} {level.shape}; save an 8-bit RGB image")
-    return [page.aspage() for page in pages]
+    found = [page.aspage() for page in pages]
+    kinds = {page.photometric for page in found}
+    if not kinds <= _PHOTOMETRIC or any(_is_raw_ycbcr(page) for page in found):
+        raise ValueError(f"{', '.join(sorted(kind.name for kind in kinds))} pixels; save an 8-bit RGB image")
+    return found
+
+
+def _white(page: Any) -> int:
+    return 0 if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE else 255
+
+
+def _is_raw_ycbcr(page: Any) -> bool:
+    """Whether pixels are luma and chroma, and no codec turns them into colours."""
+    return page.photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression not in _TO_RGB
 
 
 def _ome_mpp(metadata: str, page: int, size_px: tuple[int, int]) -> list[float] | None:

@@ -1,5 +1,6 @@
 """Style images of one style, a slide or a few images: patches of tissue, dealt into style sets."""
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ class StylePatch:
     """Where a style image comes from."""
 
     source: str
-    """Path of the slide or image."""
+    """Absolute path of the slide or image."""
     x_um: float
     """Left edge, microns from the left of the source."""
     y_um: float
@@ -57,7 +58,7 @@ def find_style_patches(
     than a patch or do not say their resolution, and when none has a patch of tissue.
     """
     rng = np.random.default_rng([seed, 0])
-    paths = [str(sources[k]) for k in rng.permutation(len(sources))[:wanted]]
+    paths = [os.path.abspath(sources[k]) for k in rng.permutation(len(sources))[:wanted]]
     found = []
     for path in sorted(paths):
         with Slide.open(path, mpp=source_mpp) as slide:

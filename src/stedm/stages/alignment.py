@@ -1,20 +1,20 @@
 """Alignment pictures: the annotation of a slide drawn over it, so that one shifted or scaled is seen at once."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
+from scipy import ndimage
 
 from stedm.config import IGNORE
 from stedm.data.annotation import Annotation
-from stedm.data.label_bands import LabelArray
 from stedm.data.label_source import MaskFile
 from stedm.data.labels import LabelMap
 from stedm.data.polygon_classes import values_of
-from stedm.data.region_outlines import outlines
 from stedm.data.slide import Slide
 from stedm.files import atomic_path, read_json, write_json
 from stedm.stages.report_pictures import UNKNOWN_COLOUR, class_colours
@@ -33,26 +33,22 @@ def write_alignment(path: Path, *, slide: Slide, annotation: Annotation, labels:
     JSON: `slide` and `file` (names), `classes` (polygons of each class), `notices` (what the reader repaired and left
     out).
     """
-    counts = {names[0]: count for names, count in annotation.counts().items()}
+    counts = Counter[str]()
+    for names, count in annotation.counts().items():
+        counts[names[0]] += count
     picture = alignment_picture(slide, annotation, labels)
     _write(path, picture, slide, annotation.path, counts, annotation.tally.notices())
 
 
 def write_mask_alignment(path: Path, *, slide: Slide, mask: MaskFile, labels: LabelMap) -> None:
-    """The same of a label map: the outlines of its classes. The JSON's `classes`: each one's share of the labelled."""
-    image, scale = _overview(slide)
-    side_px = max(image.width, image.height)
-    label_map = mask.read(0, 0, size_px=side_px, mpp=slide.mpp * scale)[: image.height, : image.width]
-    drawn = list(outlines(LabelArray(label_map)))
-    _draw(image, labels, np.array([polygon for _, polygon in drawn], object), np.array([value for value, _ in drawn]))
-    known = label_map[label_map != IGNORE]
-    counts = np.bincount(known, minlength=len(labels.classes))
+    """The same of a label map. The JSON's `classes`: each one's share of the labelled pixels."""
+    counts = mask.counts()[: len(labels.classes)]
     shares = {
-        name: f"{100 * count / known.size:.0f} %"
-        for name, count in zip(labels.classes, counts.tolist(), strict=True)
-        if count
+        name: f"{share:.1%}".replace("%", " %") if share >= 0.0005 else "below 0.1 %"
+        for name, share in zip(labels.classes, (counts / max(1, counts.sum())).tolist(), strict=True)
+        if share
     }
-    _write(path, image, slide, mask.path, shares, [])
+    _write(path, mask_picture(slide, mask, labels), slide, mask.path, shares, [])
 
 
 def alignment_records(data: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -67,7 +63,7 @@ def alignment_notices(data: Path) -> list[str]:
 
 
 def alignment_picture(slide: Slide, annotation: Annotation, labels: LabelMap) -> Image.Image:
-    """The slide, at most LONG_SIDE_PX wide and high, under the outlines of its polygons; smaller ones are dots."""
+    """The slide, about LONG_SIDE_PX wide or high, under the outlines of its polygons; the smallest are dots."""
     image, scale = _overview(slide)
     if len(annotation.names):
         values = values_of(labels, annotation)[annotation.name_of]
@@ -76,15 +72,32 @@ def alignment_picture(slide: Slide, annotation: Annotation, labels: LabelMap) ->
     return image
 
 
+def mask_picture(slide: Slide, mask: MaskFile, labels: LabelMap) -> Image.Image:
+    """The slide, as large, with a line in its class's colour inside the border of each region of a label map."""
+    image, scale = _overview(slide)
+    side_px = max(image.width, image.height)
+    label_map = mask.read(0, 0, size_px=side_px, mpp=slide.mpp * scale)[: image.height, : image.width]
+    pixels = np.array(image)
+    for value, colour in _colours(labels).items():
+        region = label_map == value
+        inner = ndimage.binary_erosion(region, np.ones((3, 3)), iterations=_LINE_PX, border_value=1)
+        pixels[region & ~inner] = ImageColor.getrgb(colour)
+    return Image.fromarray(pixels)
+
+
+def _colours(labels: LabelMap) -> dict[int, str]:
+    return {**dict(enumerate(class_colours(labels.classes).values())), IGNORE: UNKNOWN_COLOUR}
+
+
 def _overview(slide: Slide) -> tuple[Image.Image, float]:
-    """The slide, at most LONG_SIDE_PX wide and high, and how many of its pixels are one of the picture."""
+    """The slide, about LONG_SIDE_PX wide or high if it is larger, and how many of its pixels are one of the picture."""
     scale = max(1.0, max(slide.width_px, slide.height_px) / LONG_SIDE_PX)
     return Image.fromarray(slide.overview(slide.mpp * scale)), scale
 
 
 def _draw(image: Image.Image, labels: LabelMap, polygons: np.ndarray, values: np.ndarray) -> None:
     """Draw outlines, large ones first. polygons: (n,) in pixels of the picture; values: (n,) their classes."""
-    colours = {**dict(enumerate(class_colours(labels.classes).values())), IGNORE: UNKNOWN_COLOUR}
+    colours = _colours(labels)
     draw = ImageDraw.Draw(image)
     boxes = shapely.bounds(polygons).reshape(-1, 4)
     for k in np.argsort(-shapely.area(polygons), kind="stable").tolist():

@@ -87,7 +87,8 @@ def _splits_of_the_rest(cohort: pd.DataFrame, config: RunConfig, skipped: pd.Dat
     try:
         return _splits(cohort, config)
     except UserError as error:
-        raise UserError(f"{error} ({len(skipped)} damaged slide(s) were left out: {skipped['reason'][0]})") from None
+        reasons = "; ".join(skipped["reason"])
+        raise UserError(f"{error} ({len(skipped)} damaged slide(s) were left out: {reasons})") from None
 
 
 def _extract(
