@@ -99,7 +99,7 @@ def run(words: list[str]) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_every_command_of_the_page_runs(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_the_page_runs(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files)
     monkeypatch.setattr(sys, "argv", [])
     (files / "my_cohort.yaml").write_text(small_config())
@@ -115,7 +115,18 @@ def test_every_command_of_the_page_runs(files: Path, monkeypatch: pytest.MonkeyP
     made = ["runs/my/report/index.html", "new_images/contact_sheet.png", "segmented/case90.tif"]
     assert [name for name in made if not Path(name).is_file()] == []
     outlines = json.loads(Path("segmented/case90.geojson").read_text())
-    assert all(feature["properties"]["classification"]["name"] for feature in outlines["features"])
+    assert {feature["properties"]["classification"]["name"] for feature in outlines["features"]} <= {"stroma", "tumour"}
+    # As step 7 says: its outlines become annotation.
+    shutil.copytree(files, tmp_path / "again", ignore=shutil.ignore_patterns("runs"))
+    monkeypatch.chdir(tmp_path / "again")
+    shutil.copy("new/case90.svs", "slides/case90.svs")
+    shutil.copy("segmented/case90.geojson", "exported/case90.svs.geojson")
+    with open("patients.csv", "a", newline="") as file:
+        file.write("case90.svs,P90,A\n")
+    run(commands[0])
+    run(["stedm", "prepare", "--config", "my_cohort.yaml", "--out", "runs/corrected"])
+    labelled = pd.read_parquet("runs/corrected/data/patches.parquet").query("patient == 'P90'")["has_mask"]
+    assert len(labelled) and labelled.all()
 
 
 @pytest.mark.parametrize("mistake", ["slide", "export", "few", "mpp", "class", "split", "bounds"])

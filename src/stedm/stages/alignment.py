@@ -22,7 +22,7 @@ from stedm.stages.report_pictures import UNKNOWN_COLOUR, class_colours
 ALIGNMENT = "alignment"
 """Folder of the pictures in the data folder."""
 LONG_SIDE_PX = 960
-_LINE_PX, _CASING_PX = 2, 4
+_LINE_PX, _CASING_PX, _BORDER_PX = 2, 4, 3
 _CASING = "#1d2430"
 
 
@@ -80,7 +80,7 @@ def mask_picture(slide: Slide, mask: MaskFile, labels: LabelMap) -> Image.Image:
     pixels = np.array(image)
     for value, colour in _colours(labels).items():
         region = label_map == value
-        inner = ndimage.binary_erosion(region, np.ones((3, 3)), iterations=_LINE_PX, border_value=1)
+        inner = ndimage.binary_erosion(region, np.ones((3, 3)), iterations=_BORDER_PX, border_value=1)
         pixels[region & ~inner] = ImageColor.getrgb(colour)
     return Image.fromarray(pixels)
 
@@ -115,6 +115,6 @@ def _write(
     path: Path, picture: Image.Image, slide: Slide, file: Path, classes: Mapping[str, Any], notices: list[str]
 ) -> None:
     with atomic_path(path.with_suffix(".jpg")) as temporary:
-        picture.save(temporary, quality=88)
+        picture.save(temporary, quality=88, subsampling=0)  # else thin lines lose their colours
     record = {"slide": slide.path.name, "file": file.name, "classes": classes, "notices": notices}
     write_json(path.with_suffix(".json"), record)
