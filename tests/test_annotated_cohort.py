@@ -105,7 +105,10 @@ def test_what_is_in_no_polygon_is_ignored_unless_a_class_names_it(tmp_path, tabl
 def test_a_class_answers_to_its_own_name_unless_another_class_does(tmp_path, table):
     labels = label_map_of({"tumour": ["Tumor"], "stroma": ["Stroma"], "glass": ["Background"]}, key="k")
     assert [label_of(labels, (name,)) for name in ("tumour", "Stroma", "stroma")] == [0, 1, 1]
-    assert glass_label(labels) == IGNORE  # the word has a meaning of its own
+    assert glass_label(labels) == IGNORE and label_of(labels, ("glass",)) is None  # it has a meaning of its own
+    derived = label_map_of({"Tumor": ["Tumor: Positive"], "Skin": ["Dermis"], "unclassified": ["x"]}, key="k")
+    assert label_of(derived, ("Tumor: Negative", "Tumor")) is label_of(derived, ("Bone", "Skin")) is None
+    assert label_of(derived, ("Tumor",)) == 0 and label_of(derived, ("unclassified",)) is None
     assert label_of(label_map_of({"a": ["b"], "b": ["c"]}, key="k"), ("b",)) == 0
     write_annotation(tmp_path, 0, [square(0, 0, 32, "tumour"), square(40, 4, 8, "stroma")])
     prepare(tmp_path / "data", run_config(tmp_path, table))
@@ -164,7 +167,7 @@ def test_unmapped_classes_are_named_with_their_counts_before_anything_is_written
         prepare(tmp_path / "data", run_config(tmp_path, table))
     message = str(refused.value)
     assert "cohort.labels" in message and "'Immune cells': 3 polygon(s) on 2 slide(s)" in message
-    assert "'Stromal': 1 polygon(s) on 1 slide(s) (is it 'stroma'?)" in message
+    assert "'Stromal': 1 polygon(s) on 1 slide(s) (is it 'Stroma'?)" in message
     assert "'unclassified': 1 polygon(s)" in message and "leave_out" in message
     assert not (tmp_path / "data").exists()
 

@@ -68,6 +68,8 @@ def test_grey_stored_as_colour_is_read_and_true_colour_refused(tmp_path):
     grey = np.full((4, 4, 3), 2, np.uint8)
     Image.fromarray(grey).save(tmp_path / "grey.png")
     assert (read_mask(tmp_path / "grey.png") == 2).all()
+    Image.fromarray(grey[..., 0]).convert("LA").save(tmp_path / "alpha.png")
+    assert (read_mask(tmp_path / "alpha.png") == 2).all()
     grey[0, 0, 1] = 200
     Image.fromarray(grey).save(tmp_path / "colour.png")
     with pytest.raises(UserError, match=r"colour\.png.*colour"):

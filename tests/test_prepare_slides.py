@@ -1,5 +1,6 @@
 """Many slides: the same result in any number of processes, damaged ones left out, only what is new cut again."""
 
+import json
 import multiprocessing
 import os
 import threading
@@ -162,6 +163,47 @@ def test_masks_are_drawn_on_their_slides(tmp_path, config):
         [np.abs(rows[at : at + 2].mean(0) - colour).max() < 25 for at in (126, 128, 286, 288)] for colour in colours
     ]
     assert lines == [[True, False, False, True], [False, True, True, False]]  # each on its own side of the border
+
+
+def test_links_keep_their_names(tmp_path, config):
+    """As of stores that keep files under their hashes."""
+    (tmp_path / "store").mkdir()
+    rows = table(tmp_path)
+    for k, row in enumerate(rows):
+        (tmp_path / row["image"]).rename(tmp_path / "store" / f"hash{k}")
+        (tmp_path / row["image"]).symlink_to(tmp_path / "store" / f"hash{k}")
+        row["annotation"], row["tissue"] = "", ""
+    corners = [[256, 320], [576, 320], [576, 640], [256, 640], [256, 320]]
+    outline = {"type": "Polygon", "coordinates": [[[x / 2, y / 2] for x, y in corners]]}
+    (tmp_path / "store" / "hash9").write_text(json.dumps({"type": "Feature", "geometry": outline}))
+    (tmp_path / "area.geojson").symlink_to(tmp_path / "store" / "hash9")
+    rows[3]["tissue"] = "area.geojson"
+    write_table(tmp_path, rows)
+    prepare(tmp_path / "data", config)
+    counts = patches(tmp_path / "data").groupby("slide").size()
+    assert list(counts.index) == [f"s{k}" for k in range(5)] and 0 < counts["s3"] < counts["s4"]
+    (tmp_path / "twice.tif").symlink_to(tmp_path / "s0.tif")
+    write_table(tmp_path, [*rows, {**rows[0], "image": "twice.tif"}])
+    with pytest.raises(UserError, match=r"row 7: image .*twice\.tif is already in row 2"):
+        prepare(tmp_path / "data", config)
+
+
+def test_an_area_in_a_coco_file_goes_by_the_slide_s_name_in_the_table(tmp_path, config):
+    rows = table(tmp_path)
+    for row in rows:
+        row["tissue"], row["slide"] = "", f"SLIDE {row['patient']}"
+    corners = [128, 160, 288, 160, 288, 320, 128, 320]
+    content = {
+        "images": [{"id": 1, "file_name": "SLIDE p3"}],
+        "categories": [{"id": 1, "name": "tissue"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [corners]}],
+    }
+    (tmp_path / "areas.json").write_text(json.dumps(content))
+    rows[3]["tissue"] = "areas.json"
+    write_table(tmp_path, rows)
+    prepare(tmp_path / "data", config)
+    counts = patches(tmp_path / "data").groupby("patient").size()
+    assert 0 < counts["p3"] < counts["p4"]
 
 
 def test_a_rare_class_is_counted_and_unknown_places_are_not(tmp_path):

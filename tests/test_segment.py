@@ -374,6 +374,9 @@ def test_results_may_lie_beside_their_slides(slide, tmp_path, options) -> None:
     options = replace(options, mpp=1.0)
     assert segment_slide(beside, tmp_path, options).unchanged is False and (tmp_path / "case 1.tif").exists()
     assert find_slides([tmp_path]) == find_slides([str(tmp_path / "case 1.[pt]*")]) == [beside]
+    for name, words in (("case 1.tif", "label map that `stedm segment` wrote"), ("*.tif", "not found")):
+        with pytest.raises(UserError, match=words):
+            find_slides([str(tmp_path / name)])
     assert segment_slide(beside, tmp_path, options).unchanged
 
 

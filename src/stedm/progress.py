@@ -24,6 +24,8 @@ WORKER = "STEDM_WORKER"
 PUBLISHED = "training/progress.json"
 _LINE_S = 60.0
 """Seconds between two lines of the same bar."""
+_RATE_S = 1.0
+"""No rate before."""
 _SHORT_S = 10.0
 """A bar of less says nothing at its end."""
 Listener = Callable[[float, float, str], None]
@@ -113,10 +115,10 @@ class Bar:
         self.progress.stop()
 
     def update(self, completed: float, *, unit: str, note: str = "") -> None:
-        """Show `completed` of the total; the rate is worked out here."""
+        """Show `completed` of the total; the rate is worked out here, as soon as there is one to speak of."""
         now = time.monotonic()
-        rate = (completed - self.first) / max(now - self.started, 1e-9)
-        note = f"{note}  {rate:.1f} {unit}/s".strip()
+        if now - self.started > _RATE_S:
+            note = f"{note}  {(completed - self.first) / (now - self.started):.1f} {unit}/s".strip()
         self.progress.update(self.task, completed=completed, note=note)
         if listener := _LISTENER.get():
             listener(completed, self.total, self.description)

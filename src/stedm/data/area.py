@@ -72,14 +72,14 @@ def area_file(given: Path, slide: Path) -> Path:
     return found[0]
 
 
-def open_area(path: str, slide: Slide, *, origin: str = "bounds") -> Area | None:
+def open_area(path: str, slide: Slide, *, origin: str = "bounds", slide_name: str = "") -> Area | None:
     """The area that a cell of the cohort table names, None for an empty one: an image, or the polygons of a JSON file.
 
-    `origin`: where the coordinates of polygons begin, see `open_annotation`.
+    origin, slide_name: as in `open_annotation`.
     """
     if Path(path).suffix.lower() not in _POLYGON_SUFFIXES:
         return AreaImage(path, slide) if path else None
-    annotation = open_annotation(path, slide, origin=origin)
+    annotation = open_annotation(path, slide, origin=origin, slide_name=slide_name)
     if not len(annotation.polygons):
         raise UserError(f"{path}: no polygon of slide {slide.path.name}; outline the area, or name no file")
     return annotation.area(size_px=(slide.width_px, slide.height_px), mpp=slide.mpp)

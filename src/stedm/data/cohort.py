@@ -1,5 +1,6 @@
 """The cohort table: all images with their masks, slides and patients, validated (DESIGN, data contract)."""
 
+import os
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
@@ -29,6 +30,8 @@ ORIGINS = ("slide", "bounds")
 LEAST_MPP, MOST_MPP = 1e-4, 1e4
 """Microns per pixel outside of this are a slip, and would make images of no or astronomically many pixels."""
 SPLITS = ("train", "val", "test", "unseen")
+_OF_SEVERAL_FILES = (".mrxs", ".dcm", ".vms", ".vmu")
+"""Slides whose other files lie beside what a link points to."""
 _FIRST_ROW = 2  # rows are counted as a spreadsheet shows them: the header is row 1
 
 
@@ -164,8 +167,11 @@ def _refuse_control_characters(table: pd.DataFrame, path: Path) -> None:
 
 
 def _absolute(folder: Path, name: str, where: str) -> str:
+    """Whole path with the file's own name: what a link is called says more than what it points to."""
     try:
-        path = (folder / name).resolve()
+        path = folder / name
+        path = path.resolve() if path.suffix.lower() in _OF_SEVERAL_FILES else path.parent.resolve() / path.name
+        path.resolve()
         path.is_file()
         return str(path)
     except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, links that lead in a circle
@@ -246,10 +252,11 @@ def _mpp(column: pd.Series, path: Path, default: float | None, section: str) -> 
 
 
 def _refuse_contradictions(cohort: pd.DataFrame, path: Path, section: str) -> None:
-    double = np.flatnonzero(cohort["image"].duplicated())
+    files = cohort["image"].map(os.path.realpath)
+    double = np.flatnonzero(files.duplicated())
     if len(double):
-        name = cohort["image"].iloc[double[0]]
-        first = np.flatnonzero(cohort["image"] == name)[0]
+        name, file = cohort["image"].iloc[double[0]], files.iloc[double[0]]
+        first = np.flatnonzero(files == file)[0]
         raise UserError(f"{row_name(path, double[0])}: image {name} is already in row {first + _FIRST_ROW}; remove one")
     for owned, owner, fix in (
         ("slide", "patient", "give each patient's slides names of their own (column 'slide')"),

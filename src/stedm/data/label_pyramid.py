@@ -73,6 +73,8 @@ def write_label_pyramid(
 
 def is_label_pyramid(path: Path) -> bool:
     """Whether a file is one of `write_label_pyramid`."""
+    if path.suffix != ".tif":
+        return False
     try:
         with tifffile.TiffFile(path) as tiff:
             return bool(tiff.pages.first.software == _SOFTWARE)

@@ -36,7 +36,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: unreadable mask ({error}); replace it by a PNG or TIFF label map") from None
     if values.ndim == 3:
-        colours = values[..., :3]
+        colours = values[..., : 3 if values.shape[-1] > 2 else 1]  # without alpha
         if (colours != colours[..., :1]).any():
             raise UserError(
                 f"{path}: the mask is a colour image; save class values as 8- or 16-bit grey or palette PNG"

@@ -22,6 +22,7 @@ UNCOVERED = IGNORE - 1
 """Label of places in no polygon until it is known whether there is tissue; no class has it."""
 LEAVE_OUT = "leave_out"
 """Stands among the classes for polygons that are not drawn, as if they were not in the file."""
+_RESERVED = (UNANNOTATED, GLASS, UNCLASSIFIED)
 _NOT_DRAWN = -1
 
 
@@ -29,8 +30,8 @@ def label_map_of(labels: Mapping[str, list[Any]], *, key: str) -> LabelMap:
     """Label map of config `labels` that may name polygon classes beside mask values: class name -> values and names.
 
     A name is that of a polygon class, exactly or but for the spaces around its colons; what reads as a value, such as
-    1 or "1-254", counts as both. A class answers to its own name too, as in outlines of ours. `unannotated`, `glass`
-    and `leave_out` are described above. Raises UserError as `LabelMap.from_config` does, and for a name in two classes.
+    1 or "1-254", counts as both. `unannotated`, `glass` and `leave_out` are described above. Raises UserError as
+    `LabelMap.from_config` does, and for a name in two classes.
     """
     entries = {name: found if isinstance(found, list | tuple) else [found] for name, found in labels.items()}
     classes = {name: found for name, found in entries.items() if name != LEAVE_OUT}
@@ -47,14 +48,16 @@ def label_map_of(labels: Mapping[str, list[Any]], *, key: str) -> LabelMap:
                 raise UserError(f"{key}: '{entry}' is both {owner[polygon_class]} and {name}; keep it in one of them")
             reserved = {"ignore": IGNORE, LEAVE_OUT: _NOT_DRAWN}
             names[polygon_class] = reserved[name] if name in reserved else base.classes.index(name)
-    for label, name in enumerate(base.classes):
-        if name not in (UNANNOTATED, GLASS):
-            names.setdefault(class_names(name)[0], label)
     return replace(base, names=names)
 
 
 def label_of(labels: LabelMap, names: Sequence[str]) -> int | None:
-    """Label of a polygon class by the first of its names that is known: 0..C-1, 255 ignore, -1 not drawn, or None."""
+    """Label of a polygon class by the first of its names that is known: 0..C-1, 255 ignore, -1 not drawn, or None.
+
+    A class answers to its own name too, as outlines of `stedm segment` have it, but not for what is derived from it.
+    """
+    if names[0] not in (*labels.names, *_RESERVED) and names[0] in labels.classes:
+        return labels.classes.index(names[0])
     return next((labels.names[name] for name in names if name in labels.names), None)
 
 
@@ -117,7 +120,7 @@ def _hint(names: Sequence[str], labels: LabelMap) -> str:
 
 
 def _known(labels: LabelMap) -> Iterable[str]:
-    return [name for name in labels.names if name not in (UNANNOTATED, GLASS, UNCLASSIFIED)]
+    return [name for name in labels.names if name not in _RESERVED]
 
 
 def _key(name: str) -> str:

@@ -1,7 +1,6 @@
 """Which files a user means by names, patterns and folders of slides."""
 
 import glob
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,19 +17,21 @@ _SUFFIXES = (*PLAIN_SUFFIXES, *_SCANNERS, ".tif", ".tiff")
 def find_slides(names: Iterable[str | Path]) -> list[Path]:
     """Files named one by one, by patterns with `*`, or by their folder (of which all images and slides, not deeper).
 
-    Each once, in the order given, those of a pattern or folder by name, without label maps of ours beside their slides.
-    Raises UserError for names that stand for nothing, and for two slides of the same stem: results are named by it.
+    Each once, in the order given, those of a pattern or folder by name, without label maps of ours. Raises UserError
+    for names that stand for nothing, for a label map of ours, and for two slides of a stem: results are named by it.
     """
     slides: dict[Path, None] = {}
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = _without_label_maps([file for file in sorted(path.iterdir()) if file.is_file() and is_slide(file)])
+            found = [file for file in sorted(path.iterdir()) if file.is_file() and is_slide(file)]
         elif path.exists():
+            if is_label_pyramid(path):
+                raise UserError(f"{path}: a label map that `stedm segment` wrote; name the slide")
             found = [path]
         else:
-            matches = [Path(match) for match in sorted(glob.glob(str(name)))]
-            found = _without_label_maps([match for match in matches if match.is_file()])
+            found = [Path(match) for match in sorted(glob.glob(str(name))) if Path(match).is_file()]
+        found = [file for file in found if not is_label_pyramid(file)]
         if not found:
             raise UserError(f"{name}: {'no slide or image in it' if path.is_dir() else 'not found'}; correct the path")
         slides.update(dict.fromkeys(found))
@@ -40,12 +41,6 @@ def find_slides(names: Iterable[str | Path]) -> list[Path]:
         if other != path:
             raise UserError(f"{path} and {other}: results would have the same name; segment one into another --out")
     return list(slides)
-
-
-def _without_label_maps(paths: list[Path]) -> list[Path]:
-    """Leave out the label maps that `stedm segment` wrote beside slides of the same stem."""
-    of_stem = Counter(path.stem for path in paths)
-    return [path for path in paths if of_stem[path.stem] == 1 or not is_label_pyramid(path)]
 
 
 def is_slide(path: Path) -> bool:

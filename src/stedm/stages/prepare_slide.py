@@ -61,8 +61,8 @@ class SlideCutter:
         patch_px = self._config.patch_px
         with open_slide(row) as slide:
             mpp = self._config.mpp or slide.mpp
-            origin = row.annotation_origin
-            areas = {name: open_area(getattr(row, name), slide, origin=origin) for name in ("tissue", "roi")}
+            known = {"origin": row.annotation_origin, "slide_name": row.slide}
+            areas = {name: open_area(getattr(row, name), slide, **known) for name in ("tissue", "roi")}
             tissue = SlideTissue(slide, patch_um=patch_px * mpp, threads=self._threads, **areas)
             corners = self._occupied(slide, tissue, mpp)
             source = self._label_source(position, row, slide, pictured=tissue.is_slide)

@@ -215,8 +215,9 @@ class _Watched:
 
     def rows(self, start: int, stop: int) -> Labels:
         """See `LabelRows.rows`."""
+        rows = self._labels.rows(start, stop)
         self._bar.update(stop * self.width_px / 1e6, unit="megapixels")
-        return self._labels.rows(start, stop)
+        return rows
 
     def __enter__(self) -> Self:
         self._bar.__enter__()
