@@ -19,7 +19,7 @@ CELL_PX = 125
 GAP_PX = 5
 COLUMNS = 8
 MOST_SLIDES = 1000
-"""Slides that are pictured: their pictures are some 10 MB of the page."""
+"""Slides that are pictured: their pictures are some 25 MB of the page, and those of their annotations as many."""
 FEW_SLIDES = 48
 """More than these are shown small."""
 CLASS_COLOURS = ("#eceae4", "#2f7f86", "#d9774f", "#7a5ba6", "#c9a227", "#4f8f4a", "#b5486a", "#54708f")
@@ -54,7 +54,7 @@ def _uri(image: Image.Image, kind: str, **options: Any) -> str:
 
 
 def inline_slides(paths: Sequence[Path], *, names: Sequence[str]) -> list[Picture]:
-    """Inline pictures of slides as JPEG, the smaller the more there are: a page of thousands still opens."""
+    """Inline pictures of slides as JPEG, the smaller the more there are: a page of a thousand still opens."""
     width_px = PAGE_PX // (2 if len(paths) <= 6 else 4 if len(paths) <= FEW_SLIDES else 8)
     return [_slide(path, width_px, name) for path, name in zip(paths, names, strict=True)]
 
@@ -63,7 +63,7 @@ def _slide(path: Path, width_px: int, name: str) -> Picture:
     with Image.open(path) as image:
         image = image.convert("RGB")
     image.thumbnail((2 * width_px, 2 * width_px))  # twice, for fine screens
-    return Picture(_uri(image, "JPEG", quality=85), min(width_px, image.width), name)
+    return Picture(_uri(image, "JPEG", quality=75), min(width_px, image.width), name)
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:
