@@ -4,28 +4,39 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import active_children, get_context
 from typing import Any
 
 from stedm import ranks
+from stedm.errors import Stopped
 from stedm.progress import WORKER
 
 _PR_SET_PDEATHSIG = 1
+_GRACE_S = 0.5
+"""A SIGTERM to all of a job's processes may reach a worker before it reaches this one."""
 
 
 @contextmanager
 def process_pool(jobs: int, start: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[ProcessPoolExecutor]:
-    """A pool of spawned processes, each set up by `start(*arguments)`; after an error, it kills what is under way."""
+    """A pool of spawned processes, each set up by `start(*arguments)`; after an error, it kills what is under way.
+
+    Raises Stopped when one of them dies, whatever the pool was asked for at that moment.
+    """
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), _started, (os.getpid(), start, arguments))
     try:
         yield pool
-    except BaseException:
+    except BaseException as error:
         for process in active_children():
             process.kill()
-        raise
+        if not isinstance(error, BrokenProcessPool):
+            raise
+        time.sleep(_GRACE_S)
+        raise Stopped("a worker process died (out of memory?); try --jobs 1; the same command continues") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -5,20 +5,14 @@ process with two threads.
 """
 
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from stedm.errors import Stopped
 from stedm.processes import process_pool
 from stedm.progress import Board
-
-_GRACE_S = 0.5
-"""A SIGTERM to all of a job's processes may reach a worker before it reaches this one."""
 
 
 class Job(Protocol):
@@ -72,9 +66,6 @@ class Workers:
                     error = error or future.exception()
                     if future.exception() is None:
                         done(job, future.result())
-        if isinstance(error, BrokenProcessPool):
-            time.sleep(_GRACE_S)
-            raise Stopped("a worker process died (out of memory?); try --jobs 1; the same command continues")
         if error is not None:
             raise error
 

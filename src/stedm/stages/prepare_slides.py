@@ -14,7 +14,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,13 +224,7 @@ def _cut_apart(
             for future in finished:
                 task = running.pop(future)
                 bar.finish(task)
-                try:
-                    reason = future.result()
-                except BrokenProcessPool:
-                    raise Stopped(
-                        "a process that cut slides died (out of memory?); try --jobs 1; the same command continues"
-                    ) from None
-                if reason:
+                if reason := future.result():
                     yield task.position, reason
 
 
