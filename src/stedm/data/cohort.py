@@ -30,8 +30,8 @@ ORIGINS = ("slide", "bounds")
 LEAST_MPP, MOST_MPP = 1e-4, 1e4
 """Microns per pixel outside of this are a slip, and would make images of no or astronomically many pixels."""
 SPLITS = ("train", "val", "test", "unseen")
-_OF_SEVERAL_FILES = (".mrxs", ".dcm", ".vms", ".vmu")
-"""Slides whose other files lie beside what a link points to."""
+FOLDERED, SCATTERED = ".mrxs", (".dcm", ".vms", ".vmu")
+"""Slides whose pixels are in a folder beside the file, and in other files that only OpenSlide finds."""
 _FIRST_ROW = 2  # rows are counted as a spreadsheet shows them: the header is row 1
 
 
@@ -170,7 +170,7 @@ def _absolute(folder: Path, name: str, where: str) -> str:
     """Whole path with the file's own name: what a link is called says more than what it points to."""
     try:
         path = folder / name
-        path = path.resolve() if path.suffix.lower() in _OF_SEVERAL_FILES else path.parent.resolve() / path.name
+        path = path.resolve() if path.suffix.lower() in (FOLDERED, *SCATTERED) else path.parent.resolve() / path.name
         path.resolve()
         path.is_file()
         return str(path)

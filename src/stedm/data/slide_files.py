@@ -24,14 +24,13 @@ def find_slides(names: Iterable[str | Path]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = [file for file in sorted(path.iterdir()) if file.is_file() and is_slide(file)]
+            found = [file for file in _files(path.iterdir()) if is_slide(file)]
         elif path.exists():
             if is_label_pyramid(path):
                 raise UserError(f"{path}: a label map that `stedm segment` wrote; name the slide")
             found = [path]
         else:
-            found = [Path(match) for match in sorted(glob.glob(str(name))) if Path(match).is_file()]
-        found = [file for file in found if not is_label_pyramid(file)]
+            found = _files(map(Path, glob.glob(str(name))))
         if not found:
             raise UserError(f"{name}: {'no slide or image in it' if path.is_dir() else 'not found'}; correct the path")
         slides.update(dict.fromkeys(found))
@@ -41,6 +40,11 @@ def find_slides(names: Iterable[str | Path]) -> list[Path]:
         if other != path:
             raise UserError(f"{path} and {other}: results would have the same name; segment one into another --out")
     return list(slides)
+
+
+def _files(paths: Iterable[Path]) -> list[Path]:
+    """Files by name, without label maps of ours."""
+    return [path for path in sorted(paths) if path.is_file() and not is_label_pyramid(path)]
 
 
 def is_slide(path: Path) -> bool:

@@ -20,7 +20,7 @@ import pandas as pd
 from rich.console import Console
 
 from stedm.config import CohortConfig
-from stedm.data.cohort import FILES, LABELS, read_table
+from stedm.data.cohort import FILES, FOLDERED, LABELS, SCATTERED, read_table
 from stedm.data.laboratories import sections_of
 from stedm.errors import UserError
 from stedm.files import read_json, write_text
@@ -33,8 +33,6 @@ EXTRACTED = "extracted.parquet"
 _UNREAD = "unread"
 """For a SHA-256: no pixel of it is used, and any content will do."""
 _THREADS = 4
-_FOLDERED, _OF_MANY_FILES = ".mrxs", (".dcm", ".vms", ".vmu")
-"""Slides whose pixels are in a folder beside the file, and in other files that only OpenSlide finds."""
 
 
 class InputFile(NamedTuple):
@@ -90,9 +88,9 @@ def inputs_of(cohort: CohortConfig, data: Path) -> Inputs:
 def sha256_of(file: InputFile) -> str:
     """SHA-256 of the content; "" where it cannot be told, or the file has changed since it was looked at."""
     path, digest = Path(file.path), hashlib.sha256()
-    if path.suffix.lower() in _OF_MANY_FILES:
+    if path.suffix.lower() in SCATTERED:
         return ""
-    parts = sorted(path.with_suffix("").glob("*")) if path.suffix.lower() == _FOLDERED else []
+    parts = sorted(path.with_suffix("").glob("*")) if path.suffix.lower() == FOLDERED else []
     try:
         for part in (path, *parts):
             with open(part, "rb") as handle:

@@ -23,8 +23,8 @@ MOST_SLIDES = 1000
 FEW_SLIDES = 48
 """More than these are shown small."""
 CLASS_COLOURS = ("#eceae4", "#2f7f86", "#d9774f", "#7a5ba6", "#c9a227", "#4f8f4a", "#b5486a", "#54708f")
-T = TypeVar("T")
 UNKNOWN_COLOUR = "#ffffff"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
