@@ -240,6 +240,7 @@ def test_more_arms_are_added_to_a_finished_run_and_leave_what_is_there(finished:
     shutil.copytree(finished, out)
     more = ["real+stain+unfiltered", "real+unstyled", "real+annotated-only", "real+transfer+mean-teacher+consistency"]
     more.insert(0, "real+stain+second-round")
+    more[-1:-1] = ["real+stain+second-round+self-training"]
     arms = ["real", "real+stain", "real+stain+synthetic", *more]
     log = run_once(out, **{"segmentation.arms": f"[{', '.join(arms)}]"})
     redone = {line.split(" seed")[0] for line in log.splitlines() if re.search(r" \d+\.\d s$", line)}
@@ -247,7 +248,8 @@ def test_more_arms_are_added_to_a_finished_run_and_leave_what_is_there(finished:
     controls = {
         f"{verb} {name}" for verb in ("generate", "filter") for name in ("second-round", "unstyled", "annotated-only")
     }
-    assert redone == {*controls, *(f"segmentation {arm}" for arm in more), "evaluate", "report"}
+    labelled = "self-training real+stain+second-round"
+    assert redone == {*controls, labelled, *(f"segmentation {arm}" for arm in more), "evaluate", "report"}
     before = results(finished)
     kept = [name for name in before if not name.startswith("evaluation")]
     assert differing({name: (out / name).read_bytes() for name in kept}, {name: before[name] for name in kept}) == {}

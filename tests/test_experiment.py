@@ -22,8 +22,9 @@ from stedm.errors import UserError
 from stedm.evaluation.statistics import summary_table
 from stedm.experiment import parts_of
 from stedm.files import link, read_json, write_json
-from stedm.graph import Stage, stages_of
+from stedm.graph import stages_of
 from stedm.run import run_all, run_named_stage
+from stedm.stage import Stage
 from stedm.stages.prepare import prepare
 from stedm.stages.run_folder import RunFolder
 

@@ -17,8 +17,9 @@ from stedm.config import CohortConfig, RunConfig
 from stedm.config_file import load_config
 from stedm.data.label_source import MaskFile
 from stedm.files import read_json
-from stedm.graph import Stage, stages_of
+from stedm.graph import stages_of
 from stedm.run import run_all
+from stedm.stage import Stage
 from stedm.stages import inputs
 from stedm.stages.inputs import InputFile, inputs_of, sha256_of
 from stedm.stages.prepare import skipped_slides

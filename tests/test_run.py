@@ -18,8 +18,9 @@ from stedm.config_file import load_config
 from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
 from stedm.files import read_json
-from stedm.graph import Stage, stages_of
+from stedm.graph import stages_of
 from stedm.run import run_all
+from stedm.stage import Stage
 from stedm.stages.run_folder import RunFolder
 
 BASE = ["size=smoke", "segmentation.seeds=[0, 1]", "diffusion.annotated_only_control=true"]
@@ -289,6 +290,32 @@ def test_going_back_reruns_what_was_replaced(run: Recorder) -> None:
     run()
     run("generate.nfe=5")
     assert run() == AFTER_DIFFUSION
+
+
+TAUGHT = (
+    "segmentation.arms=[real+stain+second-round+self-training, real, real+stain+second-round, real+stain+synthetic]"
+)
+
+
+def test_self_training_follows_its_teachers_and_is_redone_with_them(run: Recorder) -> None:
+    stages = stages_of(load_config(overrides=[*BASE, TAUGHT]), RunFolder(run.folder))
+    names, needs = [stage.name for stage in stages], {stage.name: set(stage.needs) for stage in stages}
+    label, students = "self-training real+stain+second-round", both_seeds("real+stain+second-round+self-training")
+    assert needs[label] == {"prepare", *both_seeds("real+stain+second-round")}
+    for name in students:
+        assert needs[name] == {"prepare", "filter second-round", label}
+    assert all(names.index(need) < names.index(stage.name) for stage in stages for need in stage.needs)
+    assert run(TAUGHT) == set(names) and run(TAUGHT) == set()
+    assert run(TAUGHT, "segmentation.self_training_confidence=0.7") == {label, *students, *END}
+    ours = both_seeds("real+stain+second-round", "real+stain+synthetic")
+    redone = {"generate second-round", "filter second-round", label, *students, *ours, *END}
+    assert run(TAUGHT, "segmentation.self_training_confidence=0.7", "segmentation.synthetic_share=0.4") == redone
+
+
+def test_self_training_alone_reads_the_share_of_its_images(run: Recorder) -> None:
+    arms = "segmentation.arms=[real, real+self-training]"
+    run(arms)
+    assert run(arms, "segmentation.synthetic_share=0.4") == {*both_seeds("real+self-training"), *END}
 
 
 def test_no_pseudo_layouts_no_teacher_before_the_generator(run: Recorder) -> None:

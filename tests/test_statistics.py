@@ -172,7 +172,7 @@ def test_arms_are_compared_with_those_they_extend():
 
 
 def test_ours_is_compared_with_what_could_take_its_place():
-    others = ["unfiltered", "unstyled", "annotated-only", "consistency", "mean-teacher", "transfer"]
+    others = ["unfiltered", "unstyled", "annotated-only", "consistency", "mean-teacher", "self-training", "transfer"]
     arms = [f"real+stain+{other}" for other in (*others, "synthetic")]
     assert default_comparisons(arms) == [("real+stain+synthetic", arm) for arm in arms[:-1]]
     assert default_comparisons(["real+stain+unfiltered", "real+synthetic", "real+stain"]) == [

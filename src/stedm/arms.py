@@ -15,7 +15,9 @@ OUR_SETS = ("synthetic", SECOND_ROUND)
 """The synthetic sets whose worth is the question: in the styles of unannotated patients, filtered."""
 SYNTHETIC_SETS = (*OUR_SETS, "unfiltered", "unstyled", "annotated-only")
 """The synthetic sets an arm can train with, one at most; each after ours lacks one thing that ours have."""
-INGREDIENTS = ("real", "stain", "transfer", *SYNTHETIC_SETS, "mean-teacher", "consistency")
+SELF_TRAINING = "self-training"
+"""Unannotated real images, labelled by the segmenters of the same arm without this ingredient, together."""
+INGREDIENTS = ("real", "stain", "transfer", *SYNTHETIC_SETS, SELF_TRAINING, "mean-teacher", "consistency")
 """Everything an arm can be made of, in the order in which it is named."""
 _RULE = f"an arm is `real` and any of {', '.join(INGREDIENTS[1:])}, in this order, with one synthetic set at most"
 
@@ -36,7 +38,7 @@ def first_round(arms: Sequence[str]) -> str | None:
     It has `synthetic` where an arm of the second round has `second-round`. Raises UserError when it is not among the
     arms, and when two arms ask for different ones: a run has one second round.
     """
-    later = [arm for arm in arms if synthetic_set(arm) == SECOND_ROUND]
+    later = [arm for arm in arms if synthetic_set(arm) == SECOND_ROUND and SELF_TRAINING not in ingredients(arm)]
     if not later:
         return None
     first = [arm.replace(SECOND_ROUND, "synthetic") for arm in later]
@@ -48,6 +50,23 @@ def first_round(arms: Sequence[str]) -> str | None:
     if first[0] not in arms:
         raise UserError(f"segmentation.arms: {later[0]!r} needs the segmenters of {first[0]!r}; add that arm")
     return first[0]
+
+
+def self_training_teacher(arm: str) -> str | None:
+    """The arm whose segmenters label unannotated images for `arm`; None for an arm without `self-training`."""
+    return arm.replace(f"+{SELF_TRAINING}", "") if SELF_TRAINING in ingredients(arm) else None
+
+
+def self_training_teachers(arms: Sequence[str]) -> list[str]:
+    """The arms whose segmenters label unannotated images, in the order of the arms that ask for it.
+
+    Raises UserError when one is not among the arms.
+    """
+    teachers = {arm: teacher for arm in arms if (teacher := self_training_teacher(arm)) is not None}
+    for arm, teacher in teachers.items():
+        if teacher not in arms:
+            raise UserError(f"segmentation.arms: {arm!r} needs the segmenters of {teacher!r}; add that arm")
+    return list(teachers.values())
 
 
 def nearest_arm(arm: str) -> str:

@@ -211,7 +211,7 @@ class SegmentationConfig:
 
     arms: list[str] = field(default_factory=lambda: list(ARMS))
     """Recipes: `real` and any of stain, transfer, a synthetic set (synthetic, second-round, unfiltered, unstyled,
-    annotated-only), mean-teacher, consistency, joined by + in this order; or `full`, on all masks to train on."""
+    annotated-only), self-training, mean-teacher, consistency, joined by + in this order; or `full`, on all masks."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """One training per arm and seed."""
     encoder: Optional[str] = None
@@ -227,13 +227,15 @@ class SegmentationConfig:
     learning_rate: float = 2e-3
     """Peak learning rate."""
     synthetic_share: float = 0.5
-    """Share of synthetic images per batch in the arms that have them."""
+    """Share of each batch that is synthetic, self-labelled, or half and half, in the arms that have such images."""
     stain_strength: float = 1.0
     """Strength of the stain augmentation in the arms that have it, and of the strongly changed unannotated images."""
     consistency_weight: float = 1.0
     """Weight of the loss on unannotated images in the arms with mean-teacher or consistency."""
     consistency_confidence: float = 0.9
     """Pixels of unannotated images whose class is at least this sure become labels in the arms with consistency."""
+    self_training_confidence: float = 0.6
+    """The same, in the arms with self-training, where several segmenters label an image together."""
 
 
 @dataclass

@@ -22,7 +22,8 @@ from stedm.config_file import load_config
 from stedm.errors import UserError
 from stedm.evaluation.statistics import summary_table
 from stedm.files import atomic_path, read_json, write_json
-from stedm.graph import Stage, stages_of
+from stedm.graph import stages_of
+from stedm.stage import Stage
 from stedm.stages.report import report
 from stedm.stages.run_folder import RunFolder
 

@@ -10,7 +10,7 @@ from stedm.config import RunConfig
 from stedm.config_cohort import wherever_tables_are
 from stedm.errors import UserError
 from stedm.files import read_json
-from stedm.graph import Stage
+from stedm.stage import Stage
 
 FORMAT = 12
 """Raise when a stage's results change for the same config: old run folders are then redone."""

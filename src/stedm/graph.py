@@ -2,44 +2,23 @@
 
 import dataclasses
 import functools
-import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from stedm.arms import FULL_ARM, OUR_SETS, SECOND_ROUND, ingredients, synthetic_set
+from stedm.arms import (
+    FULL_ARM,
+    OUR_SETS,
+    SECOND_ROUND,
+    ingredients,
+    self_training_teacher,
+    self_training_teachers,
+    synthetic_set,
+)
 from stedm.config import CohortConfig, DiffusionConfig, EvaluateConfig, GenerateConfig, RunConfig, SplitConfig
 from stedm.data.composition import composition_digest
+from stedm.stage import Stage, keys_of, later
 from stedm.stages.inputs import inputs_of
 from stedm.stages.own_encoders import weights_digest
 from stedm.stages.prepare import prepare
-from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder, teachers
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One unit of work: what it does, where, and everything its result depends on.
-
-    keys: config sections, or dotted keys, that it reads. needs: names of the stages whose results it reads.
-    """
-
-    name: str
-    action: Callable[..., None]
-    folder: Path
-    keys: tuple[str, ...]
-    needs: tuple[str, ...]
-    marker: str = "fingerprint.json"
-    extra: str = ""
-    keeps_folder: bool = False
-    """Shares its folder with an earlier stage: cleaning up must not remove it."""
-    after: tuple[str, ...] = ()
-    """Stages that come first, but of whose results only what `keys` and `extra` say is read."""
-
-    @property
-    def begun(self) -> Path:
-        """Says, as long as the stage is not done, what is being made."""
-        return self.folder / f"begun-{self.marker}"
+from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder, teachers, together
 
 
 def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
@@ -71,7 +50,7 @@ def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
         ),
         Stage(
             "autoencoder",
-            _later("autoencoder.train_autoencoder", run, config),
+            later("autoencoder.train_autoencoder", run, config),
             run.autoencoder,
             ("seed", "autoencoder"),
             ("prepare",),
@@ -82,15 +61,15 @@ def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
         *_segmenter_stages(run, config, others),
         Stage(
             "measure",
-            _later("measure.measure", run, config),
+            later("measure.measure", run, config),
             run.evaluation,
-            ("seed", *_keys("evaluate", EvaluateConfig, without=("bootstrap",))),
+            ("seed", *keys_of("evaluate", EvaluateConfig, without=("bootstrap",))),
             ("filter", _segmenter_name(*judge)),
             marker="measure.json",
         ),
         Stage(
             "evaluate",
-            _later("evaluate.evaluate", run, config),
+            later("evaluate.evaluate", run, config),
             run.evaluation,
             ("evaluate.bootstrap", "seed", "segmentation.arms", "segmentation.seeds"),
             ("measure", *(_segmenter_name(*name) for name in names)),
@@ -98,7 +77,7 @@ def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
         ),
         Stage(
             "report",
-            _later("report.report", run.root),
+            later("report.report", run.root),
             run.report,
             ("cohort.licence",),
             ("evaluate", *(stage.name for stage in control if stage.name == "control")),
@@ -114,7 +93,7 @@ def _generator_stages(run: RunFolder, config: RunConfig) -> list[Stage]:
     return [
         Stage(
             "diffusion",
-            _later("diffusion.train_diffusion", run, config),
+            later("diffusion.train_diffusion", run, config),
             run.diffusion,
             keys,
             ("prepare", "autoencoder", *pseudo),
@@ -135,15 +114,15 @@ def _synthetic_stages(run: RunFolder, config: RunConfig, name: str) -> list[Stag
     return [
         Stage(
             _synthetic_name("generate", name),
-            _later("generate.generate", run, config, name=name),
+            later("generate.generate", run, config, name=name),
             folder,
-            ("seed", *_keys("generate", GenerateConfig, without=unread)),
+            ("seed", *keys_of("generate", GenerateConfig, without=unread)),
             (generator, *_readers(config, name)),
             extra=composition_digest(config.generate.composition),
         ),
         Stage(
             _synthetic_name("filter", name),
-            _later("filter.filter_synthetic", run, config, name=name),
+            later("filter.filter_synthetic", run, config, name=name),
             folder,
             ("filter", "seed"),
             (_synthetic_name("generate", name), *(_segmenter_name(*teacher) for teacher in teachers(config, name))),
@@ -178,7 +157,7 @@ def _control_stage(run: RunFolder, config: RunConfig) -> Stage:
     """The same generator on annotated images alone (its steps follow from the share of the others)."""
     return Stage(
         "control",
-        _later("diffusion.train_control", run, config),
+        later("diffusion.train_control", run, config),
         run.control,
         _generator_keys("annotated_only_control", "pseudo_confidence", "pseudo_use"),
         ("prepare", "autoencoder"),
@@ -191,7 +170,7 @@ def _whoever_is_annotated(stage: Stage, digest: str) -> Stage:
 
     Patches and roles follow from these keys and `digest`, that of the inputs.
     """
-    keys = (*stage.keys, *_cohort_keys(), "prepare", *_keys("split", SplitConfig, without=("label_budget", "draw")))
+    keys = (*stage.keys, *_cohort_keys(), "prepare", *keys_of("split", SplitConfig, without=("label_budget", "draw")))
     return dataclasses.replace(stage, keys=keys, needs=(), after=stage.needs, extra=f"{stage.extra} {digest}")
 
 
@@ -204,7 +183,7 @@ def _leaves_out_unannotated(config: RunConfig) -> bool:
 
 def _cohort_keys() -> tuple[str, ...]:
     """What the patches depend on: of the cohort all but its licence."""
-    return _keys("cohort", CohortConfig, without=("licence",))
+    return keys_of("cohort", CohortConfig, without=("licence",))
 
 
 def _generator_keys(*without: str) -> tuple[str, ...]:
@@ -213,35 +192,19 @@ def _generator_keys(*without: str) -> tuple[str, ...]:
     `_style_weights` has the weights of the style encoder, wherever they are.
     """
     unread = (*without, "sharded", "style_weights")
-    return ("seed", "prepare.patch_px", *_keys("diffusion", DiffusionConfig, without=unread))
+    return ("seed", "prepare.patch_px", *keys_of("diffusion", DiffusionConfig, without=unread))
 
 
 def _style_weights(config: RunConfig) -> str:
     return weights_digest(config.diffusion.style_weights, key="diffusion.style_weights")
 
 
-def _keys(section: str, cls: type, *, without: tuple[str, ...]) -> tuple[str, ...]:
-    """Every dotted key of a section but those named."""
-    names = [field.name for field in dataclasses.fields(cls) if field.name not in without]
-    return tuple(f"{section}.{name}" for name in names)
-
-
-def _later(name: str, /, *arguments: Any, **options: Any) -> Callable[[], None]:
-    """A call of stedm.stages.<module>.<function> that imports it then: errors in a config or a table come at once."""
-
-    def action() -> None:
-        module, _, function = name.partition(".")
-        getattr(importlib.import_module(f"stedm.stages.{module}"), function)(*arguments, **options)
-
-    return action
-
-
 def _few_step_stage(run: RunFolder, config: RunConfig) -> Stage:
     """The generator of few steps; its pairs are drawn as the synthetic set is."""
-    drawing = _keys("generate", GenerateConfig, without=("batch_size", "images", "composition"))
+    drawing = keys_of("generate", GenerateConfig, without=("batch_size", "images", "composition"))
     return Stage(
         "few-step",
-        _later("few_step.train_few_step", run, config),
+        later("few_step.train_few_step", run, config),
         run.few_step,
         ("seed", "few_step", "diffusion.ema_decay", *drawing),
         ("diffusion", *_readers(config, "synthetic")),
@@ -254,38 +217,47 @@ def _segmenter_name(arm: str, seed: int) -> str:
 
 
 def _segmenter_stages(run: RunFolder, config: RunConfig, names: list[tuple[str, int]]) -> list[Stage]:
-    """The segmenters; between the first round's and those of the second, if an arm asks for one, its images."""
-    last = [name for name in names if synthetic_set(name[0]) == SECOND_ROUND]
+    """The segmenters; before those that learn from what others read, in drawn images or in real ones, such images."""
+    students = [name for name in names if self_training_teacher(name[0])]
+    second = [name for name in names if synthetic_set(name[0]) == SECOND_ROUND and name not in students]
     return [
-        *(_segmenter_stage(run, config, *name) for name in names if name not in last),
-        *(_synthetic_stages(run, config, SECOND_ROUND) if last else []),
-        *(_segmenter_stage(run, config, *name) for name in last),
+        *(_segmenter_stage(run, config, *name) for name in names if name not in (*second, *students)),
+        *(_synthetic_stages(run, config, SECOND_ROUND) if second else []),
+        *(_segmenter_stage(run, config, *name) for name in second),
+        *(_labelling_stage(run, config, arm) for arm in self_training_teachers(config.segmentation.arms)),
+        *(_segmenter_stage(run, config, *name) for name in students),
     ]
 
 
+def _labelling_stage(run: RunFolder, config: RunConfig, arm: str) -> Stage:
+    """Label the unannotated images by the segmenters of `arm`, for those that train with them."""
+    return Stage(
+        _labelling_name(arm),
+        later("self_training.label_unannotated", run, config, arm=arm),
+        run.self_training / arm,
+        ("segmentation.self_training_confidence",),
+        ("prepare", *(_segmenter_name(*teacher) for teacher in together(config, arm))),
+    )
+
+
+def _labelling_name(arm: str) -> str:
+    return f"self-training {arm}"
+
+
 def _segmenter_stage(run: RunFolder, config: RunConfig, arm: str, seed: int) -> Stage:
-    parts, name = ingredients(arm), synthetic_set(arm)
+    parts, name, teacher = ingredients(arm), synthetic_set(arm), self_training_teacher(arm)
     keys = ["encoder", "space_to_depth", "steps", "batch_size", "learning_rate"]
     keys += ["stain_strength"] if parts & {"stain", "mean-teacher", "consistency"} else []
-    keys += ["synthetic_share"] if name else []
+    keys += ["synthetic_share"] if name or teacher else []
     keys += ["consistency_weight"] if parts & {"mean-teacher", "consistency"} else []
     keys += ["consistency_confidence"] if "consistency" in parts else []
     weights = weights_digest(config.segmentation.encoder_weights, key="segmentation.encoder_weights")
     pairs = {None: (), "unfiltered": ("generate",)}.get(name, (_synthetic_name("filter", name or ""),))
     return Stage(
         _segmenter_name(arm, seed),
-        _later("segmentation.train_segmenter", run, config, arm=arm, seed=seed),
+        later("segmentation.train_segmenter", run, config, arm=arm, seed=seed),
         run.segmenter(arm, seed),
         tuple(f"segmentation.{key}" for key in keys),
-        ("prepare", *pairs),
+        ("prepare", *pairs, *([_labelling_name(teacher)] if teacher else [])),
         extra=f"{arm} {seed} {weights}",
     )
-
-
-def needed(stages: list[Stage], until: str) -> list[Stage]:
-    """The stages called `until...` and everything they depend on, in order."""
-    wanted = {stage.name for stage in stages if stage.name.startswith(until)}
-    for stage in reversed(stages):
-        if stage.name in wanted:
-            wanted.update((*stage.needs, *stage.after))
-    return [stage for stage in stages if stage.name in wanted]

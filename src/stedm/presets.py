@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from stedm.arms import check_arm, first_round
+from stedm.arms import check_arm, first_round, self_training_teachers
 from stedm.config import LAYOUT_KINDS, RunConfig
 from stedm.errors import UserError
 
@@ -115,6 +115,7 @@ def _check_lists(config: RunConfig) -> None:
         values = getattr(config.segmentation, key)
         if len(set(values)) < len(values):
             raise UserError(f"segmentation.{key}: {values} names one twice; remove it")
+    self_training_teachers(config.segmentation.arms)
     first_round(config.segmentation.arms)
 
 
@@ -126,6 +127,7 @@ def _check_shares(config: RunConfig) -> None:
         "diffusion.unknown_share": config.diffusion.unknown_share,
         "segmentation.synthetic_share": config.segmentation.synthetic_share,
         "segmentation.consistency_confidence": config.segmentation.consistency_confidence,
+        "segmentation.self_training_confidence": config.segmentation.self_training_confidence,
         "filter.min_agreement": config.filter.min_agreement,
         "prepare.min_tissue": config.prepare.min_tissue,
     }

@@ -20,8 +20,8 @@ from stedm.errors import Stopped, UserError
 from stedm.experiment import Part, adopt, annotated_patients, is_experiment, parts_of
 from stedm.files import link, locked, refuse_links, remove_folder, remove_temporaries, write_json, writing
 from stedm.fingerprint import fingerprint_in, fingerprint_of
-from stedm.graph import Stage, needed
 from stedm.ranks import place, together
+from stedm.stage import Stage, needed
 from stedm.stages.inputs import share_records
 from stedm.stages.own_encoders import check_encoders
 from stedm.stages.prepare import share_patches

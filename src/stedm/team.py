@@ -16,6 +16,7 @@ JOINT = {
     "few-step": "few_step.batch_size",
     "generate": None,
     "filter": None,
+    "self-training": None,
 }
 """Stages that every rank works on, by the first word of their names; and the key of the batch that they share."""
 DEALT = "segmentation"

@@ -3,11 +3,19 @@
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 
-from stedm.arms import FULL_ARM, OUR_SETS, SECOND_ROUND, SYNTHETIC_SETS, ingredients, synthetic_set
+from stedm.arms import (
+    FULL_ARM,
+    OUR_SETS,
+    SECOND_ROUND,
+    SELF_TRAINING,
+    SYNTHETIC_SETS,
+    ingredients,
+    synthetic_set,
+)
 
 CONTROL_SETS = tuple(name for name in SYNTHETIC_SETS if name not in OUR_SETS)
 """Synthetic sets that lack one thing that ours has."""
-RIVALS = ("consistency", "mean-teacher", "transfer")
+RIVALS = ("consistency", "mean-teacher", SELF_TRAINING, "transfer")
 """Other ways to use unannotated patients."""
 STAIN_BASELINE = "real+stain"
 """The arm that the ceiling's gap is measured from."""

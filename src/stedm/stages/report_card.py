@@ -62,6 +62,7 @@ def trained_on(arm: str) -> str:
     words = {
         "stain": "stain augmentation",
         "transfer": "annotated images re-stained towards unannotated training patients",
+        "self-training": "unannotated training images labelled by segmenters trained without them",
         "mean-teacher": "a mean teacher on unannotated training images",
         "consistency": "consistency on unannotated training images",
         "synthetic": "synthetic images in the styles of unannotated training patients, filtered",

@@ -15,8 +15,8 @@ from stedm.files import read_json, whole
 
 TEACHER_ARM = "real+stain"
 """The real-trained segmenter behind pseudo-layouts and filter: this arm, at the run's own seed."""
-SECOND_ROUND_TEACHERS = 3
-"""Segmenters behind the second round, at most: those of the first seeds, so that more seeds change nothing."""
+MOST_TEACHERS = 3
+"""Segmenters behind second round and self-training, at most: those of the first seeds, so that more change nothing."""
 JUDGE_ARM = FULL_ARM
 """The segmenter that measures drawn images, at the run's own seed: it trains and filters nothing."""
 MIRROR_AGREEMENT = "mirror_agreement.json"
@@ -34,6 +34,7 @@ class RunFolder:
         self.control = self.root / "control"
         self.few_step = self.root / "few_step"
         self.synthetic = self.root / "synthetic"
+        self.self_training = self.root / "self-training"
         self.segmentation = self.root / "segmentation"
         self.evaluation = self.root / "evaluation"
         self.report = self.root / "report"
@@ -99,7 +100,12 @@ def teachers(config: RunConfig, name: str = "synthetic") -> list[tuple[str, int]
         return [(TEACHER_ARM, config.seed)]
     arm = first_round(config.segmentation.arms)
     assert arm is not None, "no arm asks for a second round"
-    return [(arm, seed) for seed in sorted(config.segmentation.seeds[:SECOND_ROUND_TEACHERS])]
+    return together(config, arm)
+
+
+def together(config: RunConfig, arm: str) -> list[tuple[str, int]]:
+    """(arm, seed) of the segmenters of an arm that read images together: the second round's and self-training's."""
+    return [(arm, seed) for seed in sorted(config.segmentation.seeds[:MOST_TEACHERS])]
 
 
 def train_patches(patches: pd.DataFrame, *, annotated: bool | None = None) -> pd.DataFrame:

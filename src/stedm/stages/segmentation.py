@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stedm.arms import FULL_ARM, ingredients, synthetic_set
+from stedm.arms import FULL_ARM, ingredients, self_training_teacher, synthetic_set
 from stedm.config import RunConfig
 from stedm.data.laboratories import TARGET
 from stedm.data.synthetic import SyntheticSet
@@ -18,6 +18,7 @@ from stedm.files import write_json
 from stedm.models.segmenter import Segmenter
 from stedm.stages.report_pictures import class_colours
 from stedm.stages.run_folder import MIRROR_AGREEMENT, RunFolder, train_patches
+from stedm.stages.self_training import self_labelled
 from stedm.training.batches import Pairs, SegmentationBatches, ViewBatches
 from stedm.training.consistency import Consistency, MeanTeacher, PseudoLabels
 from stedm.training.loader import BatchOfStep
@@ -89,13 +90,13 @@ def _consistency(segmenter: Segmenter, config: RunConfig, arm: str) -> list[Cons
 
 
 def _batches(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -> BatchOfStep:
-    options, parts, name = config.segmentation, ingredients(arm), synthetic_set(arm)
+    options, parts = config.segmentation, ingredients(arm)
     patches = train_patches(run.patches())
     real = patches[patches["has_mask"].astype(bool) if arm == FULL_ARM else patches["annotated"].astype(bool)]
     label_maps = run.hidden_label_maps(real) if arm == FULL_ARM else run.label_maps(real)
     labelled = SegmentationBatches(
         Pairs(run.images(real), label_maps),
-        None if name is None else _synthetic(run, config, name),
+        _machine_labelled(run, config, arm),
         batch_size=options.batch_size,
         synthetic_share=options.synthetic_share,
         stain=options.stain_strength if "stain" in parts else 0.0,
@@ -117,6 +118,16 @@ def _transfer(run: RunFolder, patches: pd.DataFrame, real: pd.DataFrame) -> tupl
         return [StainStatistics.measure(run.images(patches[patches["patient"] == name])) for name in names]
 
     return StainTransfer(measured(sources), measured(targets)), np.searchsorted(sources, real["patient"])
+
+
+def _machine_labelled(run: RunFolder, config: RunConfig, arm: str) -> Pairs | None:
+    """The pairs of an arm that no annotation labelled: synthetic ones, self-labelled ones, or as many of either."""
+    name, teacher = synthetic_set(arm), self_training_teacher(arm)
+    drawn = None if name is None else _synthetic(run, config, name)
+    read = None if teacher is None else self_labelled(run, teacher)
+    if drawn is None or read is None:
+        return drawn or read
+    return Pairs.evenly(drawn, read)
 
 
 def _synthetic(run: RunFolder, config: RunConfig, name: str) -> Pairs:

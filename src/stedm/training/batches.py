@@ -214,6 +214,16 @@ class Pairs:
     label_maps: np.ndarray
     weight: np.ndarray | None = None
 
+    @classmethod
+    def evenly(cls, *sets: "Pairs") -> "Pairs":
+        """All pairs of several sets of one size in pixels, each set drawn as often as any other."""
+        weights = [np.ones(len(pairs.images)) if pairs.weight is None else pairs.weight for pairs in sets]
+        return cls(
+            np.concatenate([pairs.images for pairs in sets]),
+            np.concatenate([pairs.label_maps for pairs in sets]),
+            np.concatenate([weight / weight.sum() for weight in weights]),
+        )
+
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Rows (n,), with replacement."""
         if self.weight is None:
