@@ -297,6 +297,8 @@ def assert_second_round_is_by_all_segmenters_of_the_first(out: Path) -> None:
     assert len(read) == 4
     html = (out / "report" / "index.html").read_text(encoding="utf-8")
     assert f"the segmenters of real+stain+synthetic together kept {manifest['keep'].sum()} of 12" in html
+    unannotated = len(train_patches(run.patches(), annotated=False))
+    assert f"segmenters of real+stain+second-round together labelled {unannotated} real unannotated images" in html
 
 
 def test_filter_can_be_switched_off_and_hard_images_preferred(finished: Path, tmp_path: Path) -> None:

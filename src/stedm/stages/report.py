@@ -133,6 +133,7 @@ def _context(evidence: Evidence) -> dict[str, Any]:
         "drawn": report_synthetic.drawn(evidence),
         "layouts": layouts_section(json_of(run / "synthetic" / "layouts.json")),
         "filtered": report_synthetic.filtered(evidence),
+        "self_labelled": report_synthetic.self_labelled(evidence),
         "memorised": report_synthetic.memorised(evidence),
         "style_figure": generator.style_plot(generation),
         "style_table": generator.style_table(generation),

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stedm.arms import SECOND_ROUND, first_round
+from stedm.arms import SECOND_ROUND, first_round, self_training_teacher
 from stedm.stages import report_figures as figures
 from stedm.stages import report_pictures as pictures
 from stedm.stages.report_evidence import Evidence, table_of
@@ -40,6 +40,18 @@ def second_round(evidence: Evidence) -> dict[str, Any] | None:
     nearest = manifest["nearest_real_distance"]
     found = _verdict(manifest, _threshold(evidence))
     return found | {"arm": arm, "nearest": float(nearest.min()), "usually_nearest": float(nearest.median())}
+
+
+def self_labelled(evidence: Evidence) -> list[dict[str, Any]]:
+    """Unannotated images that segmenters labelled for the arms with self-training, and what share of their pixels."""
+    found = []
+    for arm in (evidence.config.get("segmentation") or {}).get("arms") or []:
+        teacher = self_training_teacher(arm)
+        table = teacher and table_of(RunFolder(evidence.run).self_training / teacher / "manifest.parquet")
+        if isinstance(table, pd.DataFrame) and len(table):
+            known = float(table["known_fraction"].mean())
+            found.append({"arm": arm, "teacher": teacher, "images": len(table), "known": known})
+    return found
 
 
 def _threshold(evidence: Evidence) -> float | None:
