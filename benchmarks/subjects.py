@@ -34,7 +34,7 @@ OPTIONS = {
     "split.label_budget": 2,
     "diffusion.annotated_only_control": "false",
     "segmentation.seeds": "[0]",
-    "segmentation.arms": "[real, real+stain, real+stain+synthetic]",
+    "segmentation.arms": "[real, real+stain, real+stain+self-training, real+stain+synthetic]",
     "few_step.pairs": 4,
     "generate.generator": "few-step",
     "generate.images": 8,

@@ -40,9 +40,11 @@ from stedm.ranks import Place, everyones, first_host, gathered, place, refuse_un
 from stedm.run import run_all
 from stedm.segment import hands
 from stedm.stages import filter as stages_filter
+from stedm.stages import self_training as stages_self_training
 from stedm.stages.filter import filter_synthetic
 from stedm.stages.generate import generate
 from stedm.stages.run_folder import RunFolder
+from stedm.stages.self_training import label_unannotated, self_labelled
 from stedm.team import rounds
 from stedm.training.batches import PairBatches
 from stedm.training.tasks import FewStepTask
@@ -294,14 +296,18 @@ def draw_and_judge(out: Path) -> None:
     everyones(None)
     filter_synthetic(run, config)
     everyones(None)
+    stages_self_training.AT_ONCE = 2
+    label_unannotated(run, config, arm="real+stain")
+    everyones(None)
 
 
 @pytest.mark.timeout(900)
 def test_drawing_and_judging_are_the_same_on_one_two_and_three_processes(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Images, masks, plan and the filter's verdict, bit for bit."""
+    """Images, masks, plan, the filter's verdict and what is read in real images, bit for bit."""
     monkeypatch.setattr(stages_filter, "AT_ONCE", 8)
+    monkeypatch.setattr(stages_self_training, "AT_ONCE", 2)
     draw_and_judge(again(made, tmp_path / "one"))
     call_ranks(3, draw_and_judge, again(made, tmp_path / "three"))
     one = drawn(tmp_path / "one")
@@ -311,6 +317,9 @@ def test_drawing_and_judging_are_the_same_on_one_two_and_three_processes(
     for table in ("plan", "manifest"):
         tables = [pd.read_parquet(tmp_path / d / "synthetic" / f"{table}.parquet") for d in ("one", "three")]
         pd.testing.assert_frame_equal(*tables, check_exact=True)
+    read = [self_labelled(RunFolder(tmp_path / d), "real+stain") for d in ("one", "three")]
+    assert read[0] is not None and read[1] is not None and len(read[0].images) > 4  # three portions at least
+    np.testing.assert_array_equal(read[0].label_maps, read[1].label_maps)
     assert read_json(tmp_path / "three" / "synthetic" / "throughput.json")["images"] == 24
 
 
