@@ -238,9 +238,8 @@ def test_patients_with_one_image_each_leave_the_generator_unmeasured(finished: P
 def test_more_arms_are_added_to_a_finished_run_and_leave_what_is_there(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    more = ["real+stain+unfiltered", "real+unstyled", "real+annotated-only", "real+transfer+mean-teacher+consistency"]
-    more.insert(0, "real+stain+second-round")
-    more[-1:-1] = ["real+stain+second-round+self-training"]
+    more = ["real+stain+second-round", "real+stain+unfiltered", "real+unstyled", "real+annotated-only"]
+    more += ["real+stain+second-round+self-training", "real+transfer+mean-teacher+consistency"]
     arms = ["real", "real+stain", "real+stain+synthetic", *more]
     log = run_once(out, **{"segmentation.arms": f"[{', '.join(arms)}]"})
     redone = {line.split(" seed")[0] for line in log.splitlines() if re.search(r" \d+\.\d s$", line)}

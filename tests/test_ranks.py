@@ -39,8 +39,6 @@ from stedm.files import read_json
 from stedm.ranks import Place, everyones, first_host, gathered, place, refuse_uneven, share, total
 from stedm.run import run_all
 from stedm.segment import hands
-from stedm.stages import filter as stages_filter
-from stedm.stages import self_training as stages_self_training
 from stedm.stages.filter import filter_synthetic
 from stedm.stages.generate import generate
 from stedm.stages.run_folder import RunFolder
@@ -290,13 +288,12 @@ def again(made: Path, out: Path) -> Path:
 
 
 def draw_and_judge(out: Path) -> None:
-    stages_filter.AT_ONCE = 8  # three portions: each rank has one, or two
+    ranks.PORTION = 2  # several portions: each rank has some
     run, config = RunFolder(out), load_config(out / "config.yaml")
     generate(run, config)
     everyones(None)
     filter_synthetic(run, config)
     everyones(None)
-    stages_self_training.AT_ONCE = 2
     label_unannotated(run, config, arm="real+stain")
     everyones(None)
 
@@ -306,8 +303,7 @@ def test_drawing_and_judging_are_the_same_on_one_two_and_three_processes(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images, masks, plan, the filter's verdict and what is read in real images, bit for bit."""
-    monkeypatch.setattr(stages_filter, "AT_ONCE", 8)
-    monkeypatch.setattr(stages_self_training, "AT_ONCE", 2)
+    monkeypatch.setattr(ranks, "PORTION", 2)
     draw_and_judge(again(made, tmp_path / "one"))
     call_ranks(3, draw_and_judge, again(made, tmp_path / "three"))
     one = drawn(tmp_path / "one")

@@ -50,6 +50,8 @@ def test_the_segmenters_of_the_arm_label_unannotated_training_patches_together(t
     members = [Segmenter.from_pretrained(run.segmenter("real", seed)) for seed in (0, 1)]
     mean = np.mean([member.probabilities(images, views=4) for member in members], 0)
     np.testing.assert_array_equal(found.label_maps, sure_labels(mean, 0.6))
+    alone = [sure_labels(member.probabilities(images, views=4), 0.6) for member in members]
+    assert len(np.unique(found.label_maps)) > 1 and all((found.label_maps != maps).any() for maps in alone)
     assert {path.name for path in (run.self_training / "real" / "masks").iterdir()} == {"p3.png", "p4.png", "p5.png"}
     table = pd.read_parquet(run.self_training / "real" / "manifest.parquet")
     np.testing.assert_allclose(table["known_fraction"], (found.label_maps != IGNORE).mean((1, 2)))

@@ -22,6 +22,8 @@ STEP_TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others within a training step."""
 WAIT_TIMEOUT = timedelta(days=30)
 """How long the others wait for work. A rank that dies closes its connections, and is missed within seconds."""
+PORTION = 128
+"""Images that a rank reads at a time: so what is computed with what stays the same, however many ranks there are."""
 _LOST = "another process of this command ended; what is finished is kept, and the same command continues"
 
 
@@ -203,6 +205,16 @@ def everyones(value: Any) -> list[Any]:
 def share(rows: Any) -> Any:
     """This rank's part of a sequence, array or tensor that all ranks have: rows k, k + W, k + 2 W, ..."""
     return rows[place().rank :: place().world]
+
+
+def portions(total: int) -> list[slice]:
+    """This rank's portions of so many rows, of `PORTION` each but the last; ranks take them in turns."""
+    return [slice(start, start + PORTION) for start in share(range(0, total, PORTION))]
+
+
+def pooled(parts: list[Any]) -> list[Any]:
+    """Called by every rank: the parts that all ranks have."""
+    return [part for those in everyones(parts) for part in those]
 
 
 def for_all(x: "Tensor") -> "Tensor":

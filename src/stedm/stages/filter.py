@@ -3,8 +3,6 @@
 After FreeMask (Yang 2023).
 """
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import torch
@@ -18,12 +16,9 @@ from stedm.evaluation.segmentation import confusion, iou, mean_over_classes
 from stedm.files import atomic_path
 from stedm.models.ensemble import Ensemble
 from stedm.png import write_png_atomically
-from stedm.ranks import everyones, is_first, share
+from stedm.ranks import is_first, pooled, portions
 from stedm.stages.hard_sampling import layout_hardness, sampling_weight, style_hardness
 from stedm.stages.run_folder import RunFolder, train_patches
-
-AT_ONCE = 128
-"""Images judged at a time; ranks take these portions in turns, so that what is computed with what stays the same."""
 
 
 def filter_synthetic(run: RunFolder, config: RunConfig, *, name: str = "synthetic") -> None:
@@ -43,9 +38,9 @@ def filter_synthetic(run: RunFolder, config: RunConfig, *, name: str = "syntheti
     training = train_patches(patches)
     real = thumbnails(run.images(training))
     columns, hardness = [], []
-    for start in share(range(0, len(manifest), AT_ONCE)):
-        part = manifest.iloc[start : start + AT_ONCE]
-        images = synthetic.images(np.arange(start, start + len(part)))
+    for rows in portions(len(manifest)):
+        part = manifest.iloc[rows]
+        images = synthetic.images(np.arange(rows.start, rows.start + len(part)))
         layouts = np.stack([np.asarray(Image.open(folder / path)) for path in part["layout"]])
         probabilities = teacher.probabilities(images, views=4)  # (n, N, H, W)
         masks = ignore_unlikely(layouts, probabilities, limits)
@@ -54,7 +49,7 @@ def filter_synthetic(run: RunFolder, config: RunConfig, *, name: str = "syntheti
         agreements = [_agreement(p.argmax(0), y, len(losses)) for p, y in zip(probabilities, layouts, strict=True)]
         columns.append(_judged(part.index, agreements, layouts, masks, _nearest(images, real, training)))
         hardness.append(pd.Series(layout_hardness(layouts, losses), part.index))
-    judged, of_layouts = pd.concat(_of_all(columns)).sort_index(), pd.concat(_of_all(hardness)).sort_index()
+    judged, of_layouts = pd.concat(pooled(columns)).sort_index(), pd.concat(pooled(hardness)).sort_index()
     if not is_first():
         return
     judged["keep"] = kept(judged["agreement"], config.filter.min_agreement, least=config.filter.least_kept)
@@ -74,11 +69,6 @@ def kept(agreement: pd.Series, min_agreement: float, *, least: float) -> pd.Seri
     """
     best = agreement.rank(method="first", ascending=False) <= np.ceil(least * len(agreement))
     return (agreement >= min_agreement) | best
-
-
-def _of_all(parts: list[Any]) -> list[Any]:
-    """The parts that all ranks have."""
-    return [part for those in everyones(parts) for part in those]
 
 
 def pixel_losses(probabilities: np.ndarray, label_maps: np.ndarray) -> np.ndarray:

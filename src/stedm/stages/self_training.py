@@ -13,12 +13,10 @@ from stedm.device import best_device
 from stedm.files import atomic_path
 from stedm.models.ensemble import Ensemble
 from stedm.png import write_png_atomically
-from stedm.ranks import everyones, is_first, share
+from stedm.ranks import is_first, pooled, portions
 from stedm.stages.run_folder import RunFolder, together, train_patches
 from stedm.training.batches import Pairs
 
-AT_ONCE = 128
-"""Images read at a time; ranks take these portions in turns, so that what is computed with what stays the same."""
 _MANIFEST = "manifest.parquet"
 
 
@@ -34,15 +32,15 @@ def label_unannotated(run: RunFolder, config: RunConfig, *, arm: str) -> None:
     segmenters = Ensemble.from_pretrained(teachers).to(best_device())
     (folder / "masks").mkdir(parents=True, exist_ok=True)
     parts = []
-    for start in share(range(0, len(patches), AT_ONCE)):
-        rows = patches.iloc[start : start + AT_ONCE][["patch_id", "image"]]
+    for portion in portions(len(patches)):
+        rows = patches.iloc[portion][["patch_id", "image"]]
         probabilities = segmenters.probabilities(run.images(rows), views=4)  # (n, N, H, W)
         masks = sure_labels(probabilities, config.segmentation.self_training_confidence)
         rows = rows.assign(mask="masks/" + rows["patch_id"] + ".png", known_fraction=(masks != IGNORE).mean((1, 2)))
         for path, mask in zip(rows["mask"], masks, strict=True):
             write_png_atomically(folder / path, mask)
         parts.append(rows)
-    every = [part for those in everyones(parts) for part in those]
+    every = pooled(parts)
     if is_first():
         table = pd.concat(every).sort_index() if every else patches[["patch_id", "image"]].assign(mask="")
         with atomic_path(folder / _MANIFEST) as temporary:
