@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -902,6 +902,21 @@ def test_segmenter_takes_encoder_weights_from_a_local_folder(tmp_path: Path, no_
         with pytest.raises(UserError, match=r"segmentation\.encoder_weights"):
             segmenter.load_encoder(wrong)
     assert no_sockets == []
+
+
+def test_encoder_weights_of_smps_own_encoders_and_of_another_depth(tmp_path: Path) -> None:
+    """smp's own encoders do not say what was missing; a deeper network's weights have all that a shallow one has."""
+    for name in ("resnet18", "resnet34"):
+        timm.models.save_for_hf(timm.create_model(name), tmp_path / name, safe_serialization=True)
+    segmenter = Segmenter(classes=["a", "b"], encoder="resnet18")
+    segmenter.load_encoder(tmp_path / "resnet18")  # the classifier is left over, and may be
+    saved = load_file(tmp_path / "resnet18" / WEIGHTS)
+    assert torch.equal(segmenter.net.encoder.layer4[1].conv2.weight, saved["layer4.1.conv2.weight"])
+    with pytest.raises(UserError, match=r"resnet34 does not fit the encoder resnet18 \(it has layer1\.2"):
+        segmenter.load_encoder(tmp_path / "resnet34")
+    for encoder, wrong, sign in (("tu-resnet34", "resnet18", "lacks"), ("tu-resnet18", "resnet34", "has")):
+        with pytest.raises(UserError, match=f"{wrong} does not fit the encoder {encoder} .it {sign} layer1"):
+            Segmenter(classes=["a", "b"], encoder=encoder).load_encoder(tmp_path / wrong)
 
 
 @pytest.mark.parametrize("encoder", ["mit_b2", "no_such_encoder", "tu-no_such_encoder"])

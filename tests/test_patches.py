@@ -1,13 +1,22 @@
 """Tiles cover every pixel once; patches read back as written; memory stays bounded."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from stedm.config import IGNORE
-from stedm.data.patches import LabelMaps, PatchImages, extract_label_patch, merge_tiles, owned_boxes, tile_grid
+from stedm.data.patches import (
+    LabelMaps,
+    PatchImages,
+    counted_once,
+    extract_label_patch,
+    merge_tiles,
+    owned_boxes,
+    tile_grid,
+)
 from stedm.errors import UserError
 
 sizes = st.integers(1, 70)
@@ -22,6 +31,37 @@ def test_every_pixel_is_owned_once_by_a_tile_that_holds_it(width, height, patch_
         assert x <= x0 < x1 <= x + patch_px and y <= y0 < y1 <= y + patch_px
         owners[y0:y1, x0:x1] += 1
     assert (owners == 1).all()
+
+
+def tiles_of(corners: list[tuple[int, int]], image: str, mpp: float) -> pd.DataFrame:
+    x, y = np.array(corners, float).reshape(-1, 2).T * mpp
+    return pd.DataFrame({"source": image, "x_um": x, "y_um": y, "mpp": mpp})
+
+
+@given(
+    width=sizes,
+    height=sizes,
+    patch_px=patch_sizes,
+    mpp=st.sampled_from([0.4991, 1.0, 2.7]),
+    left_out=st.integers(0),
+)
+def test_every_pixel_that_a_patch_shows_counts_once(width, height, patch_px, mpp, left_out):
+    corners = tile_grid(width, height, patch_px)
+    del corners[left_out % len(corners)]  # glass: its neighbours show some of it
+    numbers = np.arange(height * width).reshape(height, width) % 251
+    padded = np.pad(numbers.astype(np.uint8), ((0, patch_px), (0, patch_px)), constant_values=IGNORE)
+    maps = np.array([padded[y : y + patch_px, x : x + patch_px] for x, y in corners], np.uint8)
+    maps = maps.reshape(-1, patch_px, patch_px)
+    twice = pd.concat([tiles_of(corners, "one", mpp), tiles_of(corners, "two", mpp)])
+    once = counted_once(np.concatenate([maps, maps]), twice)
+    shown = np.zeros((height + patch_px, width + patch_px), int)
+    counted = np.zeros_like(shown)
+    for (x, y), before, after in zip(corners, maps, once, strict=False):
+        shown[y : y + patch_px, x : x + patch_px] += before != IGNORE
+        counted[y : y + patch_px, x : x + patch_px] += after != IGNORE
+        assert (after[after != IGNORE] == before[after != IGNORE]).all()
+    assert (counted == (shown > 0)).all()
+    assert (once[: len(maps)] == once[len(maps) :]).all()  # images have nothing to do with each other
 
 
 @given(width=sizes, height=sizes, patch_px=patch_sizes)

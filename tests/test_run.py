@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 
 import stedm.experiment
+import stedm.run
 from stedm.config import RunConfig
 from stedm.config_file import load_config
 from stedm.diffusion.sampling import Sampling
@@ -22,6 +25,7 @@ from stedm.graph import stages_of
 from stedm.run import run_all
 from stedm.stage import Stage
 from stedm.stages.run_folder import RunFolder
+from stedm.workers import Workers
 
 BASE = ["size=smoke", "segmentation.seeds=[0, 1]", "diffusion.annotated_only_control=true"]
 SEGMENTERS = {
@@ -44,6 +48,7 @@ class Recorder:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.ran, self.stop_at = folder, [], ""
+        self.during: Callable[[], Any] = lambda: None
 
     def stages(self, config: RunConfig, run: RunFolder) -> list[Stage]:
         return [self.fake(stage) for stage in stages_of(config, run)]
@@ -51,6 +56,8 @@ class Recorder:
     def fake(self, stage: Stage) -> Stage:
         def action() -> None:
             self.ran.append(stage.name)
+            if stage.name != "prepare":
+                self.during()
             if stage.name == self.stop_at:
                 raise KeyboardInterrupt
             stage.folder.mkdir(parents=True, exist_ok=True)
@@ -59,9 +66,9 @@ class Recorder:
         values = {name: getattr(stage, name) for name in stage.__dataclass_fields__}
         return Stage(**values | {"action": action})
 
-    def __call__(self, *overrides: str, until: str | None = None) -> set[str]:
+    def __call__(self, *overrides: str, until: str | None = None, jobs: int = 1) -> set[str]:
         self.ran.clear()
-        run_all(load_config(overrides=[*BASE, *overrides]), self.folder, until=until)
+        run_all(load_config(overrides=[*BASE, *overrides]), self.folder, until=until, jobs=jobs)
         return set(self.ran)
 
 
@@ -163,6 +170,45 @@ def test_other_weights_in_the_same_folder_redo_the_generators_and_the_place_does
     config = read_json(moved / "config.json")
     (moved / "config.json").write_text(json.dumps(config | {"model_args": {"drop_rate": 0.1}}))
     assert run(*options) == {"diffusion", "control", *AFTER_DIFFUSION}
+
+
+def test_another_autoencoder_in_the_same_folder_redoes_all_that_reads_it(run: Recorder, tmp_path: Path) -> None:
+    save_weights(tmp_path / "weights", seed=0)
+    options = ["autoencoder.space_to_depth=1", f"autoencoder.pretrained={tmp_path / 'weights'}"]
+    assert run(*options) == ALL
+    options[1] = f"autoencoder.pretrained={(tmp_path / 'weights').rename(tmp_path / 'moved')}"
+    assert run(*options) == set()
+    save_weights(tmp_path / "moved", seed=1)
+    assert run(*options) == {"autoencoder", "diffusion", "control", *AFTER_DIFFUSION}
+
+
+def test_patches_that_are_cut_otherwise_redo_everything(run: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    run()
+    for name in ("stedm.graph.CUT_AS", "stedm.stages.prepare.CUT_AS"):
+        monkeypatch.setattr(name, (0, 0))
+    assert run() == ALL
+
+
+def test_a_stage_has_as_many_threads_however_many_are_left_to_do(
+    run: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums depend on the number of threads: an interrupted run would end with other bits."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    shared: list[tuple[int, int]] = []
+
+    def workers(function: Any, *, jobs: int, threads: int) -> Any:
+        shared.append((jobs, threads))
+        return Workers(function, jobs=1, threads=threads)
+
+    monkeypatch.setattr(stedm.run, "Workers", workers)
+    before, alone = torch.get_num_threads(), list[int]()
+    monkeypatch.setattr(run, "during", lambda: alone.append(torch.get_num_threads()))
+    run(jobs=2)
+    run("cohort.licence=CC0", jobs=2)  # the report alone
+    assert shared == [(2, 3), (1, 3)] and set(alone) == {3} and torch.get_num_threads() == before
+    alone.clear()
+    run("cohort.licence=CC1")
+    assert set(alone) == {before}
 
 
 def test_other_weights_of_the_segmenters_redo_them(run: Recorder, tmp_path: Path) -> None:
@@ -450,7 +496,7 @@ def test_changed_table_or_file_reruns_everything(run: Recorder, tmp_path: Path, 
     assert run(*options) == ALL
 
 
-def plan(**changes: Any) -> pd.DataFrame:
+def plan(*others: str, annotated: int = 4, **changes: Any) -> pd.DataFrame:
     from stedm.stages.generate import make_plan
 
     patches = pd.DataFrame(
@@ -458,11 +504,11 @@ def plan(**changes: Any) -> pd.DataFrame:
             "patch_id": [f"x{k}" for k in range(20)],
             "patient": [f"p{k // 2}" for k in range(20)],
             "split": ["train"] * 12 + ["val"] * 4 + ["test"] * 4,
-            "annotated": [True] * 4 + [False] * 8 + [True] * 8,
+            "annotated": [k < annotated or k >= 12 for k in range(20)],
         }
     )
     patches.loc[3, "annotated"] = False  # an annotated patient's image without a mask
-    overrides = ["size=smoke", *(f"generate.{key}={value}" for key, value in changes.items())]
+    overrides = ["size=smoke", *others, *(f"generate.{key}={value}" for key, value in changes.items())]
     return make_plan(patches, load_config(overrides=overrides), Sampling())
 
 
@@ -476,6 +522,21 @@ def test_unannotated_styles_are_never_those_of_annotated_validation_or_test_pati
     assert set(table.loc[real, "layout_source"]) <= {"x0", "x1", "x2"}
     assert set(table.loc[table["layout_kind"] == "read", "layout_source"]) <= {f"x{k}" for k in range(3, 12)}
     assert table["style_patient"].value_counts().max() == table["style_patient"].value_counts().min() == 10
+
+
+def test_where_every_patient_is_annotated_they_lend_the_styles() -> None:
+    """Though one of them has an image without a mask."""
+    assert set(plan("split.label_budget=null", annotated=12)["style_patient"]) == {f"p{k}" for k in range(6)}
+    with pytest.raises(UserError, match="no unannotated training patient"):
+        plan("split.label_budget=4", annotated=12)
+
+
+def test_linear_aggregation_is_lent_as_many_images_as_it_takes() -> None:
+    """Each patient has two."""
+    table = plan("diffusion.aggregation=linear", "diffusion.style_images=3")
+    sets = [json.loads(names) for names in table["style_patches"]]
+    assert all(len(names) == 3 and len(set(names)) == 2 for names in sets)
+    assert {len(json.loads(names)) for names in plan(style_images=3)["style_patches"]} == {2}
 
 
 def test_plan_is_reproducible_and_its_rows_are_distinct() -> None:

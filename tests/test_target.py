@@ -129,6 +129,14 @@ def test_a_patient_of_both_tables_is_refused_with_the_fix(config: RunConfig) -> 
         read_laboratories(with_target(config, table=config.cohort.table))
 
 
+def test_an_image_that_both_tables_link_to_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    first, second = tmp_path / "a" / "0_0.png", tmp_path / "b" / "5_0.png"
+    second.unlink()
+    second.symlink_to(first)
+    with pytest.raises(UserError, match=rf"image '.*{second.name}' is in .*a.table\.csv too"):
+        read_laboratories(config.cohort)
+
+
 def test_class_names_must_agree_and_their_order_need_not(config: RunConfig) -> None:
     maps = resolve_label_maps(read_laboratories(config.cohort))
     assert [labels.classes for labels in maps] == [["background", "gland"]] * 2

@@ -24,7 +24,7 @@ from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
 from stedm.stages import diffusion, latents
 from stedm.stages.latents import frozen_places
-from stedm.stages.run_folder import RunFolder
+from stedm.stages.run_folder import RunFolder, common_mpp
 from stedm.training import loader, trainer
 from stedm.training.batches import (
     AutoencoderBatches,
@@ -36,6 +36,7 @@ from stedm.training.batches import (
     ViewBatches,
 )
 from stedm.training.consistency import MeanTeacher, PseudoLabels
+from stedm.training.faults import explained
 from stedm.training.loader import Batches
 from stedm.training.log import Observation
 from stedm.training.stain_transfer import StainStatistics, StainTransfer
@@ -487,6 +488,39 @@ def test_features_are_kept_of_a_frozen_backbone_only_and_within_bounds(monkeypat
     monkeypatch.setattr(latents, "MOST_BYTES", places.nbytes - 1)
     assert frozen_places(frozen, IMAGES) is None
     assert frozen.training and frozen.aggregation.training, "as it was"
+
+
+@pytest.mark.parametrize(("unannotated", "steps"), [(2, 6), (0, 8)])
+def test_the_control_sees_as_many_annotated_images_as_ours(
+    unannotated: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of ours, where ours has others in half of each batch; all of them where there are no others."""
+    patches = pd.DataFrame({"split": "train", "annotated": [True] * 2 + [False] * unannotated})
+    trained: list[int] = []
+    monkeypatch.setattr(diffusion, "_train", lambda run, config, *rest, **_: trained.append(config.diffusion.steps))
+    config = load_config(overrides=["size=smoke", "diffusion.steps=8", "diffusion.unlabelled_share=0.25"])
+    diffusion.train_control(cast(Any, SimpleNamespace(patches=lambda: patches, control=Path())), config)
+    assert trained == [steps]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (torch.distributed.DistBackendError("no peer"), torch.distributed.DistError),
+        (RuntimeError("truncated"), UserError),
+    ],
+)
+def test_only_what_a_checkpoint_can_be_blamed_for_is(error: Exception, told: type[Exception], tmp_path: Path) -> None:
+    last = tmp_path / "last.ckpt"
+    last.touch()
+    with pytest.raises(told), explained("a training", diffusion_task(), last, lambda: None):
+        raise error
+
+
+@pytest.mark.parametrize(("mpp", "common"), [([0.5, 0.4991, 0.5], 0.5), ([0.25, 0.5, 0.5], None)])
+def test_a_model_has_a_resolution_if_its_patches_have_one(mpp: list[float], common: float | None) -> None:
+    assert common_mpp(pd.DataFrame({"mpp": mpp})) == common
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

@@ -52,7 +52,7 @@ def test_a_job_starts_when_all_it_needs_has_ended_and_independent_ones_overlap(t
     log = tmp_path / "log"
     jobs = [Job("c", ("a", "b"), tmp_path), Job("a", (), tmp_path), Job("b", ("elsewhere",), tmp_path)]
     done = []
-    with Workers(note, jobs=2) as workers:
+    with Workers(note, jobs=2, threads=1) as workers:
         arguments = {"a": (log, "a", False, "b"), "b": (log, "b", False, "a"), "c": (log, "c", False)}
         workers.run(jobs, arguments, done=lambda job, _: done.append(job.name))
     lines = log.read_text().split("\n")
@@ -67,7 +67,7 @@ def test_after_an_error_nothing_new_starts_and_the_error_is_raised(
     log = tmp_path / "log"
     jobs = [Job(name, ("good",) if name == "last" else (), tmp_path) for name in ("bad", "good", "next", "last")]
     arguments = {job.name: (log, job.name, job.name == "bad", "bad") for job in jobs}
-    with pytest.raises(UserError, match="bad: no"), Workers(note, jobs=2) as workers:
+    with pytest.raises(UserError, match="bad: no"), Workers(note, jobs=2, threads=1) as workers:
         submit = workers._pool.submit
 
         def failed(_: Future[Any]) -> None:

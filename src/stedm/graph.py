@@ -12,12 +12,20 @@ from stedm.arms import (
     self_training_teachers,
     synthetic_set,
 )
-from stedm.config import CohortConfig, DiffusionConfig, EvaluateConfig, GenerateConfig, RunConfig, SplitConfig
+from stedm.config import (
+    AutoencoderConfig,
+    CohortConfig,
+    DiffusionConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    RunConfig,
+    SplitConfig,
+)
 from stedm.data.composition import composition_digest
 from stedm.stage import Stage, keys_of, later
 from stedm.stages.inputs import inputs_of
 from stedm.stages.own_encoders import weights_digest
-from stedm.stages.prepare import prepare
+from stedm.stages.prepare import CUT_AS, prepare
 from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder, teachers, together
 
 
@@ -26,7 +34,7 @@ def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
 
     Not so with a second laboratory unless `keep_source`: then the budget decides who of the first is trained on at all.
     """
-    digest = inputs_of(config.cohort, run.data).digest
+    digest = f"{inputs_of(config.cohort, run.data).digest} {CUT_AS}"
     blind = () if _leaves_out_unannotated(config) else ("autoencoder", f"segmentation {FULL_ARM} ")
     return [
         _whoever_is_annotated(stage, digest) if stage.name.startswith(blind) else stage
@@ -52,8 +60,9 @@ def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
             "autoencoder",
             later("autoencoder.train_autoencoder", run, config),
             run.autoencoder,
-            ("seed", "autoencoder"),
+            ("seed", *keys_of("autoencoder", AutoencoderConfig, without=("pretrained",))),
             ("prepare",),
+            extra=weights_digest(config.autoencoder.pretrained, key="autoencoder.pretrained"),
         ),
         _segmenter_stage(run, config, TEACHER_ARM, config.seed),
         *_generator_stages(run, config),
@@ -168,7 +177,7 @@ def _control_stage(run: RunFolder, config: RunConfig) -> Stage:
 def _whoever_is_annotated(stage: Stage, digest: str) -> Stage:
     """The same stage for every label budget and draw, which move no patient into or out of the training images.
 
-    Patches and roles follow from these keys and `digest`, that of the inputs.
+    Patches and roles follow from these keys and `digest`, that of the inputs and of how they are cut.
     """
     keys = (*stage.keys, *_cohort_keys(), "prepare", *keys_of("split", SplitConfig, without=("label_budget", "draw")))
     return dataclasses.replace(stage, keys=keys, needs=(), after=stage.needs, extra=f"{stage.extra} {digest}")

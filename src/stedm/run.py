@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from stedm.stages.own_encoders import check_encoders
 from stedm.stages.prepare import share_patches
 from stedm.stages.run_folder import RunFolder
 from stedm.team import dealt, is_dealt, is_joint, refuse_uneven_batches, rounds
-from stedm.workers import Workers
+from stedm.workers import Workers, threads_each, with_threads
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def run_all(
 
     Stages whose config and inputs are unchanged are skipped; an interrupted stage continues; what several label budgets
     share is done once. jobs: processes that work on independent stages at the same time; the processor's threads are
-    shared out among them. slide_jobs: processes that cut slides in `prepare`. Raises UserError.
+    shared out among them, and a stage that is alone has one's share, too: its bits depend on it. slide_jobs: processes
+    that cut slides in `prepare`. Raises UserError.
     """
     console = console or Console(stderr=True)
     parts = parts_of(config, folder)
@@ -126,8 +127,9 @@ def _run_jobs(every: list[Job], parts: Sequence[Part], *, jobs: int, slide_jobs:
     first = any(job.stage.name == "prepare" for job in todo)
     check_encoders(parts[-1].config, None if first else {key for job in todo for key in job.stage.keys})
     refuse_uneven_batches([(job.stage, job.part.config) for job in todo])
-    jobs = min(jobs, max(1, len(todo) - 1)) if place().world == 1 else 1
-    with Workers(run_named_stage, jobs=jobs) as workers:
+    jobs = jobs if place().world == 1 else 1
+    threads = threads_each(jobs)  # not of those it takes to finish: after an interruption these are fewer
+    with Workers(run_named_stage, jobs=min(jobs, max(1, len(todo) - 1)), threads=threads) as workers:
         _prepare([job for job in todo if job.stage.name == "prepare"], parts, slide_jobs, console)
         todo = [job for job in todo if job.stage.name != "prepare"]
         for part in parts:  # the input is good: only now do the folders take this config on
@@ -138,9 +140,10 @@ def _run_jobs(every: list[Job], parts: Sequence[Part], *, jobs: int, slide_jobs:
             arguments = {job.name: _arguments(job) for job in todo}
             workers.run(todo, arguments, done=lambda job, seconds: _say(console, job, seconds))
             return
-        for side_by_side in rounds(todo):
-            for job, seconds in zip(side_by_side, _do_all(side_by_side), strict=True):
-                _say(console, job, seconds)
+        with with_threads(threads) if jobs > 1 else nullcontext():
+            for side_by_side in rounds(todo):
+                for job, seconds in zip(side_by_side, _do_all(side_by_side), strict=True):
+                    _say(console, job, seconds)
 
 
 def _prepare(jobs: list[Job], parts: Sequence[Part], slide_jobs: int, console: Console) -> None:

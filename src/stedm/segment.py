@@ -18,7 +18,7 @@ from stedm.models.model_folder import read_config
 from stedm.ranks import place, together
 from stedm.stages.segment import Outcome, SegmentOptions, outlined, segment_slide, working_folder
 from stedm.stages.segment_record import is_record
-from stedm.workers import Workers
+from stedm.workers import Workers, threads_each
 
 AREAS = "areas.csv"
 
@@ -80,7 +80,7 @@ def _segment_hand(
     else:
         of_job = {_Job(path.stem, working_folder(path, out)): path for path in slides}
         arguments = {job.name: (path, out, options) for job, path in of_job.items()}
-        with Workers(attempt, jobs=jobs, noun="slides") as workers:
+        with Workers(attempt, jobs=jobs, threads=threads_each(jobs), noun="slides") as workers:
             workers.run(list(of_job), arguments, done=lambda job, result: done(of_job[job], *result))
     return failed
 

@@ -5,9 +5,9 @@ process with two threads.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -29,15 +29,14 @@ class Job(Protocol):
 class Workers:
     """A pool of processes that calls `function` with each job's arguments once everything the job needs is done."""
 
-    def __init__(self, function: Callable[..., Any], *, jobs: int, noun: str = "stages") -> None:
-        """noun: what the jobs are called on the terminal."""
-        self.function, self.jobs, self.noun = function, jobs, noun
+    def __init__(self, function: Callable[..., Any], *, jobs: int, threads: int, noun: str = "stages") -> None:
+        """threads: of the processor, for each process. noun: what the jobs are called on the terminal."""
+        self.function, self.jobs, self.threads, self.noun = function, jobs, threads, noun
 
     def __enter__(self) -> Self:
         self._stack = ExitStack()
         if self.jobs > 1:
-            threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
-            self._pool = self._stack.enter_context(process_pool(self.jobs, _start, (threads,)))
+            self._pool = self._stack.enter_context(process_pool(self.jobs, _start, (self.threads,)))
             self._warm = [self._pool.submit(_import_networks) for _ in range(self.jobs)]
         return self
 
@@ -68,6 +67,24 @@ class Workers:
                         done(job, future.result())
         if error is not None:
             raise error
+
+
+def threads_each(jobs: int) -> int:
+    """Each of `jobs` processes' share of the processor's threads."""
+    return max(1, len(os.sched_getaffinity(0)) // jobs)
+
+
+@contextmanager
+def with_threads(threads: int) -> Iterator[None]:
+    """Let torch take so many threads of the processor in this block."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _start(threads: int) -> None:

@@ -1,5 +1,6 @@
 """One laboratory's table or two: the source lends annotation, the target unannotated and test patients."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -94,7 +95,9 @@ def _refuse_shared(source: Laboratory, target: Laboratory) -> None:
         ),
         ("image", "remove it from one of them"),
     ):
-        shared = sorted(set(source.cohort[column]) & set(target.cohort[column]))
+        same = os.path.realpath if column == "image" else str  # two links to one file are one image
+        known = set(map(same, source.cohort[column]))
+        shared = sorted(name for name in set(target.cohort[column]) if same(name) in known)
         if shared:
             more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
             raise UserError(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from stedm.config import IGNORE
@@ -43,6 +44,28 @@ def merge_tiles(tiles: np.ndarray, *, width_px: int, height_px: int) -> np.ndarr
     for tile, (x, y), (x0, y0, x1, y1) in zip(tiles, corners, owned_boxes(width_px, height_px, patch_px), strict=True):
         merged[y0:y1, x0:x1] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
     return merged
+
+
+def counted_once(label_maps: np.ndarray, patches: pd.DataFrame) -> np.ndarray:
+    """Label maps (n, P, P) in which every pixel of an image counts once: what an earlier patch shows too is ignore.
+
+    The last patch of a row or column is shifted inwards and shows again what its neighbour does, in a small image most
+    of it. patches: rows of the patches table, in the order of the maps.
+    """
+    once, patch_px = label_maps.copy(), label_maps.shape[-1]
+    mpp = patches["mpp"].to_numpy(float)
+    corners = np.rint(patches[["x_um", "y_um"]].to_numpy(float) / mpp[:, None]).astype(int)
+    around = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    earlier: dict[tuple[str, int, int], list[tuple[int, int]]] = {}  # by image and square of P pixels
+    for k, (image, (x, y)) in enumerate(zip(patches["source"], corners.tolist(), strict=True)):
+        column, row = x // patch_px, y // patch_px
+        for i, j in around:
+            for left, top in earlier.get((image, column + i, row + j), []):
+                dx, dy = left - x, top - y
+                if abs(dx) < patch_px and abs(dy) < patch_px:
+                    once[k, max(dy, 0) : patch_px + min(dy, 0), max(dx, 0) : patch_px + min(dx, 0)] = IGNORE
+        earlier.setdefault((image, column, row), []).append((x, y))
+    return once
 
 
 def extract_label_patch(

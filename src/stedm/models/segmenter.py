@@ -8,7 +8,7 @@ import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stedm import hub
@@ -100,11 +100,11 @@ class Segmenter(FolderModel):
                 state = load_file(Path(place) / WEIGHTS)
             else:
                 state = timm.create_model(source, pretrained=True).state_dict()
-            result = encoder.load_state_dict(state, strict=False)
+            result = nn.Module.load_state_dict(encoder, state, strict=False)  # smp's own encoders return nothing
         except Exception as error:  # missing, damaged, of other sizes, or not to be had from the hub
             raise UserError(f"{misfit} ({reason_of(error)}); name other weights, or their encoder") from error
-        if len(result.missing_keys) > len(encoder.state_dict()) // 2:
-            raise UserError(f"{misfit}; name other weights, or their encoder")
+        if not_of_it := _of_another_network(result.missing_keys, result.unexpected_keys, used=set(state)):
+            raise UserError(f"{misfit} ({not_of_it}); name other weights, or their encoder")
 
     def forward(self, images: Tensor, *, feature_dropout: float = 0.0) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], H and W multiples of s 2^(decoder levels) -> logits (B, N, H, W).
@@ -135,6 +135,17 @@ class Segmenter(FolderModel):
     def predict(self, images: NDArray[np.uint8], *, batch_size: int = 64) -> NDArray[np.uint8]:
         """Images (n, H, W, 3) uint8 -> label maps (n, H, W) uint8."""
         return self.probabilities(images, batch_size=batch_size).argmax(1).astype(np.uint8)
+
+
+def _of_another_network(missing: list[str], unexpected: list[str], *, used: set[str]) -> str:
+    """What shows that weights are another network's; "" if nothing does.
+
+    An encoder has no classifier and may lack the last blocks: whole blocks may be left over, but no part of one.
+    """
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    blocks = {name.partition(".")[0] for name in used.difference(unexpected)}
+    surplus = [name for name in unexpected if name.partition(".")[0] in blocks]
+    return f"it lacks {missing[0]}" if missing else f"it has {surplus[0]}, the encoder has not" if surplus else ""
 
 
 def _check(encoder: str, classes: list[str], colours: list[str] | None) -> None:

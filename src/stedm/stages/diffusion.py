@@ -21,7 +21,7 @@ from stedm.ranks import is_first
 from stedm.stages.grain import best_grain
 from stedm.stages.grids import StyleGrid, save_style_grid
 from stedm.stages.latents import encode, frozen_places
-from stedm.stages.run_folder import TEACHER_ARM, RunFolder, train_patches
+from stedm.stages.run_folder import TEACHER_ARM, RunFolder, common_mpp, train_patches
 from stedm.stages.watch import IMAGES, GeneratorWatch
 from stedm.training.augment import dihedral
 from stedm.training.batches import DiffusionBatches, StylePatches, Variants
@@ -44,7 +44,8 @@ def train_control(run: RunFolder, config: RunConfig) -> None:
     It sees as many annotated images as ours does, in full batches, and so takes fewer steps;
     it is watched on fewer images.
     """
-    share = config.diffusion.unlabelled_share
+    others = len(train_patches(run.patches(), annotated=False))
+    share = config.diffusion.unlabelled_share if others else 0.0  # without others ours takes full batches, too
     steps = max(1, round(config.diffusion.steps * (1 - share)))
     alone = dataclasses.replace(config.diffusion, unlabelled_share=0.0, steps=steps)
     config = dataclasses.replace(config, diffusion=alone)
@@ -60,7 +61,7 @@ def _train(run: RunFolder, config: RunConfig, folder: Path, description: str, **
     images = run.images(patches)
     first_stage = FirstStage.from_pretrained(run.autoencoder)
     sampling = Sampling(grain=best_grain(run, first_stage, patches, seed=config.seed))
-    model = _untrained(first_stage, config, run.classes(), sampling, mpp=_common_mpp(patches))
+    model = _untrained(first_stage, config, run.classes(), sampling, mpp=common_mpp(patches))
     batches = _batches(run, config, model, patches, images)
     task = DiffusionTask(
         model.unet,
@@ -128,12 +129,6 @@ def _untrained(
         style_prior=options.style_prior,
     )
     return StyleDiffusion(first_stage, extractor, unet, classes, sampling, patch_px=config.prepare.patch_px, mpp=mpp)
-
-
-def _common_mpp(patches: pd.DataFrame) -> float | None:
-    """Microns per pixel of the patches; None when they differ by more than 1 %, and no one number would be true."""
-    mpp = patches["mpp"].to_numpy(float)
-    return float(np.median(mpp)) if mpp.max() <= 1.01 * mpp.min() else None
 
 
 def _style_sets(patches: pd.DataFrame, config: RunConfig) -> StyleSets:

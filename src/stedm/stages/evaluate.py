@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from stedm.config import RunConfig
+from stedm.data.patches import counted_once
 from stedm.device import best_device
 from stedm.evaluation.segmentation import confusion, patient_scores
 from stedm.evaluation.statistics import summary_table
@@ -22,7 +23,7 @@ def evaluate(run: RunFolder, config: RunConfig) -> None:
     patches = run.patches()
     test = patches[(patches["split"] == "test") & patches["annotated"]].reset_index(drop=True)
     images, label_maps = run.images(test), run.label_maps(test)
-    per_patient, predictions = _per_patient(run, config, test, images, label_maps)
+    per_patient, predictions = _per_patient(run, config, test, images, counted_once(label_maps, test))
     with atomic_path(run.evaluation / "per_patient.csv") as temporary:
         per_patient.to_csv(temporary, index=False)
     budget = len(read_json(run.data / "splits.json")["train_annotated"])

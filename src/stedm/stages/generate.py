@@ -21,7 +21,7 @@ from stedm.files import atomic_path, write_json
 from stedm.png import Writer
 from stedm.progress import Bar
 from stedm.ranks import everyones, is_first, place, share
-from stedm.stages.grids import sampling_of, style_set_size
+from stedm.stages.grids import sampling_of, style_set_rows
 from stedm.stages.layout_statistics import write_layout_statistics
 from stedm.stages.plan_layouts import LayoutSources, PlanLayouts
 from stedm.stages.run_folder import RunFolder, train_patches
@@ -106,10 +106,10 @@ def make_plan(
     options = config.generate
     annotated = train_patches(patches, annotated=True)
     lenders = train_patches(patches, annotated=options.styles == "annotated")
+    if options.styles != "annotated":  # images without a mask of an annotated patient have a style that is known
+        lenders = lenders[~lenders["patient"].isin(annotated["patient"])]
     if config.split.label_budget is None and not len(lenders):  # everyone is annotated
         lenders = annotated
-    elif options.styles != "annotated":  # images without a mask of an annotated patient have a style that is known
-        lenders = lenders[~lenders["patient"].isin(annotated["patient"])]
     if len(lenders) == 0:
         raise UserError(f"generate.styles: no {options.styles} training patient to take a style from")
     sources = LayoutSources.of(patches, options.layouts, composition=composition)
@@ -119,7 +119,7 @@ def make_plan(
     rows = []
     for k, patient in enumerate(turns[: options.images]):
         ids = by_patient[patient]["patch_id"].to_numpy()
-        lent = [] if options.styles == "none" else rng.permutation(ids)[: style_set_size(config)]
+        lent = [] if options.styles == "none" else ids[style_set_rows(len(ids), config, rng)]
         group = str(by_patient[patient]["group"].iloc[0]) if composition is not None else ""
         rows.append(
             {

@@ -44,9 +44,7 @@ class StyleGrid:
         self.style_sets = []
         for name in chosen:
             of_patient = styles[styles["patient"] == name]
-            self.style_sets.append(
-                run.images(of_patient.iloc[rng.permutation(len(of_patient))[: style_set_size(config)]])
-            )
+            self.style_sets.append(run.images(of_patient.iloc[style_set_rows(len(of_patient), config, rng)]))
 
     def draw(self, model: StyleDiffusion, **sampling: Any) -> np.ndarray:
         """The picture (height, width, 3) uint8; the seeds belong to the columns, the same at every call.
@@ -80,6 +78,12 @@ def style_set_size(config: RunConfig) -> int:
     """Images per style set in sampling."""
     fixed = config.diffusion.aggregation == "linear"
     return config.diffusion.style_images if fixed else config.generate.style_images
+
+
+def style_set_rows(available: int, config: RunConfig, rng: np.random.Generator) -> np.ndarray:
+    """Which of `available` images make a style set: all, if they are few; linear aggregation takes some twice then."""
+    size, rows = style_set_size(config), rng.permutation(available)
+    return rows[np.arange(size) % available] if config.diffusion.aggregation == "linear" else rows[:size]
 
 
 def sampling_of(model: StyleDiffusion, config: RunConfig) -> Sampling:

@@ -31,6 +31,8 @@ SKIPPED = "skipped.csv"
 """In the data folder, when slides were damaged: which, and what is wrong with them."""
 PHANTOM_FORMAT = 2
 """Raise it when the procedural cohort is drawn differently; for other patches see `prepare_slides.FORMAT`."""
+CUT_AS = (PHANTOM_FORMAT, FORMAT)
+"""How patches come about, beside config and inputs: when it changes they are cut anew, in finished runs too."""
 
 
 def prepare(out: Path, config: RunConfig, *, jobs: int = 1) -> None:
@@ -161,8 +163,7 @@ def _extraction_key(config: RunConfig, inputs: Inputs) -> dict[str, str]:
     """What the patch files depend on."""
     cohort = dataclasses.replace(wherever_tables_are(config.cohort), licence=None)  # words that change no patch
     content = [
-        PHANTOM_FORMAT,
-        FORMAT,
+        *CUT_AS,
         dataclasses.asdict(cohort),
         dataclasses.asdict(config.prepare),
         config.split.keep_source,

@@ -116,6 +116,12 @@ def train_patches(patches: pd.DataFrame, *, annotated: bool | None = None) -> pd
     return patches[rows].reset_index(drop=True)
 
 
+def common_mpp(patches: pd.DataFrame) -> float | None:
+    """Microns per pixel of the patches; None when they differ by more than 1 %, and no one number would be true."""
+    mpp = patches["mpp"].to_numpy(float)
+    return float(np.median(mpp)) if mpp.max() <= 1.01 * mpp.min() else None
+
+
 def criteria_of(segmenter: Path) -> dict[str, float]:
     """What a trained segmenter may be chosen by, `choice.CRITERIA`; NaN for what was not measured.
 

@@ -10,6 +10,7 @@ import torch
 from stedm.arms import FULL_ARM, ingredients, self_training_teacher, synthetic_set
 from stedm.config import RunConfig
 from stedm.data.laboratories import TARGET
+from stedm.data.patches import counted_once
 from stedm.data.synthetic import SyntheticSet
 from stedm.errors import UserError
 from stedm.evaluation.choice import mirror_agreement
@@ -17,7 +18,7 @@ from stedm.evaluation.segmentation import confusion, patient_scores
 from stedm.files import write_json
 from stedm.models.segmenter import Segmenter
 from stedm.stages.report_pictures import class_colours
-from stedm.stages.run_folder import MIRROR_AGREEMENT, RunFolder, train_patches
+from stedm.stages.run_folder import MIRROR_AGREEMENT, RunFolder, common_mpp, train_patches
 from stedm.stages.self_training import self_labelled
 from stedm.training.batches import Pairs, SegmentationBatches, ViewBatches
 from stedm.training.consistency import Consistency, MeanTeacher, PseudoLabels
@@ -42,7 +43,7 @@ def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -
         encoder=options.encoder,
         decoder_channels=DECODER[options.space_to_depth.bit_length() - 1 :],
         space_to_depth=options.space_to_depth,
-        mpp=float(patches["mpp"].iloc[0]),
+        mpp=common_mpp(patches),
         patch_px=config.prepare.patch_px,
         colours=list(class_colours(run.classes()).values()),
     )
@@ -152,7 +153,7 @@ def _validation(run: RunFolder, config: RunConfig):  # type: ignore[no-untyped-d
     """Mean IoU over validation patients."""
     patches = run.patches()
     val = patches[(patches["split"] == "val") & patches["annotated"]]
-    images, label_maps, classes = run.images(val), run.label_maps(val), run.classes()
+    images, label_maps, classes = run.images(val), counted_once(run.label_maps(val), val), run.classes()
 
     def score(task: SegmentationTask) -> float:
         maps = task.trained.predict(images)

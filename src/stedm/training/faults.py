@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from stedm.errors import SharedError, UserError
 from stedm.files import reason_of
 from stedm.training.divergence import Diverged
@@ -23,7 +25,7 @@ def explained(description: str, task: Task, last: Path, saved_step: Callable[[],
         kept = f"the state of step {saved_step()} stays in {last}" if last.exists() else "no state was saved yet"
         fix = f"lower {task.section}.learning_rate (now {task.learning_rate:g}) and run again"
         raise kind(f"{description}: {error}; {kept}; {fix}") from None
-    except UserError:
+    except (UserError, torch.OutOfMemoryError, torch.distributed.DistError):  # no fault of the checkpoint's
         raise
     except Exception as error:
         if not last.exists() or saved_step() is not None:
