@@ -24,7 +24,7 @@ PX = 192
 """Width of the slides: 192 microns."""
 SMALL: dict[str, dict[str, Any]] = {
     "split": {"label_budget": 2, "val_patients": 1, "test_patients": 2},
-    "segmentation": {"seeds": [0], "arms": ["real+stain", "real+stain+synthetic"]},
+    "segmentation": {"steps": 8, "seeds": [0], "arms": ["real+stain", "real+stain+synthetic"]},
     "diffusion": {"annotated_only_control": False},
     "generate": {"images": 8, "nfe": 2},
     "evaluate": {"bootstrap": 100, "images_per_style": 4},

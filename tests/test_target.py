@@ -263,7 +263,8 @@ def test_annotated_patients_may_be_named_though_the_target_is_folded(tmp_path: P
 def test_shipped_phantom_from_end_to_end(tmp_path: Path, name: str) -> None:
     sizes = {"train_patients": 6, "val_patients": 1, "test_patients": 2, "unseen_patients": 2, "slide_px": 64}
     changes = [f"cohort.phantom.{key}={value}" for key, value in sizes.items()]
-    config = load_config(CONFIGS / f"{name}.yaml", [*SMOKE, *changes, "split.label_budget=2"])
+    changes += ["split.label_budget=2", "segmentation.steps=8"]
+    config = load_config(CONFIGS / f"{name}.yaml", [*SMOKE, *changes])
     patches = checked(RunFolder(run_all(config, tmp_path / "run", until="evaluate")))
     target = patches["laboratory"] == "target"
     families = patches["group"].str[:3].str.rstrip("0123")

@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "few_step": {"pairs": 2048, "steps": 800, "batch_size": 16},
         "generate": {"images": 512},
         "filter": {"min_agreement": 0.5},
-        "segmentation": {"encoder": "tu-resnet10t", "space_to_depth": 2, "steps": 240, "batch_size": 16},
+        "segmentation": {"encoder": "tu-resnet10t", "space_to_depth": 2, "steps": 480, "batch_size": 16},
     },
     "small": {
         "autoencoder": {"channels": [32, 64], "steps": 800, "batch_size": 64},
@@ -52,7 +52,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "few_step": {"pairs": 8192, "steps": 3000, "batch_size": 32},
         "generate": {"images": 2048},
         "filter": {"min_agreement": 0.5},
-        "segmentation": {"encoder": "resnet18", "space_to_depth": 1, "steps": 800, "batch_size": 16},
+        "segmentation": {"encoder": "resnet18", "space_to_depth": 1, "steps": 1600, "batch_size": 16},
     },
     "base": {
         "autoencoder": {"channels": [96, 192, 384], "steps": 20_000, "batch_size": 32},
