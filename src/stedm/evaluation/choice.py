@@ -1,9 +1,10 @@
 """What an arm is chosen by: by validation patients or, for another laboratory, without any of its masks; never by test.
 
 Validation patients are the first laboratory's where there are two, and say little of the second: on colon biopsies
-they prefer the arm that is worst on another laboratory's resections (benchmarks/results/shift_earlier.md). What can be had
-there is how little a segmenter's reading of the other laboratory's images changes with what must not matter. Such an
-invariance goes along with accuracy on images of another kind (Deng, Gould & Zheng 2022, NeurIPS).
+they prefer the arm that is worst on another laboratory's resections (benchmarks/results/shift_earlier.md). What can be
+had there is how little a segmenter's reading of the other laboratory's images changes with what must not matter. Such
+an invariance goes along with accuracy on images of another kind (Deng, Gould & Zheng 2022, NeurIPS). It favours arms
+that train on that laboratory's images as their segmenters read them (benchmarks/results/shift.md).
 """
 
 from collections.abc import Callable, Mapping, Sequence
