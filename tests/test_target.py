@@ -16,7 +16,9 @@ from stedm.errors import UserError
 from stedm.files import read_json, write_json
 from stedm.fingerprint import fingerprint_of
 from stedm.graph import stages_of
+from stedm.models.segmenter import Segmenter
 from stedm.run import run_all
+from stedm.stages.evaluate import evaluate
 from stedm.stages.inputs import inputs_of
 from stedm.stages.prepare import prepare
 from stedm.stages.run_folder import MIRROR_AGREEMENT, RunFolder, train_patches
@@ -114,6 +116,19 @@ def test_only_the_arm_full_reads_masks_of_the_target(tmp_path: Path, config: Run
     masked = _batches(run, config, arm="full", seed=0).real.images
     assert len(masked) == train_patches(patches)["has_mask"].sum() > patches["annotated"].sum() / 2
     assert not (patches["laboratory"] == "target")[patches["split"] == "val"].any()
+
+
+def test_pixels_that_several_patches_show_count_once_in_a_score(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of the target, 80 px wide, give four patches of 64 px, and the disc in the middle is in all four."""
+    prepare(tmp_path / "run" / "data", config)
+    blind = SimpleNamespace(predict=lambda images: np.zeros(images.shape[:3], np.uint8), to=lambda _: blind)
+    monkeypatch.setattr(Segmenter, "from_pretrained", lambda folder: blind)
+    evaluate(RunFolder(tmp_path / "run"), config)
+    scores = pd.read_csv(tmp_path / "run" / "evaluation" / "per_patient.csv")
+    assert (scores["iou_gland"] == 0).all() and (scores["patches"] == 8).all()
+    assert scores["iou_background"].to_numpy() == pytest.approx(1 - np.pi * DISC_UM**2 / 4 / 80**2, abs=0.004)
 
 
 def test_slides_of_the_same_name_stay_apart(config: RunConfig) -> None:
