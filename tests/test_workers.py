@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 import stedm.workers
-from stedm.errors import UserError
+from stedm.errors import Stopped, UserError
+from stedm.processes import process_pool
 from stedm.progress import PUBLISHED, WORKER, Bar, Board
 from stedm.workers import Workers
 
@@ -137,3 +139,14 @@ def test_without_a_terminal_the_bars_of_workers_are_lines(
         board.show({}, waiting=2)
     said = capsys.readouterr().err.splitlines()
     assert said == ["diffusion: 16 %, 1.0 steps/s, 0:01:00 so far, 0:14:00 left"]
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_worker_that_dies_while_another_is_started_is_told_from_other_errors(dies: bool) -> None:
+    """Starting a process takes pipes of the pool that are closed when it breaks: `bad value(s) in fds_to_keep`."""
+    with pytest.raises(Stopped if dies else ValueError), process_pool(1, nothing, ()) as pool:
+        assert pool.submit(int).result() == 0
+        if dies:
+            with pytest.raises(BrokenProcessPool):
+                pool.submit(os._exit, 1).result()
+        raise ValueError("bad value(s) in fds_to_keep")

@@ -31,14 +31,25 @@ def process_pool(jobs: int, start: Callable[..., None], arguments: tuple[Any, ..
     try:
         yield pool
     except BaseException as error:
+        died = _died(error, pool)
         for process in active_children():
             process.kill()
-        if not isinstance(error, BrokenProcessPool):
+        if not died:
             raise
         time.sleep(_GRACE_S)
         raise Stopped("a worker process died (out of memory?); try --jobs 1; the same command continues") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _died(error: BaseException, pool: ProcessPoolExecutor) -> bool:
+    """Whether a worker's death is behind an error; what starts another one just then fails with another error."""
+    if isinstance(error, OSError | ValueError):
+        try:
+            pool.submit(int)
+        except BrokenProcessPool:
+            return True
+    return isinstance(error, BrokenProcessPool)
 
 
 def _started(parent: int, start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
