@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
@@ -111,6 +111,7 @@ def test_each_format_has_its_reader_its_resolution_and_its_levels(slides):
 
 
 @settings(max_examples=50)
+@example(kind="tiles", ratio=9.0, x=0.0, y=124.0, size_px=30)
 @given(
     kind=st.sampled_from(list(KINDS)),
     ratio=st.one_of(st.sampled_from([1.0, 2.0, 3.0, 4.0, 8.0, 9.0]), st.floats(1.0, 12.0)),
@@ -130,7 +131,10 @@ def test_any_region_is_the_area_average_of_level_0(slides, kind, ratio, x, y, si
     last = np.array([HEIGHT, WIDTH]) - (9 if "odd" in kind else 8)
     inside = (edges_y[1:] <= last[0])[:, None] & (edges_x[1:] <= last[1])[None, :]
     inside &= (edges_y[:-1] >= 0)[:, None] & (edges_x[:-1] >= 0)[None, :]
-    far = ((edges_y[:-1] >= HEIGHT) | (edges_y[1:] <= 0))[:, None] | ((edges_x[:-1] >= WIDTH) | (edges_x[1:] <= 0))
+    # OpenSlide blends the edge of a level into the glass beside it, as far as that level's next pixel.
+    off = 9 if KINDS[kind] is OpenSlideImage else 0
+    far = ((edges_y[:-1] >= HEIGHT + off) | (edges_y[1:] <= -off))[:, None]
+    far = far | (edges_x[:-1] >= WIDTH + off) | (edges_x[1:] <= -off)
     error = np.abs(region - expected)[inside]
     if error.size:  # levels are rounded, and OpenSlide starts at whole pixels of level 0: half a pixel off at most
         assert error.max() <= (1.01 if kind == "plain" else 5) and error.mean(0).max() <= 2
