@@ -494,7 +494,7 @@ def test_features_are_kept_of_a_frozen_backbone_only_and_within_bounds(monkeypat
 def test_the_control_sees_as_many_annotated_images_as_ours(
     unannotated: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of ours, where ours has others in half of each batch; all of them where there are no others."""
+    """Three quarters of the steps, where ours has others in a quarter of each batch; all where there are no others."""
     patches = pd.DataFrame({"split": "train", "annotated": [True] * 2 + [False] * unannotated})
     trained: list[int] = []
     monkeypatch.setattr(diffusion, "_train", lambda run, config, *rest, **_: trained.append(config.diffusion.steps))

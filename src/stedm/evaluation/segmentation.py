@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from stedm.config import IGNORE
+from stedm.data.patches import counted_once
 
 
 def confusion(prediction: np.ndarray, label_map: np.ndarray, num_classes: int) -> np.ndarray:
@@ -72,6 +73,26 @@ def mean_over_classes(scores: np.ndarray) -> np.ndarray:
     """Average (..., C) over the classes present; NaN only where every class is absent."""
     present = np.isfinite(scores)
     return _ratio(np.where(present, scores, 0.0).sum(-1), present.sum(-1), present.any(-1))
+
+
+def patch_scores(
+    predictions: np.ndarray, label_maps: np.ndarray, patches: pd.DataFrame, *, classes: Sequence[str]
+) -> pd.DataFrame:
+    """Score the patients of predicted patches, each pixel of an image once, however many patches show it.
+
+    Args:
+        predictions: label maps (n, H, W).
+        label_maps: the truth (n, H, W), 255 = ignore.
+        patches: rows of the patches table, length n.
+        classes: the C class names.
+
+    Returns:
+        See `patient_scores`.
+    """
+    once = counted_once(label_maps, patches)
+    confusions = [confusion(p, y, len(classes)) for p, y in zip(predictions, once, strict=True)]
+    groups = patches["group"].tolist()
+    return patient_scores(patches["patient"].tolist(), np.stack(confusions), classes=classes, groups=groups)
 
 
 def patient_scores(

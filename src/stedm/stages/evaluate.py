@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 
 from stedm.config import RunConfig
-from stedm.data.patches import counted_once
 from stedm.device import best_device
-from stedm.evaluation.segmentation import confusion, patient_scores
+from stedm.evaluation.segmentation import patch_scores
 from stedm.evaluation.statistics import summary_table
 from stedm.files import atomic_path, read_json, remove_folder, write_json
 from stedm.models.segmenter import Segmenter
@@ -23,7 +22,7 @@ def evaluate(run: RunFolder, config: RunConfig) -> None:
     patches = run.patches()
     test = patches[(patches["split"] == "test") & patches["annotated"]].reset_index(drop=True)
     images, label_maps = run.images(test), run.label_maps(test)
-    per_patient, predictions = _per_patient(run, config, test, images, counted_once(label_maps, test))
+    per_patient, predictions = _per_patient(run, config, test, images, label_maps)
     with atomic_path(run.evaluation / "per_patient.csv") as temporary:
         per_patient.to_csv(temporary, index=False)
     budget = len(read_json(run.data / "splits.json")["train_annotated"])
@@ -68,8 +67,7 @@ def _per_patient(
             segmenter = Segmenter.from_pretrained(folder).to(best_device())
             maps = segmenter.predict(images)
             shown.setdefault(arm, maps)
-            confusions = np.stack([confusion(p, y, len(classes)) for p, y in zip(maps, label_maps, strict=True)])
-            table = patient_scores(test["patient"].tolist(), confusions, classes=classes, groups=test["group"].tolist())
+            table = patch_scores(maps, label_maps, test, classes=classes)
             table.insert(0, "seed", seed)
             table.insert(0, "arm", arm)
             tables.append(table.assign(**criteria_of(folder)))

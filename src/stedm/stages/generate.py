@@ -119,7 +119,7 @@ def make_plan(
     rows = []
     for k, patient in enumerate(turns[: options.images]):
         ids = by_patient[patient]["patch_id"].to_numpy()
-        lent = [] if options.styles == "none" else ids[style_set_rows(len(ids), config, rng)]
+        lent = [] if options.styles == "none" else rng.permutation(ids)[style_set_rows(len(ids), config)]
         group = str(by_patient[patient]["group"].iloc[0]) if composition is not None else ""
         rows.append(
             {

@@ -44,7 +44,8 @@ class StyleGrid:
         self.style_sets = []
         for name in chosen:
             of_patient = styles[styles["patient"] == name]
-            self.style_sets.append(run.images(of_patient.iloc[style_set_rows(len(of_patient), config, rng)]))
+            lent = rng.permutation(len(of_patient))[style_set_rows(len(of_patient), config)]
+            self.style_sets.append(run.images(of_patient.iloc[lent]))
 
     def draw(self, model: StyleDiffusion, **sampling: Any) -> np.ndarray:
         """The picture (height, width, 3) uint8; the seeds belong to the columns, the same at every call.
@@ -80,10 +81,10 @@ def style_set_size(config: RunConfig) -> int:
     return config.diffusion.style_images if fixed else config.generate.style_images
 
 
-def style_set_rows(available: int, config: RunConfig, rng: np.random.Generator) -> np.ndarray:
+def style_set_rows(available: int, config: RunConfig) -> np.ndarray:
     """Which of `available` images make a style set: all, if they are few; linear aggregation takes some twice then."""
-    size, rows = style_set_size(config), rng.permutation(available)
-    return rows[np.arange(size) % available] if config.diffusion.aggregation == "linear" else rows[:size]
+    size = style_set_size(config)
+    return np.arange(size) % available if config.diffusion.aggregation == "linear" else np.arange(min(size, available))
 
 
 def sampling_of(model: StyleDiffusion, config: RunConfig) -> Sampling:

@@ -17,7 +17,7 @@ from stedm.device import best_device
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.evaluation.probe import StyleProbe
 from stedm.models.segmenter import Segmenter
-from stedm.stages.grids import sampling_of, style_set_size
+from stedm.stages.grids import sampling_of, style_set_rows, style_set_size
 from stedm.stages.run_folder import JUDGE_ARM, RunFolder, train_patches
 
 REPEATS = 4
@@ -134,10 +134,7 @@ def _draw(config: RunConfig, model: StyleDiffusion, plans: list[_Plan], *, lende
     """Each plan's images in the style of its lender, with the `generate` section, in batches of one size."""
     styles = None
     if config.generate.styles != "none":
-        fixed = config.diffusion.aggregation == "linear"  # takes its number of images, if need be one twice
-        sets = [lender.images[: lender.lent] for lender in lenders]
-        size = style_set_size(config)
-        sets = [images[np.arange(size) % len(images)] for images in sets] if fixed else sets
+        sets = [lender.images[style_set_rows(lender.lent, config)] for lender in lenders]
         styles = model.extract_styles(sets)[torch.arange(len(plans)).repeat_interleave(len(plans[0].seeds))]
     layouts = np.concatenate([plan.layouts for plan in plans])
     seeds = np.concatenate([plan.seeds for plan in plans])

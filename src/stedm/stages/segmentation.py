@@ -10,11 +10,10 @@ import torch
 from stedm.arms import FULL_ARM, ingredients, self_training_teacher, synthetic_set
 from stedm.config import RunConfig
 from stedm.data.laboratories import TARGET
-from stedm.data.patches import counted_once
 from stedm.data.synthetic import SyntheticSet
 from stedm.errors import UserError
 from stedm.evaluation.choice import mirror_agreement
-from stedm.evaluation.segmentation import confusion, patient_scores
+from stedm.evaluation.segmentation import patch_scores
 from stedm.files import write_json
 from stedm.models.segmenter import Segmenter
 from stedm.stages.report_pictures import class_colours
@@ -153,12 +152,10 @@ def _validation(run: RunFolder, config: RunConfig):  # type: ignore[no-untyped-d
     """Mean IoU over validation patients."""
     patches = run.patches()
     val = patches[(patches["split"] == "val") & patches["annotated"]]
-    images, label_maps, classes = run.images(val), counted_once(run.label_maps(val), val), run.classes()
+    images, label_maps, classes = run.images(val), run.label_maps(val), run.classes()
 
     def score(task: SegmentationTask) -> float:
         maps = task.trained.predict(images)
-        confusions = [confusion(p, y, len(classes)) for p, y in zip(maps, label_maps, strict=True)]
-        table = patient_scores(val["patient"].tolist(), np.stack(confusions), classes=classes)
-        return float(table["iou"].mean())
+        return float(patch_scores(maps, label_maps, val, classes=classes)["iou"].mean())
 
     return score
