@@ -1,4 +1,4 @@
-"""Patches: where they lie in an image, how tiles merge back, and reading them from a run folder."""
+"""Patches: where they lie in an image, which of their pixels count, and reading them from a run folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +9,6 @@ from PIL import Image
 
 from stedm.config import IGNORE
 from stedm.errors import UserError
-
-Box = tuple[int, int, int, int]
-
 
 def _starts(length_px: int, patch_px: int) -> list[int]:
     count = max(1, -(-length_px // patch_px))
@@ -24,26 +21,6 @@ def tile_grid(width_px: int, height_px: int, patch_px: int) -> list[tuple[int, i
     The last patch of a row or column is shifted inwards; an image smaller than a patch gets one patch at 0.
     """
     return [(x, y) for y in _starts(height_px, patch_px) for x in _starts(width_px, patch_px)]
-
-
-def owned_boxes(width_px: int, height_px: int, patch_px: int) -> list[Box]:
-    """The part (x0, y0, x1, y1) of the image that each patch of `tile_grid` owns: every pixel has one owner."""
-    rows, columns = (range(max(1, -(-length // patch_px))) for length in (height_px, width_px))
-    return [
-        (j * patch_px, i * patch_px, min((j + 1) * patch_px, width_px), min((i + 1) * patch_px, height_px))
-        for i in rows
-        for j in columns
-    ]
-
-
-def merge_tiles(tiles: np.ndarray, *, width_px: int, height_px: int) -> np.ndarray:
-    """Image (height_px, width_px, ...) from the tiles (n, P, P, ...) of `tile_grid`, in its order."""
-    patch_px = tiles.shape[1]
-    merged = np.empty((height_px, width_px, *tiles.shape[3:]), tiles.dtype)
-    corners = tile_grid(width_px, height_px, patch_px)
-    for tile, (x, y), (x0, y0, x1, y1) in zip(tiles, corners, owned_boxes(width_px, height_px, patch_px), strict=True):
-        merged[y0:y1, x0:x1] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
-    return merged
 
 
 def counted_once(label_maps: np.ndarray, patches: pd.DataFrame) -> np.ndarray:
