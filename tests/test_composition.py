@@ -11,9 +11,10 @@ from stedm.config_file import load_config
 from stedm.data.composition import CompositionTable, composition_digest
 from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
+from stedm.files import write_json
 from stedm.fingerprint import fingerprint_of
 from stedm.graph import stages_of
-from stedm.stages.generate import make_plan
+from stedm.stages.generate import composition_of, make_plan
 from stedm.stages.run_folder import RunFolder
 
 CLASSES = ["background", "stroma", "epithelium"]
@@ -80,6 +81,16 @@ def test_groups_are_those_of_the_cohort(tmp_path: Path, rows: str, message: str)
     with pytest.raises(UserError) as error:
         table.check_groups(["he", "ihc", "he"])
     assert str(error.value).startswith(str(tmp_path)) and message in str(error.value)
+
+
+def test_a_table_given_to_a_finished_run_is_compared_with_its_cohort(tmp_path: Path):
+    run = RunFolder(tmp_path / "run")
+    write_json(run.data / "classes.json", {"classes": CLASSES, "ignore": 255, "patch_px": 32})
+    pd.DataFrame({"group": ["he", "ihc"]}).to_parquet(run.data / "cohort.parquet")
+    path = write(tmp_path, "group,background,stroma,epithelium\nhee,0,1,0\n*,0,1,0\n")
+    config = load_config(overrides=["size=smoke", f"generate.composition={path}"])
+    with pytest.raises(UserError, match="did you mean he"):
+        composition_of(run, config)
 
 
 def test_groups_that_all_have_a_row_and_a_cohort_without_groups(tmp_path: Path):

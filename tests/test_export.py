@@ -358,6 +358,15 @@ def test_a_second_round_says_who_judged_it(run: Path) -> None:
     assert of_first.startswith("A segmenter trained on real images kept ")
 
 
+def test_a_control_set_says_which_generator_drew_it(run: Path) -> None:
+    for name, words in (
+        ("synthetic-annotated-only", "the annotated-only generator of the run"),
+        ("synthetic-unstyled", "the full (asked without a style) generator of the run"),
+    ):
+        shutil.copytree(run / "synthetic", run / name)
+        assert words in find_set(run / name).origin[0]
+
+
 def test_an_unfiltered_set_is_exported_only_when_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "synthetic" / "manifest.parquet"
     pd.read_parquet(path).drop(columns=["keep", "agreement", "ignored_fraction"]).to_parquet(path)

@@ -136,6 +136,15 @@ def test_a_role_without_tissue_is_refused(tmp_path, config):
         prepare(tmp_path / "data", config)
 
 
+@pytest.mark.parametrize("role", ["train_annotated", "val", "test"])
+def test_a_role_without_a_labelled_pixel_is_refused(tmp_path, config, role):
+    prepare(tmp_path / "whole", config)
+    for patient in read_json(tmp_path / "whole" / "splits.json")[role]:
+        Image.fromarray(np.full((40, 72), 5, np.uint8)).save(tmp_path / f"mask{patient[1:]}.png")  # all of it ignored
+    with pytest.raises(UserError, match=rf"{role} patients .* shows a pixel of any class"):
+        prepare(tmp_path / "data", config)
+
+
 def test_phantom_is_drawn_prepared_and_reused(tmp_path):
     phantom = PhantomConfig(
         train_patients=3, val_patients=1, test_patients=1, unseen_patients=1, slides_per_patient=1, slide_px=96

@@ -24,6 +24,7 @@ from stedm.stages.report_budgets import budgets_figure
 from stedm.stages.report_card import trained_on
 from stedm.stages.report_evidence import read_evidence, table_of
 from stedm.stages.report_leaks import leaks
+from stedm.stages.report_pictures import class_colours, colour_layout
 from stedm.stages.report_segmentation import forest
 from stedm.stages.report_warnings import folds_warning
 
@@ -272,10 +273,29 @@ def test_given_first_stage_has_no_curve(copied_run):
 
 
 def test_control_is_shown_only_where_it_was_trained(copied_run):
-    assert "trained on annotated images only" in _page(copied_run)
+    config = copied_run / "config.yaml"
+    for text in ("diffusion: {annotated_only_control: true}", "segmentation: {arms: [real+annotated-only]}"):
+        config.write_text(f"{text}\n")
+        report(copied_run)
+        assert "trained on annotated images only" in _page(copied_run)
+    config.write_text("diffusion: {annotated_only_control: false}\n")  # what an earlier config trained is left there
+    report(copied_run)
+    assert "trained on annotated images only" not in _page(copied_run)
+    config.write_text("diffusion: {annotated_only_control: true}\n")
     shutil.rmtree(copied_run / "control")
     report(copied_run)
     assert "trained on annotated images only" not in _page(copied_run)
+
+
+def test_a_second_round_of_an_earlier_config_warns_of_nothing(copied_run):
+    again = copied_run / "synthetic-second-round"
+    again.mkdir()
+    manifest = pd.read_parquet(copied_run / "synthetic" / "manifest.parquet")
+    manifest.assign(keep=[True] + [False] * (len(manifest) - 1)).to_parquet(again / "manifest.parquet")
+    for arms, warned in (("[real+synthetic]", False), ("[real+synthetic, real+second-round]", True)):
+        (copied_run / "config.yaml").write_text(f"segmentation: {{arms: {arms}}}\n")
+        report(copied_run)
+        assert ("The filter kept 5 %" in _page(copied_run)) == warned
 
 
 VALIDATION = {
@@ -391,7 +411,10 @@ def test_a_patient_called_na_stays_in_the_tables(tmp_path):
 
 def test_answer_is_about_the_headline_and_claims_only_what_survives_correction():
     pair = {"arm": "real+synthetic", "baseline": "real+stain", "delta_iou": 0.03, "ci95": [0.01, 0.05]}
-    for p_adjusted, verdict in ((0.04, "images helped:"), (0.06, "images seemingly helped:")):
+    for p_adjusted, verdict in (
+        (0.04, "in the place of stain helped:"),
+        (0.06, "in the place of stain seemingly helped:"),
+    ):
         headline = pair | {"p_value": 0.02, "p_adjusted": p_adjusted}
         summary = SUMMARY | {"comparisons": [headline], "headline": headline}
         assert verdict in report_text.answer(summary)
@@ -401,6 +424,20 @@ def test_answer_is_about_the_headline_and_claims_only_what_survives_correction()
         assert "from real+stain to real+synthetic, each the best of its kind on validation patients," in sentence
         assert f"p = 0.020, corrected for 3 comparisons {p_adjusted:.3f}" in sentence
         assert "From real+stain to real+stain+synthetic: +0.040" in report_text.second_sentence(several)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "arm", "words"),
+    [
+        ("real", "real+synthetic", "Synthetic images helped:"),
+        ("real", "real+stain+synthetic", "Synthetic images together with stain helped:"),
+        ("real+self-training", "real+synthetic", "Synthetic images in the place of self-training helped:"),
+        ("real", "real+second-round", "Synthetic images helped:"),
+    ],
+)
+def test_verdict_names_all_that_its_arms_differ_by(baseline, arm, words):
+    pair = {"baseline": baseline, "arm": arm, "delta_iou": 0.1, "ci95": [0.08, 0.12], "p_value": 0.001}
+    assert f"{report_text.verdict(pair)}:" == words
 
 
 def test_pairs_that_exchange_synthetic_images_for_something_else_do_not_say_what_they_add():
@@ -430,6 +467,7 @@ def test_nothing_is_warned_of_when_all_is_well():
     ("summary", "generation", "kept", "words"),
     [
         ({"n_test_patients": 9}, {}, 0.9, "Only 9 test patients"),
+        ({"n_unscored_patients": 3}, {}, 0.9, "3 test patients without a labelled pixel"),
         ({"seeds": [0]}, {}, 0.9, "One seed"),
         ({"seeds": [0, 1]}, {}, 0.9, "Only 2 seeds"),
         ({}, {"style_sensitivity": 0.05}, 0.9, "style condition is all but ignored"),
@@ -466,6 +504,23 @@ def test_roles_are_counted_by_laboratory_where_there_are_two(copied_run):
         "source laboratory",
         "target laboratory",
     }
+
+
+def test_an_annotated_patient_with_images_without_masks_has_one_role(copied_run):
+    patches = pd.read_parquet(copied_run / "data" / "patches.parquet")
+    first = patches["patient"] == "train00"
+    patches.loc[first, "annotated"] = [True, False]
+    rows = {row["role"]: row for row in report_run.cohort(patches)}
+    assert (rows["training, annotated"]["patients"], rows["training, annotated"]["patches"]) == (2, 4)
+    assert (rows["training, unannotated"]["patients"], rows["training, unannotated"]["patches"]) == (4, 8)
+
+
+def test_styles_of_annotated_patients_are_not_called_never_annotated(copied_run):
+    assert "patients that were never annotated" in _page(copied_run)
+    patches = pd.read_parquet(copied_run / "data" / "patches.parquet").assign(annotated=True)
+    patches.to_parquet(copied_run / "data" / "patches.parquet")
+    report(copied_run)
+    assert "never annotated" not in _page(copied_run) and "there are no others" in _page(copied_run)
 
 
 def test_leaks_are_found_by_patient_and_by_content(copied_run):
@@ -584,7 +639,7 @@ def experiment(full_run, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("runs") / "study"
     table = pd.read_csv(full_run / "evaluation" / "per_patient.csv")
     pooled, summaries = [], {}
-    for name, budget, gain in (("budget2-fold0", 2, 0.0), ("budget2-fold1", 2, 0.0), ("budgetall", 6, 0.1)):
+    for name, budget, gain in (("budget2-fold0", 2, 0.0), ("budget2-fold1", 2, 0.0), ("budgetall-fold0", 6, 0.1)):
         shutil.copytree(full_run, root / name)
         own = table.assign(iou=(table["iou"] + gain).clip(0, 1), budget=budget, fold=0)
         summaries[budget] = summary_table(own, list(ARMS), label_budget=budget, resamples=200)
@@ -606,24 +661,59 @@ def experiment(full_run, tmp_path_factory) -> Path:
 def test_experiment_shows_every_budget_and_the_generator_of_the_main_one(experiment):
     page, markdown = _page(experiment), (experiment / "summary.md").read_text()
     evidence = read_evidence(experiment)
-    assert [part.name for part in evidence.parts] == ["budget2-fold0", "budget2-fold1", "budgetall"]
-    assert evidence.run.name == "budgetall" and list(evidence.budgets) == [2, 6]
+    assert [part.name for part in evidence.parts] == ["budget2-fold0", "budget2-fold1", "budgetall-fold0"]
+    assert evidence.run.name == "budgetall-fold0" and list(evidence.budgets) == [2, 6]
     assert set(evidence.per_patient["budget"]) == {6}
     for budget, summary in evidence.budgets.items():
         for score in summary["arms"].values():
             assert f"{score['patient_iou_mean']:.3f}" in page and f"{score['patient_iou_mean']:.3f}" in markdown
         assert f"## {budget} annotated patients" in markdown
     assert "By number of annotated patients: with 2, " in page and "6 annotated patients)." in page
-    assert "budgetall</a> (its generator is shown below)" in page and "Not shown" not in page
+    assert "budgetall-fold0</a> (its generator is shown below)" in page and "Not shown" not in page
     assert "7 min 30 s" in page  # five stages of 70 s and eight segmenters of 12.5 s, which three runs share
     arms = pd.read_csv(experiment / "report" / "tables" / "arms.csv")
     assert arms.groupby("label_budget")["arm"].nunique().to_dict() == {2: 4, 6: 4}
 
 
+def test_runs_of_an_earlier_config_are_no_part_of_the_experiment(experiment, tmp_path):
+    root = tmp_path / "study"
+    shutil.copytree(experiment, root)
+    shutil.copytree(root / "budget2-fold0", root / "budget2")  # before there were folds
+    assert [part.name for part in read_evidence(root).parts] == ["budget2-fold0", "budget2-fold1", "budgetall-fold0"]
+    text = (root / "config.yaml").read_text()
+    (root / "config.yaml").write_text(text.replace("folds: 2", "folds: 1"))
+    assert [part.name for part in read_evidence(root).parts] == ["budget2"]
+    (root / "config.yaml").write_text("split: {label_budget: 2}\n")  # a plain run where an experiment was
+    assert read_evidence(root).parts == (root,)
+
+
+def test_settings_of_an_experiment_are_those_of_all_its_runs(experiment):
+    found = report_run.settings(read_evidence(experiment))
+    assert found["folds"] == "2" and found["label budgets"] == "2, 6"
+
+
+def test_card_of_an_experiment_says_which_figures_are_of_the_weights_it_names(experiment):
+    card = (experiment / "report" / "model_card.md").read_text()
+    own = files.read_json(experiment / "budgetall-fold0" / "evaluation" / "summary.json")
+    iou = own["arms"]["real+stain+synthetic"]["patient_iou_mean"]
+    assert "those of the recipe over all 3 runs of the experiment" in card and "averages" not in card
+    assert f"this arm's mean IoU over 12 test patients is {iou:.3f}" in card
+    assert "in `budgetall-fold0/`" in card
+
+
+def test_card_of_a_run_with_nothing_but_the_ceiling_is_about_the_ceiling(copied_run):
+    table = pd.read_csv(copied_run / "evaluation" / "per_patient.csv")
+    table = table[table["arm"] == "real"].assign(arm="full")
+    files.write_json(copied_run / "evaluation" / "summary.json", summary_table(table, ["full"], label_budget=2))
+    report(copied_run)
+    card = (copied_run / "report" / "model_card.md").read_text()
+    assert "segmentation/full/seed0" in card and "no other arm was trained" in card and "Not evaluated" not in card
+
+
 def test_what_sub_runs_share_took_its_time_once(experiment):
     rows = {row["stage"]: row["seconds"] for row in report_run.times(read_evidence(experiment).parts)}
     assert rows["segmentation"] == 8 * 12.5 and rows["autoencoder"] == 70  # of three sub-runs with the same markers
-    own = experiment / "budgetall" / "autoencoder" / "fingerprint.json"
+    own = experiment / "budgetall-fold0" / "autoencoder" / "fingerprint.json"
     before = own.read_bytes()
     files.write_json(own, {"fingerprint": "another", "seconds": 30})
     assert {row["stage"]: row["seconds"] for row in report_run.times(read_evidence(experiment).parts)}[
@@ -658,3 +748,12 @@ def test_experiment_that_has_only_begun_still_gets_a_page(tmp_path):
 def test_curves_have_a_line_an_arm_with_all_budgets(experiment):
     words = _panels_of(budgets_figure(read_evidence(experiment).budgets))
     assert {"2", "6", *ARMS} <= set(words) and words.count("real+stain") == 2
+
+
+def test_every_class_has_a_colour_of_its_own():
+    colours = list(class_colours([f"class {k}" for k in range(32)]).values())
+    rgb = np.array([list(bytes.fromhex(colour[1:])) for colour in colours], float)
+    apart = np.linalg.norm(rgb[:, None] - rgb, axis=2)[np.triu_indices(32, 1)]
+    assert apart.min() > 20, apart.min()
+    layout = np.asarray(colour_layout(np.arange(32, dtype=np.uint8)[None]))
+    assert (layout[0] == rgb).all()

@@ -364,9 +364,10 @@ def test_self_training_alone_reads_the_share_of_its_images(run: Recorder) -> Non
     assert run(arms, "segmentation.synthetic_share=0.4") == {*both_seeds("real+self-training"), *END}
 
 
-def test_no_pseudo_layouts_no_teacher_before_the_generator(run: Recorder) -> None:
-    run("diffusion.pseudo_confidence=null")
-    ran = run("diffusion.pseudo_confidence=null", "segmentation.steps=9")
+@pytest.mark.parametrize("nothing_read", ["diffusion.pseudo_confidence=null", "diffusion.unlabelled_share=0"])
+def test_no_pseudo_layouts_no_teacher_before_the_generator(run: Recorder, nothing_read: str) -> None:
+    run(nothing_read)
+    ran = run(nothing_read, "segmentation.steps=9")
     assert "diffusion" not in ran and {TEACHER, "filter"} <= ran
 
 

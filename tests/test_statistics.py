@@ -342,7 +342,10 @@ def test_groups_are_summarised_over_their_own_patients():
     nameless = summary_table(table.assign(group=np.nan), ["real"], label_budget=4, resamples=200)
     assert nameless["groups"] == {}
     table.loc[table["patient"] != "p0", "iou"] = np.nan
-    lonely = summary_table(table, ["real"], label_budget=4, resamples=200)["groups"]
+    summary = summary_table(table, ["real"], label_budget=4, resamples=200)
+    assert (summary["n_test_patients"], summary["n_unscored_patients"]) == (1, 9)
+    lonely = summary["groups"]
+    assert {name: found["n_patients"] for name, found in lonely.items()} == {"he": 0, "ihc": 1}
     keys = ("patient_iou_mean", "patient_iou_std", "worst_decile_iou")
     assert lonely["he"]["arms"]["real"] == {**dict.fromkeys(keys), "n_patients": 0}
     assert lonely["ihc"]["arms"]["real"]["patient_iou_std"] is None

@@ -96,7 +96,9 @@ def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
 
 def _generator_stages(run: RunFolder, config: RunConfig) -> list[Stage]:
     """The generator, the synthetic set and the filter."""
-    pseudo = (_segmenter_name(TEACHER_ARM, config.seed),) if config.diffusion.pseudo_confidence is not None else ()
+    options = config.diffusion
+    reads = options.pseudo_confidence is not None and options.unlabelled_share > 0
+    pseudo = (_segmenter_name(TEACHER_ARM, config.seed),) if reads else ()
     few = config.generate.generator == "few-step"
     keys = _generator_keys("annotated_only_control")
     return [

@@ -10,6 +10,7 @@ from PIL import Image
 from stedm.config import IGNORE
 from stedm.errors import UserError
 
+
 def _starts(length_px: int, patch_px: int) -> list[int]:
     count = max(1, -(-length_px // patch_px))
     return [max(0, min(i * patch_px, length_px - patch_px)) for i in range(count)]

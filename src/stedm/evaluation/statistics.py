@@ -230,6 +230,7 @@ def _groups(per_patient: pd.DataFrame, scores: Mapping[str, pd.DataFrame]) -> di
     if "group" not in per_patient:
         return {}
     group_of = per_patient.drop_duplicates("patient").set_index("patient")["group"].astype(object).fillna("")
+    scored = _scored(per_patient)
     found: dict[str, Any] = {}
     for name in sorted(set(group_of) - {""}):
         members = group_of.index[group_of == name]
@@ -242,8 +243,13 @@ def _groups(per_patient: pd.DataFrame, scores: Mapping[str, pd.DataFrame]) -> di
                 "worst_decile_iou": worst_decile(values.to_numpy()) if len(values) else None,
                 "n_patients": len(values),
             }
-        found[name] = {"n_patients": len(members), "arms": arms}
+        found[name] = {"n_patients": len(scored.intersection(members)), "arms": arms}
     return found
+
+
+def _scored(per_patient: pd.DataFrame) -> set[str]:
+    """Patients with a score: those without a labelled pixel have none."""
+    return set(per_patient.loc[per_patient["iou"].notna(), "patient"])
 
 
 def summary_table(
@@ -272,12 +278,14 @@ def summary_table(
     headline = headline_comparison(merits)
     pairs = default_comparisons(list(arms))
     pairs += [headline] if headline and headline not in pairs else []
+    scored = len(_scored(per_patient))
     comparisons = [_comparison_entry(scores, arm, baseline, **options) for arm, baseline in pairs]
     for found, p_adjusted in zip(comparisons, holm([found["p_value"] for found in comparisons]), strict=True):
         found["p_adjusted"] = p_adjusted
     return {
         "label_budget": label_budget,
-        "n_test_patients": int(per_patient["patient"].nunique()),
+        "n_test_patients": scored,
+        "n_unscored_patients": int(per_patient["patient"].nunique()) - scored,
         "seeds": sorted(int(value) for value in per_patient["seed"].unique()),
         "draws": draws_of(per_patient),
         "arms": {

@@ -38,6 +38,8 @@ FACTS = {
 
 `patient` is the one whose style was asked for, of real pairs the one they show.
 """
+_GENERATORS = {"synthetic-annotated-only": "annotated-only", "synthetic-unstyled": "full (asked without a style)"}
+"""Which generator of the run drew a control set; the others are drawn by the one its config names."""
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
@@ -125,7 +127,7 @@ def find_set(folder: str | Path, *, everything: bool = False, with_real: bool = 
         classes=classes,
         colours=list(class_colours(classes).values()),
         licence=data_source(read_evidence(run).config)["licence"] if run else "not stated",
-        origin=[*_origin(manifest, run), filtering],
+        origin=[*_origin(folder, manifest, run), filtering],
         digest=_digest(folder, run if with_real else None),
     )
 
@@ -195,14 +197,14 @@ def _name(folder: Path, run: Path | None) -> str:
     return own if run is None else f"{run.resolve().name}, {own} set"
 
 
-def _origin(manifest: pd.DataFrame, run: Path | None) -> list[str]:
+def _origin(folder: Path, manifest: pd.DataFrame, run: Path | None) -> list[str]:
     """Sentences on the generator, as far as manifest and run say."""
     if run is None:
         model = sorted(set(manifest["model"].astype(str))) if "model" in manifest else ["unknown"]
         said = [f"Drawn by `stedm generate --model` with a generator of digest {', '.join(model)}."]
     else:
         evidence = read_evidence(run)
-        generator = (evidence.config.get("generate") or {}).get("generator", "full")
+        generator = _GENERATORS.get(folder.name) or (evidence.config.get("generate") or {}).get("generator", "full")
         version = (evidence.environment or {}).get("stedm", "of unknown version")
         said = [f"Drawn by stedm {version}, the {generator} generator of the run {evidence.name}."]
     for column, words in {

@@ -13,6 +13,7 @@ import torch
 from stedm.arms import OUR_SETS, SECOND_ROUND
 from stedm.config import RunConfig
 from stedm.data.composition import CompositionTable
+from stedm.data.tables import read_parquet
 from stedm.device import best_device
 from stedm.diffusion.pipeline import StyleDiffusion, Styles
 from stedm.diffusion.sampling import Sampling
@@ -89,9 +90,12 @@ def layouts_of(run: RunFolder, config: RunConfig, patches: pd.DataFrame, *, name
 
 
 def composition_of(run: RunFolder, config: RunConfig) -> CompositionTable | None:
-    """The user's composition table, if the config names one."""
-    name = config.generate.composition
-    return CompositionTable.read(name, run.classes()) if name else None
+    """The user's composition table, if the config names one. Raises UserError where it does not fit the cohort."""
+    if not config.generate.composition:
+        return None
+    table = CompositionTable.read(config.generate.composition, run.classes())
+    table.check_groups(read_parquet(run.data / "cohort.parquet", needs=("group",))["group"])
+    return table
 
 
 def make_plan(

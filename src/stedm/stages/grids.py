@@ -25,6 +25,8 @@ ROWS, COLUMNS, SHOWN = 6, 6, 3
 class StyleGrid:
     """Layouts in the styles of patients whose annotation was never used: chosen once, drawn again by every model.
 
+    In those of the annotated patients where there are no others.
+
     Rows: patients, some images of the style set at the left. Columns: layouts of the annotated patients.
     """
 
@@ -34,6 +36,7 @@ class StyleGrid:
         patches = run.patches()
         annotated = train_patches(patches, annotated=True)
         styles = train_patches(patches, annotated=False)
+        styles = styles[~styles["patient"].isin(annotated["patient"])]
         styles = styles if len(styles) else annotated
         rng = np.random.default_rng([config.seed, 6])
         layouts = RealLayouts(run.label_maps(annotated))

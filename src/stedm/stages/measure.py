@@ -66,13 +66,14 @@ def measure_generator(run: RunFolder, config: RunConfig) -> dict[str, Any]:
     if encoder_name == FIXED:
         encoder = standardised(encoder, run.images(not_compared(training, drawing.groups)))
     groups = _groups(drawing.groups, run, config, encoder)
-    hardest = groups["unseen"] if drawing.groups["unseen"] else groups["seen"]
+    hardest = "unseen" if drawing.groups["unseen"] else "seen"
     return {
         "nfe": drawing.nfe,
         "images": drawing.images,
         "images_per_second": drawing.images / drawing.seconds,
         "device": f"{drawing.device} ({torch.get_num_threads()} threads)",
-        **{key: hardest[key] for key in FIGURES},
+        "figures_of": hardest,
+        **{key: groups[hardest][key] for key in FIGURES},
         **_memorisation(drawing.groups, groups, run.images(training), training["patient"].tolist()),
         "kid_encoder": encoder_name,
         "unseen_are": "unseen" if (patches["split"] == "unseen").any() else "val",

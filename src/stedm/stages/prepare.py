@@ -185,15 +185,20 @@ def _phantom(out: Path, config: CohortConfig, *, reuse: bool) -> CohortConfig:
 def _with_roles(extracted: pd.DataFrame, classes: list[str], splits: dict[str, list[str]]) -> pd.DataFrame:
     """The patches table: patches of patients with a role, class fractions only of those whose annotation is used.
 
-    Raises UserError when a role is left without patches.
+    Raises UserError when a role is left without a labelled pixel.
     """
     role = extracted["patient"].map({patient: role for role, patients in splits.items() for patient in patients})
     extracted, role = (rows[role.notna()].reset_index(drop=True) for rows in (extracted, role))
     annotated = extracted["has_mask"].astype(bool) & ~role.isin(["train_unannotated", "unseen"])
+    labelled = extracted[[f"fraction_{name}" for name in classes]].sum(axis=1) > 0
     for name in ("train_annotated", "val", "test"):
+        patients = f"the {name} patients {splits[name][:3]}"
         if not (annotated & (role == name)).any():
+            raise UserError(f"no patch of {patients} holds tissue; lower prepare.min_tissue")
+        if not (labelled & annotated & (role == name)).any():
             raise UserError(
-                f"no patch of the {name} patients {splits[name][:3]} holds tissue; lower prepare.min_tissue"
+                f"no patch of {patients} shows a pixel of any class; look at their masks or annotations, at "
+                "cohort.labels, or name other patients in the table's column `split`"
             )
     table = extracted.copy()
     table.insert(6, "split", role.str.partition("_")[0])

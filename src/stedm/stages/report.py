@@ -1,6 +1,6 @@
 """The report: one self-contained, printable HTML page, `summary.md`, tables and a model card, from a run's files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import jinja2
 import pandas as pd
 
 from stedm import files
-from stedm.arms import ARMS, OUR_SETS
+from stedm.arms import ARMS, OUR_SETS, SECOND_ROUND, synthetic_set
 from stedm.errors import UserError
 from stedm.stages import report_figures as figures
 from stedm.stages import report_generation as generator
@@ -18,7 +18,7 @@ from stedm.stages import report_text as text
 from stedm.stages.report_alignment import alignments
 from stedm.stages.report_budgets import budgets_section
 from stedm.stages.report_card import model_card
-from stedm.stages.report_evidence import Evidence, json_of, read_evidence, table_of
+from stedm.stages.report_evidence import Evidence, config_of, json_of, read_evidence, table_of
 from stedm.stages.report_layouts import layouts_section
 from stedm.stages.report_leaks import leaks
 from stedm.stages.report_slides import slide_warnings, slides_section
@@ -87,7 +87,8 @@ def _cautions(evidence: Evidence) -> list[str]:
         for caution in leaks(part / "data", table_of(part / "data" / "patches.parquet"))
     ]
     found += [caution for part in evidence.parts for caution in slide_warnings(part / "data")]
-    found += warnings(evidence.summary, None, None) + folds_warning(evidence.config, evidence.summary)
+    found += warnings(evidence.summary, None, None)
+    found += folds_warning(evidence.config, evidence.summary) if len(evidence.parts) > 1 else []
     for part in evidence.parts:
         which = "" if len(evidence.parts) == 1 else f"{part.name}: "
         found += [which + caution for caution in _generator_cautions(part)]
@@ -95,7 +96,9 @@ def _cautions(evidence: Evidence) -> list[str]:
 
 
 def _generator_cautions(run: Path) -> list[str]:
-    manifests = [table_of(RunFolder(run).synthetic_set(name) / "manifest.parquet") for name in OUR_SETS]
+    asked = _sets_asked_for(config_of(run))
+    sets = [name for name in OUR_SETS if name != SECOND_ROUND or name in asked]
+    manifests = [table_of(RunFolder(run).synthetic_set(name) / "manifest.parquet") for name in sets]
     kept = [float(table["keep"].mean()) for table in manifests if table is not None and "keep" in table]
     validation = json_of(run / "diffusion" / "validation.json")
     return [
@@ -103,6 +106,16 @@ def _generator_cautions(run: Path) -> list[str]:
         *ignored_conditions(validation),
         *unchecked_conditions(validation),
     ]
+
+
+def _sets_asked_for(config: Mapping[str, Any]) -> set[str | None]:
+    """The synthetic sets of a run's arms: what an earlier config drew beside them is no part of the run."""
+    return {synthetic_set(arm) for arm in (config.get("segmentation") or {}).get("arms") or []}
+
+
+def _has_control(config: Mapping[str, Any]) -> bool:
+    asked = (config.get("diffusion") or {}).get("annotated_only_control")
+    return bool(asked) or "annotated-only" in _sets_asked_for(config)
 
 
 def _context(evidence: Evidence) -> dict[str, Any]:
@@ -129,7 +142,10 @@ def _context(evidence: Evidence) -> dict[str, Any]:
         "shown_run": None if run == evidence.root else run.name,
         "segmentation": report_segmentation.segmentation(evidence),
         "grid": _pictures(run / "diffusion" / "samples", "style_by_layout.png"),
-        "control_grid": _pictures(run / "control" / "samples", "style_by_layout.png"),
+        "control_grid": _pictures(run / "control" / "samples", "style_by_layout.png")
+        if _has_control(evidence.config)
+        else [],
+        "unannotated_styles": report_run.has_unannotated(evidence.patches),
         "drawn": report_synthetic.drawn(evidence),
         "layouts": layouts_section(json_of(run / "synthetic" / "layouts.json")),
         "filtered": report_synthetic.filtered(evidence),

@@ -7,7 +7,7 @@ import jinja2
 
 from stedm.config import FULL_ARM, ingredients
 from stedm.evaluation import choice
-from stedm.stages.report_evidence import Evidence
+from stedm.stages.report_evidence import Evidence, json_of
 from stedm.stages.report_generation import style_counts, style_table
 from stedm.stages.report_run import cohort, data_source, settings
 from stedm.stages.report_tables import in_markdown, markdown_table
@@ -29,6 +29,8 @@ def model_card(template: jinja2.Template, evidence: Evidence, cautions: Sequence
     return template.render(
         name=in_markdown(evidence.name),
         prefix="" if part == "." else f"{part}/",
+        runs=len(evidence.parts),
+        own=_own_score(evidence, arm),
         classes=list(map(in_markdown, evidence.classes)),
         source={key: in_markdown(text) for key, text in data_source(evidence.config).items()},
         roles=_roles(evidence),
@@ -49,11 +51,19 @@ def model_card(template: jinja2.Template, evidence: Evidence, cautions: Sequence
     )
 
 
+def _own_score(evidence: Evidence, arm: str | None) -> dict[str, Any] | None:
+    """Test patients and mean IoU of `arm` in the run whose weights the card names; None before it was evaluated."""
+    own = json_of(evidence.run / "evaluation" / "summary.json")
+    if own is None or arm not in own["arms"]:
+        return None
+    return {"patients": own["n_test_patients"], "iou": own["arms"][arm]["patient_iou_mean"]}
+
+
 def shipped_arm(summary: Mapping[str, Any] | None) -> str | None:
-    """The arm that `choice.merits` likes best, the ceiling `full` apart; the last where nothing was asked."""
+    """The arm that `choice.merits` likes best; the ceiling `full` only if it is alone; None before an evaluation."""
     arms = (summary or {"arms": {}})["arms"]
     _, merits = choice.merits(arms)
-    last = next((arm for arm in reversed(arms) if arm != FULL_ARM), None)
+    last = next((arm for arm in reversed(arms) if arm != FULL_ARM), next(iter(arms), None))
     return max(merits, key=merits.__getitem__) if merits else last
 
 

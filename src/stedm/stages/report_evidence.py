@@ -49,6 +49,11 @@ class Evidence:
         return self.root.resolve().name
 
     @property
+    def experiment(self) -> Mapping[str, Any]:
+        """Section `experiment` of `root`'s config: its parts have none."""
+        return config_of(self.root).get("experiment") or {}
+
+    @property
     def budgets(self) -> dict[int, Mapping[str, Any]]:
         """Summary of each label budget, ascending; empty for a single run."""
         found = (self.summary or {}).get("budgets") or {}
@@ -74,7 +79,7 @@ def read_evidence(root: Path) -> Evidence:
         run=run,
         parts=parts,
         config_text=(root / "config.yaml").read_text(encoding="utf-8", errors="replace"),
-        config=_config_of(run),
+        config=config_of(run),
         environment=json_of(root / "environment.json"),
         summary=summary,
         per_patient=per_patient,
@@ -86,7 +91,8 @@ def read_evidence(root: Path) -> Evidence:
     )
 
 
-def _config_of(run: Path) -> Mapping[str, Any]:
+def config_of(run: Path) -> Mapping[str, Any]:
+    """config.yaml of a run folder. Raises UserError where it is damaged."""
     path = run / "config.yaml"
     with files.whole(path, fix="copy the run folder again, or run it with its config"):
         config = parse_yaml(path.read_text(encoding="utf-8")) or {}
@@ -113,18 +119,21 @@ def table_of(path: Path) -> pd.DataFrame | None:
 def _parts(root: Path) -> tuple[Path, ...]:
     """The runs of an experiment, by budget, draw and fold; `root` itself when it is a single run.
 
-    Those of an earlier config, whose budget, draw or fold `root` no longer asks for, are left out.
+    Those of an earlier config, which `root` no longer asks for, are left out.
     """
-    config = _config_of(root)
+    config = config_of(root)
     experiment, split = config.get("experiment") or {}, config.get("split") or {}
     budgets = experiment.get("budgets") or [split.get("label_budget") or "all"]
     draws, folds = experiment.get("draws") or 1, experiment.get("folds") or 1
+    if not experiment.get("budgets") and draws == folds == 1:
+        return (root,)
     found = []
     for path in root.iterdir():
         named = _PART.fullmatch(path.name)
         if named and (path / "config.yaml").is_file():
             budget, draw, fold = named[1], int(named[2] or 0), int(named[3] or 0)
-            if budget in map(str, budgets) and draw < draws and fold < folds:
+            of_folds = (named[3] is not None) == (folds > 1)
+            if budget in map(str, budgets) and draw < draws and fold < folds and of_folds:
                 found.append((float("inf") if budget == "all" else int(budget), draw, fold, path))
     return tuple(path for *_, path in sorted(found)) or (root,)
 

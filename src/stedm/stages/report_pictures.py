@@ -1,7 +1,10 @@
 """Pictures of tissue for the report: inlined files, and galleries of synthetic images beside what they came from."""
 
 import base64
+import colorsys
+import functools
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +25,9 @@ MOST_SLIDES = 1000
 """Slides that are pictured: their pictures are some 25 MB of the page, and those of their annotations as many."""
 FEW_SLIDES = 48
 """More than these are shown small."""
-CLASS_COLOURS = ("#eceae4", "#2f7f86", "#d9774f", "#7a5ba6", "#c9a227", "#4f8f4a", "#b5486a", "#54708f")
+_CLASS_COLOURS = ("#eceae4", "#2f7f86", "#d9774f", "#7a5ba6", "#c9a227", "#4f8f4a", "#b5486a", "#54708f")
+_MOST_COLOURS = 64
+"""Colours before they come again."""
 UNKNOWN_COLOUR = "#ffffff"
 T = TypeVar("T")
 
@@ -76,14 +81,33 @@ def inline_files(paths: Sequence[Path]) -> list[Picture]:
     return [inline(Image.open(path), name=path.stem.replace("_", " ")) for path in paths]
 
 
+@functools.cache
+def _palette() -> list[str]:
+    """Colours `#rrggbb` of the classes: eight, then each the one farthest from those before it and from white."""
+    hues, lightnesses, saturations = np.arange(24) / 24, (0.25, 0.4, 0.55, 0.7), (0.35, 0.8)
+    rgb = [colorsys.hls_to_rgb(*hls) for hls in itertools.product(hues, lightnesses, saturations)]
+    candidates = np.round(255 * np.array(rgb)).astype(int)
+    chosen = list(_CLASS_COLOURS)
+    while len(chosen) < _MOST_COLOURS:
+        taken = np.array([list(bytes.fromhex(colour[1:])) for colour in [*chosen, UNKNOWN_COLOUR]])
+        farthest = np.linalg.norm(candidates[:, None] - taken, axis=2).min(1).argmax()
+        chosen.append("#" + bytes(candidates[farthest].tolist()).hex())
+    return chosen
+
+
+def class_colour(label: int) -> str:
+    """Colour of a class, `#rrggbb`."""
+    return _palette()[label % _MOST_COLOURS]
+
+
 def class_colours(classes: Sequence[str]) -> dict[str, str]:
     """Give every class the colour layouts are drawn in."""
-    return {name: CLASS_COLOURS[index % len(CLASS_COLOURS)] for index, name in enumerate(classes)}
+    return {name: class_colour(label) for label, name in enumerate(classes)}
 
 
 def colour_layout(label_map: np.ndarray) -> Image.Image:
     """Draw a label map uint8 (H, W) in the classes' colours; ignored pixels are white."""
-    table = np.array([list(bytes.fromhex(CLASS_COLOURS[i % len(CLASS_COLOURS)][1:])) for i in range(256)], np.uint8)
+    table = np.array([list(bytes.fromhex(class_colour(label)[1:])) for label in range(256)], np.uint8)
     table[IGNORE] = list(bytes.fromhex(UNKNOWN_COLOUR[1:]))
     return Image.fromarray(table[label_map])
 

@@ -60,10 +60,10 @@ def settings(evidence: Evidence) -> dict[str, str]:
     generate = evidence.config.get("generate") or {}
     folder = "few_step" if generate.get("generator") == "few-step" else "diffusion"
     own = (json_of(evidence.run / folder / "model_index.json") or {}).get("sampling") or {}
-    config = {**evidence.config, "generate": {**generate, **in_force(own, generate)}}
+    config = {**evidence.config, "generate": {**generate, **in_force(own, generate)}, "experiment": evidence.experiment}
     if evidence.budgets:
         config["split"] = None  # the budgets stand in its place
-        config["experiment"] = (config.get("experiment") or {}) | {"budgets": list(evidence.budgets)}
+        config["experiment"] = {**evidence.experiment, "budgets": list(evidence.budgets)}
 
     def value(key: str) -> Any:
         return functools.reduce(lambda node, part: (node or {}).get(part), key.split("."), config)
@@ -85,8 +85,9 @@ def cohort(patches: pd.DataFrame | None) -> list[dict[str, Any]] | None:
     rows = []
     for split, annotated, role in ROLES:
         members = patches[patches["split"] == split]
-        if annotated is not None:
-            members = members[members["annotated"] == annotated]
+        if annotated is not None:  # of whole patients: an annotated one may have images without masks, too
+            has_masks = members["patient"].isin(members.loc[members["annotated"], "patient"])
+            members = members[has_masks == annotated]
         if members.empty and split == "unseen":
             continue
         if "laboratory" in patches and patches["laboratory"].nunique() > 1:
@@ -94,6 +95,14 @@ def cohort(patches: pd.DataFrame | None) -> list[dict[str, Any]] | None:
         else:
             rows.append(_counts(role, members))
     return rows
+
+
+def has_unannotated(patches: pd.DataFrame | None) -> bool:
+    """Whether there is a training patient of whom no annotation was used: not yet known counts as yes."""
+    if patches is None:
+        return True
+    training = patches[patches["split"] == "train"]
+    return not training["patient"].isin(training.loc[training["annotated"], "patient"]).all()
 
 
 def _counts(role: str, members: pd.DataFrame) -> dict[str, Any]:

@@ -106,12 +106,21 @@ def is_clear(comparison: Mapping[str, Any]) -> bool:
 
 
 def verdict(comparison: Mapping[str, Any]) -> str:
-    """Say in words what a comparison shows of synthetic images."""
+    """Say in words what a comparison shows of synthetic images, and of what else its arms differ by."""
+    subject = f"Synthetic images{_also_changed(comparison)}"
     low, high = comparison["ci95"]
     if low <= 0 <= high or comparison["p_value"] > SURE:
-        return "Synthetic images made no clear difference"
+        return f"{subject} made no clear difference"
     seemingly = "" if is_clear(comparison) else "seemingly "
-    return f"Synthetic images {seemingly}{'helped' if low > 0 else 'hurt'}"
+    return f"{subject} {seemingly}{'helped' if low > 0 else 'hurt'}"
+
+
+def _also_changed(comparison: Mapping[str, Any]) -> str:
+    """Name what a synthesis comparison adds beside synthetic images, and what it takes away; empty for neither."""
+    arm, baseline = ingredients(comparison["arm"]), ingredients(comparison["baseline"])
+    added, taken = sorted(arm - baseline - set(OUR_SETS)), sorted(baseline - arm)
+    together = f" together with {' and '.join(added)}" if added else ""
+    return together + (f" in the place of {' and '.join(taken)}" if taken else "")
 
 
 def measured(comparison: Mapping[str, Any], family: int) -> str:

@@ -34,6 +34,11 @@ def _evaluation_warnings(summary: Mapping[str, Any] | None) -> list[str]:
             f"Only {count(summary['n_test_patients'], 'test patient')}: intervals over fewer than {FEW_PATIENTS} "
             "patients are rough, and the worst decile is a single patient."
         )
+    if summary.get("n_unscored_patients"):
+        found.append(
+            f"{count(summary['n_unscored_patients'], 'test patient')} without a labelled pixel, in no figure: look at "
+            "their masks, or leave them out of the table."
+        )
     number = len(draws(summary))
     if number == 2:
         found.append("Only 2 draws of annotated patients: how much depends on who was annotated is known roughly.")

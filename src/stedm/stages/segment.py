@@ -24,7 +24,7 @@ from stedm.models.ensemble import Ensemble
 from stedm.models.model_folder import CONFIG, WEIGHTS
 from stedm.progress import Bar
 from stedm.stages.predict import Prediction
-from stedm.stages.report_pictures import CLASS_COLOURS
+from stedm.stages.report_pictures import class_colours
 from stedm.stages.segment_record import identity, is_record, record_of, write_record
 
 FORMAT = 3
@@ -228,7 +228,7 @@ class _Watched:
 
 
 def _colours(model: Ensemble) -> list[str]:
-    return model.colours or [CLASS_COLOURS[label % len(CLASS_COLOURS)] for label in range(len(model.classes))]
+    return model.colours or list(class_colours(model.classes).values())
 
 
 def _fingerprints(path: Path, options: SegmentOptions, slide_mpp: float) -> dict[str, str]:
