@@ -262,7 +262,7 @@ def test_a_killed_export_continues_and_is_the_same(
     command = ["export", str(run), "--format", name, "--out", str(out), *options]
     assert main(command) == 130
     assert not (out / "README.md").exists()
-    (out / ".part.0123abcd.png").write_bytes(b"left by kill -9")
+    (out / ".part.stedm-0123abcd.png").write_bytes(b"left by kill -9")
     before = len(reads)
     assert main(command) == 0
     assert contents(out) == whole

@@ -427,11 +427,16 @@ def test_one_command_runs_its_stage_and_what_it_needs(run: Recorder, until: str,
 
 def test_what_a_killed_process_left_half_written_is_removed(run: Recorder) -> None:
     run()
-    for name in (".config.0123abcd.yaml", "synthetic/.s000001.ba009ed4.png", "diffusion/.unet.0123abcd/weights"):
+    marks = (
+        ".config.stedm-0123abcd.yaml",
+        "synthetic/.s1.stedm-ba009ed4.png",
+        "diffusion/.unet.stedm-0123abcd/weights",
+    )
+    for name in (*marks, ".backup.20240115", "data/.notes.20240115.txt"):  # the last two are the user's
         (run.folder / name).parent.mkdir(exist_ok=True)
         (run.folder / name).write_text("half")
     assert run() == set()
-    assert [path.name for path in run.folder.rglob(".*")] == [".lock"]
+    assert sorted(path.name for path in run.folder.rglob(".*")) == [".backup.20240115", ".lock", ".notes.20240115.txt"]
 
 
 def test_killed_when_all_was_done_leaves_no_mark_of_a_beginning(run: Recorder) -> None:

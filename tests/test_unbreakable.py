@@ -85,10 +85,13 @@ def test_every_stage_killed_twenty_times_ends_with_the_same_bits(tmp_path: Path)
 
 
 def test_what_a_killed_segmentation_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (".areas.0123abcd.csv", ".other.0123abcd.csv", ".hidden"):
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "areas.csv") as temporary:
+        raise KeyboardInterrupt
+    others = [".areas.20240115.csv", ".hidden", ".other.stedm-0123abcd.csv"]
+    for name in (temporary.name, *others):
         (tmp_path / name).write_text("")
     remove_temporaries(tmp_path, ".areas.*")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", ".other.0123abcd.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == others
 
 
 # Two processes

@@ -14,7 +14,8 @@ from typing import IO, Any
 
 from stedm.errors import Stopped, UserError
 
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
+_TEMPORARY = re.compile(r"\..+\.stedm-[0-9a-f]{8}(\.\w+)?")
+"""Names of what is half-written: with a mark of our own, for folders may hold hidden files of the user's."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _FIXES = {
     errno.ENOSPC: "make room on its disk",
@@ -34,7 +35,7 @@ _FIXES = {
 
 def _temporary_sibling(path: Path) -> Path:
     # The suffix stays at the end: image and table writers choose their format by it.
-    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    return path.with_name(f".{path.stem}.stedm-{uuid.uuid4().hex[:8]}{path.suffix}")
 
 
 def remove_temporaries(folder: str | Path, pattern: str = "**/.*") -> None:
