@@ -145,3 +145,24 @@ def test_table_without_rows_columns_or_masks_is_refused(tmp_path, rows):
     assert "did you mean patient_id" in refusal(tmp_path, renamed, columns={"patient": "patientid"})
     assert "did you mean patient" in refusal(tmp_path, rows, columns={"pateint": "patient"})
     assert "no row has a mask" in refusal(tmp_path, [row | {"mask": ""} for row in rows])
+
+
+def test_whom_one_may_annotate_is_said_in_the_usual_words_and_others_are_refused(tmp_path, rows):
+    words = ["TRUE", "n", "1.0", "No", "Y", "0"]
+    said = [row | {"may_annotate": word} for row, word in zip(rows, words, strict=True)]
+    assert read_cohort(config(tmp_path, said))["may_annotate"].tolist() == [True, False] * 3
+    pd.DataFrame(said).assign(may_annotate=[1.0, 0.0] * 3).to_parquet(tmp_path / "table.parquet")
+    assert (
+        read_cohort(CohortConfig(table=str(tmp_path / "table.parquet")))["may_annotate"].tolist() == [True, False] * 3
+    )
+    for word in ("x", "ja", ""):
+        said[4]["may_annotate"] = word
+        message = refusal(tmp_path, said)
+        assert all(part in message for part in ("table.csv, row 6", f"may_annotate '{word}'", "yes or no")), message
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_table_with_other_separators_is_told_so(tmp_path, rows, separator, name):
+    pd.DataFrame(rows).to_csv(tmp_path / "table.csv", index=False, sep=separator)
+    with pytest.raises(UserError, match=rf"table\.csv: .*separated by {name}; save it with commas between values"):
+        read_cohort(CohortConfig(table=str(tmp_path / "table.csv")))

@@ -12,17 +12,14 @@ import pandas as pd
 from PIL import UnidentifiedImageError
 
 from stedm.config import CohortConfig, TargetConfig
+from stedm.data.cohort_columns import COLUMNS, REQUIRED, columns_of
 from stedm.data.images import TooLarge, open_image
 from stedm.data.label_source import resolve_polygon_classes
-from stedm.data.labels import INSTEAD, LabelMap, nearest_name, read_mask
+from stedm.data.labels import INSTEAD, LabelMap, read_mask
 from stedm.data.slide import DamagedSlide, Slide
-from stedm.data.tables import read_csv
 from stedm.errors import UserError
 from stedm.files import reason_of
 
-REQUIRED = ("image", "patient")
-LABELS = ("mask", "annotation", "annotation_origin")
-COLUMNS = ("image", "patient", "slide", *LABELS, "tissue", "roi", "mpp", "split", "group", "may_annotate")
 FILES = ("image", "mask", "annotation", "tissue", "roi")
 """Columns that name files."""
 ORIGINS = ("slide", "bounds")
@@ -30,6 +27,7 @@ ORIGINS = ("slide", "bounds")
 LEAST_MPP, MOST_MPP = 1e-4, 1e4
 """Microns per pixel outside of this are a slip, and would make images of no or astronomically many pixels."""
 SPLITS = ("train", "val", "test", "unseen")
+_YES, _NO = ("true", "1", "1.0", "yes", "y"), ("false", "0", "0.0", "no", "n")
 FOLDERED, SCATTERED = ".mrxs", (".dcm", ".vms", ".vmu")
 """Slides whose pixels are in a folder beside the file, and in other files that only OpenSlide finds."""
 _FIRST_ROW = 2  # rows are counted as a spreadsheet shows them: the header is row 1
@@ -49,7 +47,7 @@ def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") 
     an unreadable or empty table and missing columns.
     """
     path = Path(config.table or "")
-    table = _columns_of(path, config, section)
+    table = columns_of(path, config, section)
     _refuse_control_characters(table, path)
     for column in ("slide", *FILES[1:], "annotation_origin", "split", "group", "mpp"):
         if column not in table:
@@ -66,7 +64,7 @@ def read_table(config: CohortConfig | TargetConfig, *, section: str = "cohort") 
     table.loc[unnamed, "slide"] = table["image"].map(_short_names(table.loc[unnamed, "image"]))
     table["mpp"] = _mpp(table["mpp"], path, config.mpp, section)
     if "may_annotate" in table:
-        table["may_annotate"] = table["may_annotate"].str.lower().isin(["true", "1", "yes"])
+        table["may_annotate"] = _yes_or_no(table["may_annotate"], path)
     return table[[column for column in COLUMNS if column in table]]
 
 
@@ -137,24 +135,6 @@ def resolve_labels(
     return label_map
 
 
-def _columns_of(path: Path, config: CohortConfig | TargetConfig, section: str) -> pd.DataFrame:
-    """Our columns of the table, as far as it has them, as stripped text."""
-    try:
-        raw = read_csv(path) if path.suffix != ".parquet" else pd.read_parquet(path)
-        if raw.empty:
-            raise UserError(f"{path}: the cohort table has no rows; add one row per image")
-        names = _column_names(config, raw, section)
-        return pd.DataFrame({ours: _text(raw[theirs]) for ours, theirs in names.items()})
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: cohort table not found; correct {section}.table") from None
-    except Exception as error:  # a damaged file can fail in many ways inside pandas and pyarrow
-        raise UserError(
-            f"{path}: unreadable cohort table ({reason_of(error)}); save it as UTF-8 CSV or Parquet"
-        ) from None
-
-
 def _refuse_control_characters(table: pd.DataFrame, path: Path) -> None:
     """Line breaks and the like in a name would break file names, tables and terminals."""
     for column in table:
@@ -195,33 +175,6 @@ def _short_names(images: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _column_names(config: CohortConfig | TargetConfig, raw: pd.DataFrame, section: str) -> dict[str, str]:
-    """Our column name -> the table's, for every column the table has."""
-    known = [str(name) for name in raw.columns]
-    for ours, theirs in config.columns.items():
-        if ours not in COLUMNS:
-            hint = nearest_name(ours, COLUMNS) or ", ".join(COLUMNS)
-            raise UserError(f"{section}.columns: unknown column '{ours}'; did you mean {hint}?")
-        if theirs not in known:
-            hint = nearest_name(theirs, known) or ", ".join(known)
-            raise UserError(f"{config.table}: no column '{theirs}' ({section}.columns.{ours}); did you mean {hint}?")
-    names = {ours: config.columns.get(ours, ours) for ours in COLUMNS}
-    for ours in REQUIRED:
-        if names[ours] not in known:
-            near = nearest_name(ours, known)
-            example = f"{{{ours}: {near or 'YOUR_COLUMN'}}}"
-            raise UserError(
-                f"{config.table}: no column '{ours}'"
-                + (f" (nearest: '{near}')" if near else "")
-                + f"; set {section}.columns to {example} or rename it"
-            )
-    return {ours: theirs for ours, theirs in names.items() if theirs in known}
-
-
-def _text(column: pd.Series) -> pd.Series:
-    return column.astype(object).where(column.notna(), "").map(lambda value: str(value).strip())
-
-
 def _refuse_empty(table: pd.DataFrame, path: Path) -> None:
     for column in REQUIRED:
         empty = np.flatnonzero(table[column] == "")
@@ -236,6 +189,18 @@ def _refuse_empty(table: pd.DataFrame, path: Path) -> None:
     blank = np.flatnonzero(table["split"] == "")
     if 0 < len(blank) < len(table):
         raise UserError(f"{row_name(path, blank[0])}: split is empty here but not in other rows; fill in all or none")
+
+
+def _yes_or_no(column: pd.Series, path: Path) -> pd.Series:
+    """`may_annotate` as bool. Raises UserError for empty cells too: these would otherwise take a patient out."""
+    words = column.str.lower()
+    wrong = np.flatnonzero(~words.isin([*_YES, *_NO]))
+    if len(wrong):
+        raise UserError(
+            f"{row_name(path, wrong[0])}: may_annotate '{column.iloc[wrong[0]]}' is neither yes nor no;"
+            " write yes or no in every row, or leave the column out"
+        )
+    return words.isin(_YES)
 
 
 def _mpp(column: pd.Series, path: Path, default: float | None, section: str) -> pd.Series:

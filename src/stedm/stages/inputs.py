@@ -20,7 +20,8 @@ import pandas as pd
 from rich.console import Console
 
 from stedm.config import CohortConfig
-from stedm.data.cohort import FILES, FOLDERED, LABELS, SCATTERED, read_table
+from stedm.data.cohort import FILES, FOLDERED, SCATTERED, read_table
+from stedm.data.cohort_columns import LABELS
 from stedm.data.laboratories import sections_of
 from stedm.errors import UserError
 from stedm.files import read_json, write_text
