@@ -244,6 +244,25 @@ def test_coco_file_of_many_slides(tmp_path, table):
     ]
 
 
+def test_outlines_drawn_on_an_image_of_another_size_are_refused(tmp_path, table, monkeypatch):
+    content = {"categories": [{"id": 1, "name": "Tumor"}], "annotations": []}
+
+    def opened(origin: str = "slide", **size: object) -> None:
+        content["images"] = [{"id": 1, "file_name": "i0.png", **size}]
+        (tmp_path / "one.json").write_text(json.dumps(content))
+        with Slide.open(tmp_path / "i0.png", mpp=0.5) as slide:
+            open_annotation(str(tmp_path / "one.json"), slide, origin=origin)
+
+    for size in ({}, {"width": 32}, {"width": 32, "height": None}, {"width": 65, "height": 47.0}):
+        opened(**size)
+    with pytest.raises(UserError, match=r"one\.json: its image is 32 x 24 px, the slide 64 x 48: .*slide itself"):
+        opened(width=32, height=24)
+    monkeypatch.setattr("stedm.data.slide.Slide.bounds_px", (10, 8, 40, 30))
+    opened("bounds", width=40, height=30)
+    with pytest.raises(UserError, match=r"64 x 48 px, the slide 40 x 30: .*correct annotation_origin"):
+        opened("bounds", width=64, height=48)
+
+
 def test_two_laboratories_agree_on_classes_in_any_order(tmp_path, table):
     config = cohort_config(tmp_path, table)
     theirs = tmp_path / "theirs"

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import shapely
 
 from stedm.config import IGNORE
-from stedm.data.annotation_coco import TABLES, Coco, category_names, image_of
+from stedm.data.annotation_coco import TABLES, Coco, category_names, image_of, size_of
 from stedm.data.annotation_geojson import GeoJson
 from stedm.data.json_items import json_items
 from stedm.data.outlines import Tally
@@ -45,6 +45,8 @@ class Annotation:
     """Each class's names: its own, then those it also answers to."""
     tally: Tally
     """What the reader repaired and left out; of all slides in a COCO file of many."""
+    drawn_on_px: tuple[float, float] | None = None
+    """Width and height of the image it was drawn on, if the file has both numbers; GeoJSON has none."""
 
     def counts(self) -> dict[tuple[str, ...], int]:
         """Polygons of each class that has any."""
@@ -57,7 +59,19 @@ class Annotation:
             return self
         shift = np.array([x_px, y_px])
         polygons = shapely.transform(self.polygons, lambda points: points + shift)
-        return Annotation(self.path, polygons, self.name_of, self.names, self.tally)
+        return replace(self, polygons=polygons)
+
+    def refuse_another_size(self, *, width_px: int, height_px: int) -> None:
+        """Raise UserError when it was drawn on an image of another size, by more than a pixel."""
+        if self.drawn_on_px is None:
+            return
+        width, height = self.drawn_on_px
+        if not (abs(width - width_px) <= 1 and abs(height - height_px) <= 1):
+            raise UserError(
+                f"{self.path}: its image is {width} x {height} px, the slide {width_px} x {height_px}: were the"
+                " outlines drawn on a copy of another resolution? draw on the slide itself, or scale outlines, width"
+                " and height to it; if the sizes are those of scanned bounds and whole slide, correct annotation_origin"
+            )
 
     def refuse_misplaced(self, *, width_px: int, height_px: int) -> None:
         """Raise UserError when most polygons lie outside of a slide of this size."""
@@ -208,10 +222,10 @@ def _of_one_slide(path: Path, content: _File, slide_names: Sequence[str]) -> Ann
         if image is None:
             known = ", ".join(str(entry["file_name"]) for entry in content.tables["images"][:3])
             raise ValueError(f"no image is called {' or '.join(slide_names)}, but {known}, ...")
-        of_image = np.array([key[0] == image for key in content.keys], bool)
+        of_image = np.array([key[0] == image["id"] for key in content.keys], bool)
         used = [names[category] for _, category in content.keys]
     except _DAMAGE as error:
         reason = f"no category or key {error}" if isinstance(error, KeyError) else reason_of(error)
         raise UserError(f"{path}: {reason}; correct file_name, or the images and categories of the file") from None
     kept = of_image[content.key_of] if len(content.key_of) else np.empty(0, bool)
-    return Annotation(path, content.polygons[kept], content.key_of[kept], used, content.tally)
+    return Annotation(path, content.polygons[kept], content.key_of[kept], used, content.tally, size_of(image))

@@ -52,17 +52,25 @@ class Coco:
 
 
 def image_of(images: Any, names: Sequence[str]) -> Any:
-    """The id of the image whose `file_name` is one of `names`, the first of them that is there; None without one.
+    """The entry of the image whose `file_name` is one of `names`, the first of them that is there; None without one.
 
     Folders before a file name do not count; names without a suffix match any. Raises ValueError when two images match.
     """
-    files = [(PurePosixPath(str(image["file_name"]).replace("\\", "/")), image["id"]) for image in images]
+    files = [(PurePosixPath(str(image["file_name"]).replace("\\", "/")), image) for image in images]
     for name in names:
-        found = [key for file, key in files if name in (file.name, file.stem)]
+        found = [image for file, image in files if name in (file.name, file.stem)]
         if len(found) > 1:
             raise ValueError(f"{len(found)} images are called {name}")
         if found:
             return found[0]
+    return None
+
+
+def size_of(image: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Width and height that an image's entry states; None where it has not both numbers."""
+    width, height = image.get("width"), image.get("height")
+    if all(isinstance(side, int | float) and not isinstance(side, bool) and side > 0 for side in (width, height)):
+        return width, height  # type: ignore[return-value]
     return None
 
 

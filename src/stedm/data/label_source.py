@@ -54,11 +54,14 @@ def open_annotation(name: str, slide: Slide, *, origin: str, slide_name: str = "
 
     With `origin` "bounds" the file's coordinates begin at the slide's scanned bounds, with "slide" at its corner. In a
     COCO file, the image with the name of the slide's file or `slide_name` counts. Raises UserError as `read_annotation`
-    does, and for polygons most of which are not on the slide.
+    does, for an image of another size than the slide's (or its bounds'), and for polygons most of which are not on it.
     """
     names = [slide.path.name, slide.path.stem, *([slide_name] if slide_name else [])]
-    left_px, top_px = slide.bounds_px[:2] if origin == "bounds" else (0, 0)
-    annotation = read_annotation(name, slide_names=list(dict.fromkeys(names))).shifted(left_px, top_px)
+    whole = (0, 0, slide.width_px, slide.height_px)
+    left_px, top_px, width_px, height_px = slide.bounds_px if origin == "bounds" else whole
+    annotation = read_annotation(name, slide_names=list(dict.fromkeys(names)))
+    annotation.refuse_another_size(width_px=width_px, height_px=height_px)
+    annotation = annotation.shifted(left_px, top_px)
     annotation.refuse_misplaced(width_px=slide.width_px, height_px=slide.height_px)
     return annotation
 
