@@ -3,6 +3,7 @@
 import gzip
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import openslide
@@ -245,6 +246,46 @@ def test_outlines_are_packed_or_not_and_never_both(slide, tmp_path, options) -> 
         assert written == ["case 1.geojson" + ".gz" * gz]
 
 
+def test_outlines_that_were_unpacked_changed_or_put_there_are_kept(slide, tmp_path, options) -> None:
+    out, own = tmp_path / "out", tmp_path / "out" / "case 1.geojson"
+    packed = out / "case 1.geojson.gz"
+    segment_slide(slide, out, replace(options, gz=True))
+    packed.unlink()
+    own.write_text("corrected")  # as after gunzip
+    for settings in (options, replace(options, min_area_um2=1e9)):
+        assert not segment_slide(slide, out, replace(settings, gz=True)).unchanged
+        assert packed.exists() and own.read_text() == "corrected"
+    with pytest.raises(UserError, match=r"case 1\.geojson: there already, and not as stedm has written it; move it"):
+        segment_slide(slide, out, options)
+    assert packed.exists() and own.read_text() == "corrected" and not list(out.glob(".*"))
+    own.unlink()
+    segment_slide(slide, out, options)
+    assert not packed.exists()
+    own.write_text("corrected")
+    packed.write_text("mine")
+    assert segment_slide(slide, out, options).unchanged
+    (options.model[0] / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(UserError, match="not as stedm has written it"):
+        segment_slide(slide, out, options)
+    assert own.read_text() == "corrected" and packed.read_text() == "mine"
+    (out / "case 1.json").unlink()
+    (out / ".case 1.segmenting").mkdir()  # as if the first attempt had been killed
+    with pytest.raises(UserError, match="not as stedm has written it"):
+        segment_slide(slide, out, options)
+    assert own.read_text() == "corrected"
+
+
+@pytest.mark.parametrize("at", ["remove_written_by", "written", "write_record", "os.replace"])
+def test_killed_between_two_sets_of_outlines_can_go_on(slide, tmp_path, options, monkeypatch, at) -> None:
+    out, changed = tmp_path / "out", replace(options, min_area_um2=1e9)
+    segment_slide(slide, out, options)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"stedm.stages.segment.{at}", Mock(side_effect=KeyboardInterrupt))
+        segment_slide(slide, out, changed)
+    assert not segment_slide(slide, out, changed).unchanged and segment_slide(slide, out, changed).unchanged
+    assert polygons(out / "case 1.geojson") == {"stroma": [], "gland": []}
+
+
 def test_an_area_is_found_under_the_slides_name_with_its_suffix_too(slide, tmp_path) -> None:
     (tmp_path / "areas").mkdir()
     for name in (f"{slide.name}.geojson", f"{slide.stem}.geojson"):
@@ -454,6 +495,8 @@ def test_command_line(slide, tmp_path, model, capsys) -> None:
     command = ["segment", str(slide), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--jobs", "1"]
     assert main(command) == 0
     assert "QuPath and drag" in capsys.readouterr().out
+    assert main([*command, "--gz"]) == 0 and "next: gunzip --keep " in capsys.readouterr().out
+    assert main(command) == 0
     assert main(command) == 0 and "unchanged" in capsys.readouterr().err
     for wrong in (
         ["segment"],

@@ -49,7 +49,7 @@ def segment(words: Sequence[str]) -> int:
     made = [slide for slide in slides if slide not in failed]
     if made:
         geojson = out / f"{made[0].stem}.geojson"
-        unpack = f"gunzip {shlex.quote(f'{geojson}.gz')}, " if options.gz else ""
+        unpack = f"gunzip --keep {shlex.quote(f'{geojson}.gz')}, " if options.gz else ""
         print(f"next: {unpack}open {made[0]} in QuPath and drag {geojson} onto it; areas: {out / AREAS}")
     if failed:
         print(f"{len(failed)} of {len(slides)} slides were skipped; the same command tries them again")
@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
         help="slides at the same time (default: one per CPU core, at most 4; one per GPU; 1 with torchrun)",
     )
     add("--origin", choices=["bounds", "slide"], default="bounds", help="(0, 0) of polygons (default: bounds, QuPath)")
-    add("--gz", action="store_true", help="write NAME.geojson.gz; QuPath wants it unpacked")
+    add("--gz", action="store_true", help="write NAME.geojson.gz; QuPath wants it unpacked: gunzip --keep")
     add("--classes", help="classes that get outlines, separated by commas (default: all)")
     add("--min_area_um2", type=float, default=100.0, help="no outlines of regions and holes below this (default: 100)")
     add("--tolerance_px", type=float, default=0.4, help="of outlines, label map pixels; 0: pixel edges (default: 0.4)")

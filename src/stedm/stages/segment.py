@@ -25,7 +25,16 @@ from stedm.models.model_folder import CONFIG, WEIGHTS
 from stedm.progress import Bar
 from stedm.stages.predict import Prediction
 from stedm.stages.report_pictures import class_colours
-from stedm.stages.segment_record import identity, is_record, record_of, write_record
+from stedm.stages.segment_record import (
+    identity,
+    is_record,
+    is_written_by,
+    outlines_in,
+    record_of,
+    remove_written_by,
+    write_record,
+    written,
+)
 
 FORMAT = 3
 """Raise it when the same model and settings give another label map or other outlines."""
@@ -87,8 +96,8 @@ def segment_slide(path: Path, out: Path, options: SegmentOptions) -> Outcome:
     """Write NAME.tif, NAME.geojson and NAME.json, NAME being the stem of `path`, into `out`.
 
     Finished results of the same slide, model and settings are kept; a killed attempt is continued, with the same
-    result. Raises UserError for a slide that cannot be read, and rather than overwrite a file that it has not written
-    or another slide's results.
+    result. Raises UserError for a slide that cannot be read, and rather than overwrite another slide's results, or a
+    file that it has not written or that was changed since.
     """
     work, record_path = working_folder(path, out), out / f"{path.stem}.json"
     tif = out / f"{path.stem}.tif"
@@ -104,19 +113,23 @@ def segment_slide(path: Path, out: Path, options: SegmentOptions) -> Outcome:
         keys = _fingerprints(path, options, slide_mpp)
         if not work.exists() and _is_done(record, keys, tif, geojson):
             return Outcome(unchanged=True)
+        if geojson.exists() and not is_written_by(record_of(path, record_path), geojson):
+            raise UserError(f"{geojson}: there already, and not as stedm has written it; move it away, or use --out")
         with writing(tif), _locked(work):
             record = record_of(path, record_path)  # another process may have been here until now
             if _is_done(record, keys, tif, geojson):
                 return Outcome(unchanged=True)
             earlier = record.get("fingerprints", {})
             if earlier.get("labels") != keys["labels"] or not tif.exists():
-                record = _labels(slide, model, options, work=work, tif=tif, key=keys["labels"])
+                record = _labels(slide, model, options, work=work, tif=tif, key=keys["labels"]) | outlines_in(record)
                 write_record(record_path, record, work)
-            record |= _outlines(slide, model, options, work=work, tif=tif, geojson=geojson)
+            made = work / geojson.name
+            record |= _outlines(slide, model, options, work=work, tif=tif, made=made)
+            remove_written_by(record, geojson, other)  # killed from here on, there is no file, or the record's
+            record |= written(made)
             record["fingerprints"]["outlines"] = keys["outlines"]
             write_record(record_path, record, work)
-            if "outlines" in earlier:
-                other.unlink(missing_ok=True)  # packed or not, of earlier settings
+            os.replace(made, geojson)
     areas = ", ".join(f"{name} {area:.4g} mm2" for name, area in record["area_mm2"].items())
     return Outcome(areas, _doubts(path, options, slide_mpp, record["mpp"]))
 
@@ -181,12 +194,11 @@ def _labels(
 
 
 def _outlines(
-    slide: Slide, model: Ensemble, options: SegmentOptions, *, work: Path, tif: Path, geojson: Path
+    slide: Slide, model: Ensemble, options: SegmentOptions, *, work: Path, tif: Path, made: Path
 ) -> dict[str, Any]:
-    """Trace and write the outlines; what the record says of them."""
+    """Trace the outlines and write them to `made`; what the record says of them."""
     mpp = model.mpp or slide.mpp
     origin_px = slide.bounds_px[:2] if options.origin == "bounds" else (0, 0)
-    made = work / geojson.name
     with LabelPyramid(tif) as labels, _Watched(labels, f"{slide.path.name}: outlines", work) as watched:
         traced = outlines(
             watched,
@@ -202,7 +214,6 @@ def _outlines(
             scale=mpp / slide.mpp,
             origin_px=origin_px,
         )
-    os.replace(made, geojson)
     return {"outlines": dict(zip(model.classes, counts, strict=True))}
 
 

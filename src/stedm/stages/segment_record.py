@@ -10,6 +10,7 @@ from stedm.files import read_json, write_json
 
 _PARTS, _PART_BYTES = 16, 2**16
 """What is compared of a slide that lies elsewhere than the one in the record."""
+_OUTLINES = "outline_file"
 
 
 def is_record(value: Any) -> bool:
@@ -42,6 +43,29 @@ def write_record(path: Path, record: dict[str, Any], work: Path) -> None:
     """Written in the working folder: what a killed process leaves half-written is then removed with it."""
     write_json(work / path.name, record)
     os.replace(work / path.name, path)
+
+
+def written(outlines: Path) -> dict[str, Any]:
+    """What a record says of the file of outlines, packed or not, so that it is known again."""
+    with open(outlines, "rb") as file:
+        return {_OUTLINES: {"name": outlines.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}}
+
+
+def outlines_in(record: Any) -> dict[str, Any]:
+    """What a record says of its file of outlines, if anything."""
+    return {_OUTLINES: record[_OUTLINES]} if is_record(record) and _OUTLINES in record else {}
+
+
+def is_written_by(record: Any, outlines: Path) -> bool:
+    """Whether the file is there as it was written: not the user's own, nor one that was unpacked or changed."""
+    return outlines.exists() and outlines_in(record) == written(outlines)
+
+
+def remove_written_by(record: Any, *outlines: Path) -> None:
+    """Remove those of the files that are there as they were written."""
+    for path in outlines:
+        if is_written_by(record, path):
+            path.unlink()
 
 
 def _sample(slide: Path) -> str:
