@@ -521,12 +521,9 @@ def test_bad_input_leaves_an_earlier_run_as_it_was(
     config = (finished / "config.yaml").read_bytes()
     table, options = spoil(tmp_path, "unknown label")
     table.to_csv(tmp_path / "cohort.csv", index=False)
-    assert (
-        main(
-            ["run", "--out", str(finished), "--cohort.table", str(tmp_path / "cohort.csv"), "--size", "smoke", *options]
-        )
-        == 2
-    )
+    (tmp_path / "mine.yaml").write_text("size: smoke\ncohort: {table: cohort.csv}\n", encoding="utf-8")
+    assert main(["run", "--config", str(tmp_path / "mine.yaml"), "--out", str(finished), *options]) == 2
+    assert "another run" not in capsys.readouterr().err
     assert (finished / "config.yaml").read_bytes() == config
     assert (finished / "report" / "index.html").exists()
 

@@ -401,6 +401,33 @@ def test_a_short_flag_keeps_what_others_added_whatever_config_is_named(
     assert yaml.safe_load(capsys.readouterr().out)["segmentation"]["seeds"] == [5]  # said in full
 
 
+def test_run_without_a_config_continues_the_folders_own_and_no_demo_takes_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "R"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("cohort: {table: mine.csv}\nsegmentation: {seeds: [5]}\n")
+    for words in (["run", "--out", str(folder)], ["run", str(folder)]):
+        assert main([*words, "--print_config"]) == 0
+        config = yaml.safe_load(capsys.readouterr().out)
+        assert config["cohort"]["table"] == str(folder / "mine.csv") and config["segmentation"]["seeds"] == [5]
+    for words in (["demo"], ["demo", "--size", "smoke"], ["run", "--size", "smoke"]):
+        assert main([words[0], str(folder), *words[1:]]) == 2
+        said = capsys.readouterr().err
+        assert all(part in said for part in (f"{folder}: holds another run", "mine.csv", "--config", "--out")), said
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def test_the_demo_and_a_run_of_it_find_its_own_folder_done(run: Experiment) -> None:
+    own = ["--size", "smoke", "--segmentation.seeds", "[0]", "--jobs", "1"]
+    assert main(["demo", "--out", str(run.folder), *own]) == 0 and run.ran
+    for words in (["demo", "--out", str(run.folder), *own], ["run", str(run.folder), *own], ["run", str(run.folder)]):
+        run.ran.clear()
+        assert main(words) == 0 and run.ran == [], words
+    other = ["--cohort.phantom.families", "[he]"]
+    assert main(["demo", str(run.folder), *own, *other]) == 2 and run.ran == []
+
+
 def test_flags_on_a_finished_root_use_its_own_config(run: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
     run("experiment.budgets=[2, 4]", "diffusion.steps=7")
     run.ran.clear()

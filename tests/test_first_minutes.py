@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stedm.cli import COMMANDS, main
+from stedm.cli import COMMANDS, _next_step, main
 from stedm.config_file import load_config
 
 pytestmark = pytest.mark.timeout(900)
@@ -107,6 +107,13 @@ def test_each_command_names_the_next_one_and_they_lead_to_the_report(stages: tup
         assert opened and (folder / opened[1]).exists() and (folder / opened[1]).name != "my run", name
         assert not (folder / opened[1]).is_dir() or list((folder / opened[1]).iterdir()), name
     assert load_config(folder / "runs/my run/config.yaml").generate.images == 8
+
+
+def test_a_run_without_a_generator_leads_to_its_segmenters(tmp_path: Path) -> None:
+    (tmp_path / "segmentation" / "real" / "seed0").mkdir(parents=True)
+    (tmp_path / "diffusion").mkdir()  # nothing in it yet
+    words = shlex.split(_next_step(tmp_path, "run").partition("next: ")[2], comments=True)
+    assert words[:5] == ["stedm", "segment", "SLIDE", "--model", str(tmp_path)]
 
 
 def test_the_report_leads_to_the_style_of_own_images(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import stedm
 from stedm import cli_export, cli_generate, cli_segment, cli_studio, doctor, ranks
-from stedm.config_file import dump_config, extended, kept, keys_with_help, load_config
+from stedm.config_file import dump_config, extended, kept, keys_with_help, load_config, refuse_another_cohort
 from stedm.errors import UserError
 from stedm.interruption import Terminated, terminable
 
@@ -179,8 +179,9 @@ def _run_command(name: str, command: Command, words: list[str]) -> int:
     saved = Path(options.out) / "config.yaml"
     added = {key: getattr(options, flag) for flag, key in LISTS.items() if getattr(options, flag) is not None}
     extends = bool(added) or options.draws is not None
-    continues = name not in ("demo", "run") or (extends and not options.size)  # a saved config has its size's presets
-    if config_path is None and continues and saved.exists():
+    # A saved config has the presets of its size.
+    afresh = (name == "demo" and not extends) or (name in ("demo", "run") and options.size)
+    if config_path is None and saved.exists() and not afresh:
         config_path = str(saved)
     flags = _flags(overrides, options.size)
     earlier = kept(LISTS.values(), saved, load_config(config_path, flags)) if extends and saved.exists() else []
@@ -190,6 +191,8 @@ def _run_command(name: str, command: Command, words: list[str]) -> int:
     if options.print_config:
         print(dump_config(config), end="")
         return 0
+    if config_path is None:
+        refuse_another_cohort(config, saved)
     from stedm.run import run_all
 
     jobs = options.jobs or _default_jobs()
@@ -224,7 +227,7 @@ def parser(name: str, command: Command) -> argparse.ArgumentParser:
         allow_abbrev=False,
         exit_on_error=False,
     )
-    parser.add_argument("--config", help="YAML config; without it the defaults, or the run folder's own config.yaml")
+    parser.add_argument("--config", help="YAML config; without it the run folder's own config.yaml, or the defaults")
     parser.add_argument(
         "--out", default=command.out, help=f"run folder, the flag may be left out (default: {command.out})"
     )
@@ -276,12 +279,13 @@ def _next_step(folder: Path, name: str) -> str:
     if COMMANDS[name].until not in (None, "report"):
         names = [other for other in COMMANDS if other != "train few-step" or name == other]
         return f"{done}\nnext: stedm {names[names.index(name) + 1]} {shlex.quote(str(folder))}"
-    model = next(iter(_in_run(folder, "diffusion/")), folder / "diffusion")
-    return (
-        f"{done}\nnext: stedm generate --model {shlex.quote(str(model))} --style-images FOLDER --out new_images"
-        "  # tissue in the style of your images\n"
-        f"      stedm segment SLIDE --model {shlex.quote(str(model.parent))} --out segmented  # outlines for QuPath"
-    )
+    steps = []
+    if generators := _in_run(folder, "diffusion/model_index.json"):
+        model = shlex.quote(str(generators[0].parent))
+        steps = [f"generate --model {model} --style-images FOLDER --out new_images  # in the style of your images"]
+    run = next(iter(_in_run(folder, "segmentation/")), folder / "segmentation").parent
+    steps += [f"segment SLIDE --model {shlex.quote(str(run))} --out segmented  # outlines for QuPath"]
+    return f"{done}\nnext: " + "\n      ".join(f"stedm {step}" for step in steps)
 
 
 def _in_run(folder: Path, pattern: str) -> list[Path]:

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import json
 import reprlib
+import shlex
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -89,6 +90,22 @@ def kept(keys: Iterable[str], saved: Path, config: RunConfig) -> list[str]:
         values = [*lists[0], *(value for value in lists[1] if value not in lists[0])]
         found.append(f"{key}={json.dumps(values)}")
     return found
+
+
+def refuse_another_cohort(config: RunConfig, saved: Path) -> None:
+    """Raise UserError where `saved`, a run's config if it is there, has other images than `config`."""
+    if not saved.exists():
+        return
+    here, there = (
+        (cohort.table, cohort.target and cohort.target.table, cohort.table or cohort.phantom)
+        for cohort in (config.cohort, load_config(saved).cohort)
+    )
+    if here != there:
+        whose = there[0] or "another procedural cohort"
+        raise UserError(
+            f"{saved.parent}: holds another run, of {whose}; `stedm run {shlex.quote(str(saved.parent))}` without"
+            " --size continues it; to replace it name --config, or else another folder with --out"
+        )
 
 
 def dump_config(config: RunConfig) -> str:
