@@ -20,9 +20,11 @@ from stedm.cli import main
 from stedm.config import IGNORE
 from stedm.errors import UserError
 from stedm.files import read_json
+from stedm.stages.run_folder import RunFolder
 from stedm.studio.drawing import MOST_STEPS, Settings, StyleGenerator
 from stedm.studio.figures import data_uri, figure, table, tiles
 from stedm.studio.layouts import packed, unpacked
+from stedm.studio.results import Results
 from stedm.studio.styles import MOST_PIXELS, Style, refuse_oversized
 from stedm.studio.workbench import Workbench, in_page_words
 
@@ -303,6 +305,15 @@ def test_results_are_those_of_the_evaluation(bench: Workbench) -> None:
     assert table["real"].mean() == pytest.approx(arms.loc["real", "patient IoU"])
 
 
+def test_patients_and_groups_are_names_as_they_are_written(bench: Workbench, tmp_path: Path) -> None:
+    run = RunFolder(bench.run.root)
+    run.evaluation = tmp_path
+    (tmp_path / "summary.json").write_text('{"arms": {"real": {}}}')
+    (tmp_path / "per_patient.csv").write_text("arm,seed,patient,group,iou\nreal,0,NA,01,0.5\nreal,0,007,None,0.25\n")
+    found = Results(run, bench.patches).patients().set_index("patient")
+    assert found["group"].to_dict() == {"NA": "01", "007": "None"}
+
+
 def test_overlays_show_image_truth_and_arms_of_test_patients_only(bench: Workbench) -> None:
     patient = str(bench.results.patients()["patient"].iloc[0])
     shown = bench.results.overlays(patient, ["real"])
@@ -372,6 +383,10 @@ def test_an_unfinished_run_can_be_opened_and_says_what_is_missing(smallest_run: 
     for part in ("generator", "synthetic", "results", "segmenter"):
         with pytest.raises(UserError):
             getattr(bench, part)
+    with pytest.raises(UserError, match=f"`stedm evaluate {tmp_path}`"):
+        _ = bench.results
+    with pytest.raises(UserError, match=f"`stedm train diffusion {tmp_path}`"):
+        _ = bench.generator
 
 
 def test_messages_name_files_and_fields_not_uploads_and_flags() -> None:

@@ -301,6 +301,35 @@ def test_a_port_that_is_taken_is_named(served: Served) -> None:
 # The page
 
 
+def test_a_run_without_a_generator_has_its_other_tabs(smallest_run: Path, tmp_path: Path) -> None:
+    from stedm.studio.page import build_page
+
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "data", "segmentation", "evaluation"):
+        (tmp_path / "run" / name).symlink_to(smallest_run / name)
+    page = build_page(Workbench(tmp_path / "run", scratch=tmp_path))
+    shown = json.dumps(page.get_config_file())
+    assert f"`stedm train diffusion {tmp_path / 'run'}` trains it" in shown
+    assert "arms-table" in shown and "layout-canvas" not in shown
+
+
+def test_the_style_preview_follows_its_source_and_resolution(visit: Visit, served: Served, tmp_path: Path) -> None:
+    side, mpp = served.bench.patch_px, served.bench.styles.mpp
+    pixels = np.random.default_rng(0).integers(0, 255, (4 * side, 4 * side, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "mine.png")
+    look = "[...document.querySelectorAll('figure img[alt=\"style image 1\"]')].find((e) => e.checkVisibility())?.src"
+    visit.page.wait_for_function(look)
+    visit.page.get_by_label("own images").first.check()
+    visit.page.wait_for_function(f"!{look}")  # nobody's images until one is given
+    visit.give(visit.page.locator("input[type=file][multiple]").first, tmp_path / "mine.png")
+    visit.page.wait_for_function(look)
+    before = visit.page.evaluate(look)
+    field = visit.page.get_by_label("Microns per pixel").first
+    field.fill(str(mpp / 2))
+    field.press("Tab")
+    visit.page.wait_for_function(f"{look} !== {json.dumps(before)}")
+
+
 def test_paint_draw_compare_download(visit: Visit, served: Served) -> None:
     side = served.bench.patch_px
     visit.tool("epithelium").click()

@@ -7,13 +7,22 @@ import numpy as np
 
 from stedm.errors import UserError
 from stedm.studio.drawing import MOST_STEPS, Drawing, Settings
-from stedm.studio.figures import figures
+from stedm.studio.figures import figures, note
 from stedm.studio.page_parts import AT_ONCE, ONE_MODEL_AT_A_TIME, PROGRESS, StylePanel, layout_canvas, reporter, told
 from stedm.studio.workbench import STYLES, Workbench
 
 
 def add_generate(bench: Workbench) -> None:
-    """Build the tab and say what its buttons do."""
+    """Build the tab and say what its buttons do; a run without a generator says what to do."""
+    try:
+        _ = bench.generator
+    except UserError as error:
+        gr.HTML(note(str(error)))
+        return
+    _add_tab(bench)
+
+
+def _add_tab(bench: Workbench) -> None:
     spread = bench.styles.spread(STYLES)
     with gr.Row():
         with gr.Column(min_width=300):

@@ -126,11 +126,12 @@ class StylePanel:
             self.source,
             [of_run, of_disk, self.files, self.mpp],
             **AT_ONCE,
-        )
+        ).then(told(self.preview), self.inputs, self.shown, **AT_ONCE)
         self.patient.input(
             lambda name: gr.update(choices=self._slides(name), value=_ANY_SLIDE), self.patient, self.slide, **AT_ONCE
         ).then(told(self.preview), self.inputs, self.shown, **AT_ONCE)
-        for part in (self.slide.input, self.path.submit, self.files.change, self.size.release, self.draw.change):
+        changed = (self.path.submit, self.mpp.submit, self.mpp.blur, self.files.change, self.draw.change)
+        for part in (self.slide.input, self.size.release, *changed):
             part(told(self.preview), self.inputs, self.shown, **AT_ONCE)
 
     def style(

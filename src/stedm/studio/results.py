@@ -1,6 +1,7 @@
 """What the arms were worth, patient by patient, and their outlines on a patient's images."""
 
 import functools
+import shlex
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,16 @@ class Results:
     def __init__(self, run: RunFolder, patches: pd.DataFrame) -> None:
         path = run.evaluation / "summary.json"
         if not path.is_file():
-            raise UserError(f"{path}: not found; `stedm run --out {run.root}` evaluates the arms")
+            raise UserError(f"{path}: not found; `stedm evaluate {shlex.quote(str(run.root))}` evaluates the arms")
         self._run, self._patches = run, patches
         self.summary: dict[str, Any] = read_json(path)
         """evaluation/summary.json."""
-        self.per_patient = pd.read_csv(run.evaluation / "per_patient.csv", dtype={"patient": str})
+        self.per_patient = pd.read_csv(  # patients and groups are text: 0012 stays 0012, and NA a name
+            run.evaluation / "per_patient.csv",
+            dtype={"patient": str, "group": str},
+            keep_default_na=False,
+            na_values=[""],
+        )
         """evaluation/per_patient.csv."""
         self._segmenter = functools.lru_cache(maxsize=8)(self._load)
 

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import shlex
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,8 +72,12 @@ class Workbench:
     @functools.cached_property
     def generator(self) -> StyleGenerator:
         """The generator that drew the run's synthetic set. Raises UserError before it is trained."""
-        model = load_generator(self.run.generator(self.config), patch_px=self.patch_px, mpp=self._mpp())
-        return StyleGenerator(model, keeps_guidance=self.config.generate.generator == "few-step")
+        folder, few_step = self.run.generator(self.config), self.config.generate.generator == "few-step"
+        if not (folder / INDEX).is_file():
+            command = f"stedm train {'few-step' if few_step else 'diffusion'} {shlex.quote(str(self.run.root))}"
+            raise UserError(f"{folder}: no generator there; `{command}` trains it")
+        model = load_generator(folder, patch_px=self.patch_px, mpp=self._mpp())
+        return StyleGenerator(model, keeps_guidance=few_step)
 
     @functools.cached_property
     def layouts(self) -> LayoutBook:
