@@ -1,6 +1,7 @@
 """Configs: typos name the nearest key, types are checked, what is written loads again."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,35 @@ def test_table_resolves_against_the_file_that_names_it(tmp_path: Path, monkeypat
     assert load_config(path).cohort.table == expected
     assert load_config(path.relative_to(tmp_path)).cohort.table == expected
     assert load_config(path, ["cohort.table=other.csv"]).cohort.table == str(tmp_path.resolve() / "other.csv")
+
+
+@pytest.mark.parametrize(
+    "key", ["autoencoder.pretrained", "diffusion.style_weights", "segmentation.encoder_weights", "evaluate.kid_encoder"]
+)
+def test_weights_that_are_there_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    section, _, name = key.partition(".")
+    encoder = {"diffusion": "style_encoder: test_resnet, "}.get(section, "")
+    for folder in ("configs/models/mine", "here/mine"):
+        (tmp_path / folder).mkdir(parents=True)
+    path = write(tmp_path / "configs", f"{section}: {{{encoder}{name}: models/mine}}\n")
+    monkeypatch.chdir(tmp_path / "here")
+    assert lookup(load_config(path), key) == str(tmp_path / "configs/models/mine")
+    assert lookup(load_config(path, [f"{key}=mine"]), key) == str(tmp_path / "here/mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert lookup(load_config(path, [f"{key}=~/here/mine"]), key) == str(tmp_path / "here/mine")
+    for elsewhere in ("models/mine", "resnet18", "~/nowhere", "", "inception:nowhere.pth"):
+        assert lookup(load_config(path, [f"{key}={json.dumps(elsewhere)}"]), key) == elsewhere
+    monkeypatch.chdir(tmp_path / "configs")
+    save_config(load_config(path), tmp_path / "run.yaml")
+    assert lookup(load_config(tmp_path / "run.yaml"), key) == str(tmp_path / "configs/models/mine")
+
+
+def test_inceptions_weights_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inception.pth").touch()
+    path = write(tmp_path, "evaluate: {kid_encoder: 'inception:inception.pth'}\n")
+    assert load_config(path).evaluate.kid_encoder == f"inception:{tmp_path / 'inception.pth'}"
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", "."])

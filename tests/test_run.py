@@ -211,10 +211,14 @@ def test_a_stage_has_as_many_threads_however_many_are_left_to_do(
     assert set(alone) == {before}
 
 
-def test_other_weights_of_the_segmenters_redo_them(run: Recorder, tmp_path: Path) -> None:
+def test_other_weights_of_the_segmenters_redo_them(
+    run: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_weights(tmp_path / "weights", seed=0)
     options = ["segmentation.encoder=tu-test_resnet", f"segmentation.encoder_weights={tmp_path / 'weights'}"]
     assert run(*options) == ALL and run(*options) == set()
+    monkeypatch.chdir(tmp_path)
+    assert run(options[0], "segmentation.encoder_weights=weights") == set()
     save_weights(tmp_path / "weights", seed=1)
     assert run(*options, until="segmentation") >= {*SEGMENTERS, JUDGE}
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import os
 import reprlib
 import shlex
 import types
@@ -26,32 +27,51 @@ _shown = reprlib.Repr()
 _shown.maxlevel, _shown.maxstring = 3, 200
 _PATHS = (("cohort", "table"), ("cohort", "target", "table"), ("generate", "composition"))
 """Keys that hold a path relative to the config file."""
+_WEIGHTS = (
+    ("autoencoder", "pretrained"),
+    ("diffusion", "style_weights"),
+    ("segmentation", "encoder_weights"),
+    ("evaluate", "kid_encoder"),
+)
+"""Keys that hold such a path, or the name of what is elsewhere."""
+_INCEPTION = "inception:"
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML config, apply overrides (`section.key=value`, values as YAML), resolve the presets.
 
-    Relative paths (`cohort.table`, `cohort.target.table`, `generate.composition`) in the file resolve against the
-    file's folder; in an override, against the working folder. Raises UserError naming file and key, with the nearest
-    valid key when it is unknown.
+    Relative paths (`cohort.table`, `cohort.target.table`, `generate.composition`, weights that are there) in the file
+    resolve against the file's folder; in an override, against the working folder. Raises UserError naming file and key,
+    with the nearest valid key when it is unknown.
     """
     values = _read(Path(path)) if path else {}
     _build(RunConfig, values, str(path), "")  # so that a mistake in the file is not blamed on a flag, nor the reverse
-    for *sections, key in _PATHS:
+    for *sections, key in (*_PATHS, *_WEIGHTS):
         section: Any = values
         for name in sections:
             section = (section or {}).get(name)
         if path and section and isinstance(section.get(key), str):
-            section[key] = _absolute(Path(path).resolve().parent / section[key], str(path))
+            section[key] = _whole((*sections, key), section[key], Path(path).resolve().parent, str(path))
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
             raise UserError(f"--{override}: expected section.key=value")
         value = _yaml(text, f"--{key}")
-        if (*key.lstrip("-").split("."),) in _PATHS and isinstance(value, str):
-            value = _absolute(Path(value), f"--{key}")  # the config is saved in the run folder, and read from there
+        if isinstance(value, str):  # the config is saved in the run folder, and read from there
+            value = _whole((*key.lstrip("-").split("."),), value, Path(), f"--{key}")
         _set(values, key.lstrip("-"), value)
     return resolve(_build(RunConfig, values, "command line", ""))
+
+
+def _whole(keys: tuple[str, ...], value: str, folder: Path, origin: str) -> str:
+    """The value of a key; a path from `folder` as an absolute one, of weights if there is such a file or folder."""
+    if keys in _PATHS:
+        return _absolute(folder / value, origin)
+    kind = _INCEPTION if value.startswith(_INCEPTION) else ""
+    place = os.path.expanduser(value.removeprefix(kind))
+    if keys in _WEIGHTS and place and os.path.exists(folder / place):
+        return kind + _absolute(folder / place, origin)
+    return value
 
 
 def _absolute(path: Path, origin: str) -> str:
