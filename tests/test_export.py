@@ -62,6 +62,7 @@ def run(tmp_path: Path) -> Path:
         save(root / "data" / "masks" / f"a{k}.png", rng.integers(0, 3, (PX, PX), dtype=np.uint8))
     patches = {"patch_id": ["a.0", "a.1", "a.2"], "patient": ["x", "y", "z"], "split": ["train", "train", "test"]}
     patches |= {"annotated": True, "image": [f"images/a{k}.png" for k in range(3)], "has_mask": True}
+    patches |= {"mpp": [0.5, 0.5, 0.502]}
     patches |= {"mask": [f"masks/a{k}.png" for k in range(3)]}
     pd.DataFrame(patches).to_parquet(root / "data" / "patches.parquet")
     return root
@@ -99,6 +100,7 @@ def read_datasets(*arguments: Any, cache: Path, **options: Any) -> Any:
 
 
 def assert_facts(row: dict[str, Any], key: str) -> None:
+    assert row["mpp"] == 0.5
     if key.startswith("s"):
         k = int(key[1:])
         assert (row["synthetic"], row["patient"], row["seed"]) == (True, ["0012", "p2"][k % 2], k)
@@ -235,6 +237,7 @@ def test_each_export_says_what_it_is(run: Path, name: str, capsys: pytest.Captur
     assert front["license"] == "cc-by-4.0" and "synthetic" in front["tags"]
     words = ["5 of these 7 images are synthetic", "The other 2 are real", "stedm 0.0.7, the few-step generator", "run"]
     words += ["kept 5 of 6", "CC BY 4.0", "#eceae4", "#d9774f", "tumour \\| &lt;b>", "Not a medical device"]
+    words += ["Microns per pixel: 0.5.", "`mpp`"]
     assert [word for word in words if word not in card] == []
 
 
@@ -283,6 +286,10 @@ def test_a_set_outside_of_a_run_is_exported_whole(standalone: Path) -> None:
     out = export(standalone, "folders")
     assert len(list((out / "images").iterdir())) == 6
     card = (out / "README.md").read_text()
+    assert "Nobody has written down" in card  # by an older version
+    path = standalone / "manifest.parquet"
+    pd.read_parquet(path).assign(mpp=[0.25] * 5 + [0.5]).to_parquet(path)
+    assert "Microns per pixel: 0.25 to 0.5." in (export(standalone, "parquet") / "README.md").read_text()
     assert "0123456789ab" in card and "No segmenter has judged" in card and "license: unknown" in card
 
 

@@ -92,7 +92,7 @@ def test_a_labelled_image_per_row_with_its_provenance(
     plan, manifest = (pd.read_parquet(out / f"{name}.parquet") for name in ("plan", "manifest"))
     assert manifest[list(plan)].equals(plan) and len(plan) == 6 and plan["seed"].is_unique
     assert plan["layout_source"].tolist() == ["exact.png", "large.png", "small.png"] * 2
-    assert set(plan["nfe"]) == {2}
+    assert set(plan["nfe"]) == {2} and set(manifest["mpp"]) == {2.0}
     for row in manifest.itertuples():
         assert np.asarray(Image.open(out / row.image)).shape == (PX, PX, 3)
         for source, x_um, y_um in json.loads(row.style_patches):

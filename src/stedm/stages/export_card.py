@@ -25,6 +25,7 @@ _WORDS = {
     "layout_source": "what the layout was made from",
     "seed": "of the image",
     "patch_id": "of real pairs",
+    "mpp": "microns per pixel",
 }
 
 

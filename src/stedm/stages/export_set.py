@@ -14,12 +14,13 @@ from stedm.arms import SECOND_ROUND
 from stedm.config import IGNORE
 from stedm.data.patches import LabelMaps, PatchImages
 from stedm.data.synthetic import SyntheticSet
+from stedm.data.tables import read_parquet
 from stedm.errors import UserError
 from stedm.files import read_json, whole
 from stedm.stages.report_evidence import read_evidence
 from stedm.stages.report_pictures import class_colours
 from stedm.stages.report_run import data_source
-from stedm.stages.run_folder import RunFolder, train_patches
+from stedm.stages.run_folder import RunFolder, common_mpp, train_patches
 
 CLASSES = "classes.json"
 FACTS = {
@@ -33,6 +34,7 @@ FACTS = {
     "layout_source": "string",
     "seed": "int64",
     "patch_id": "string",
+    "mpp": "float64",
 }
 """What each pair of an export says about itself, and its type; None where it does not apply.
 
@@ -105,7 +107,7 @@ def find_set(folder: str | Path, *, everything: bool = False, with_real: bool = 
         folder = RunFolder(run).synthetic
     else:
         raise UserError(f"{folder}: neither a run nor a synthetic set (no config.yaml, no manifest.parquet)")
-    manifest = SyntheticSet(folder).manifest
+    manifest = _manifest(folder, run)
     again = run is not None and folder.resolve() == RunFolder(run).synthetic_set(SECOND_ROUND).resolve()
     judge = (
         "Segmenters trained with a first round of images, together," if again else "A segmenter trained on real images"
@@ -127,9 +129,17 @@ def find_set(folder: str | Path, *, everything: bool = False, with_real: bool = 
         classes=classes,
         colours=list(class_colours(classes).values()),
         licence=data_source(read_evidence(run).config)["licence"] if run else "not stated",
-        origin=[*_origin(folder, manifest, run), filtering],
+        origin=[*_origin(folder, manifest, run), _scale(pairs), filtering],
         digest=_digest(folder, run if with_real else None),
     )
+
+
+def _manifest(folder: Path, run: Path | None) -> pd.DataFrame:
+    """The manifest of the set; in a run with the microns per pixel of its patches, if these have one number."""
+    manifest = SyntheticSet(folder).manifest
+    if run is None or not (path := run / "data" / "patches.parquet").is_file():
+        return manifest
+    return manifest.assign(mpp=common_mpp(read_parquet(path, needs=("mpp",))))
 
 
 def _chosen(manifest: pd.DataFrame, *, everything: bool, in_run: bool, judge: str) -> tuple[pd.DataFrame, str]:
@@ -159,7 +169,8 @@ def _real(run: RunFolder) -> list[Pair]:
     """The patches a segmenter may learn from, numbered: their own names hold those of slides."""
     found = []
     for k, row in enumerate(train_patches(run.patches(), annotated=True).to_dict("records")):
-        facts = dict.fromkeys(FACTS) | {"synthetic": False, "patient": row["patient"], "patch_id": row["patch_id"]}
+        facts = {"synthetic": False, **{name: row.get(name) for name in ("patient", "patch_id", "mpp")}}
+        facts = dict.fromkeys(FACTS) | facts
         found.append(Pair(f"r{k:06d}", _inside(run.data, row["image"]), _inside(run.data, row["mask"]), facts))
     return found
 
@@ -222,10 +233,19 @@ def _origin(folder: Path, manifest: pd.DataFrame, run: Path | None) -> list[str]
     return said
 
 
+def _scale(pairs: Sequence[Pair]) -> str:
+    """A sentence on the resolution of the images."""
+    known = [pair.facts["mpp"] for pair in pairs if pair.facts["mpp"] is not None]
+    if not known:
+        return "Nobody has written down their microns per pixel."
+    ends = dict.fromkeys(f"{end:.3g}" for end in (min(known), max(known)))
+    return f"Microns per pixel: {' to '.join(ends)}."
+
+
 def _digest(folder: Path, run: Path | None) -> str:
     paths = [folder / "manifest.parquet", folder / "fingerprint.json"]
     paths += [run / "data" / "patches.parquet"] if run else []
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(" ".join(FACTS).encode())
     for path in paths:
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()[:16]

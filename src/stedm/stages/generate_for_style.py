@@ -198,7 +198,7 @@ def generate_for_style(
         ]
         _draw_missing(model, layouts, model.extract_styles(sets), plan, out, options, batch_size=batch_size)
         manifest = plan.assign(image="images/" + plan["id"] + ".png", mask="masks/" + plan["id"] + ".png")
-        manifest["layout"] = manifest["mask"]
+        manifest["layout"], manifest["mpp"] = manifest["mask"], model.mpp
         if is_first():
             with atomic_path(out / "manifest.parquet") as temporary:
                 manifest.to_parquet(temporary)
