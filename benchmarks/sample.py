@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stedm.device import best_device, has_fast_bf16
 from stedm.diffusion import pipeline
+from stedm.diffusion.grain import middle_of
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.sampling import Sampling, guidance_weights
 
@@ -57,6 +58,7 @@ def work(size: str, side: int) -> dict[str, Any]:
         decoder = gmac(model.first_stage.decode, z)
         images, latents = torch.empty(1, N, 3, side, side), torch.empty(1, N, C, side // f, side // f)
         reading = gmac(model.first_stage.encode, images[0]) + gmac(model.style_extractor, images, latents)
+        reading += gmac(model.first_stage.decode, middle_of(images[0], latents[0])[1])
     evaluations = model.sampling.nfe * branches(model.sampling)
     total = evaluations * evaluation + decoder + reading
     return {

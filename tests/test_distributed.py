@@ -9,7 +9,9 @@ from test_training import COMBINATIONS, diffusion_batches, diffusion_task
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from stedm.models.style import StyleExtractor
 from stedm.training.tasks import Batch, DiffusionTask
+from stedm.training.trainer import _has_backbone
 
 
 class _Loss(nn.Module):
@@ -51,3 +53,21 @@ def test_every_combination_trains_in_two_processes(tmp_path: Path) -> None:
         for name, start in task.state_dict().items():
             assert torch.equal(weights[name], second[combination][name]), (combination, name)
             assert not torch.equal(weights[name], start), (combination, name)
+
+
+def _train_backbone(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    task = diffusion_task()
+    task.style_extractor = StyleExtractor(dim=8, set_size=2, latent_channels=4, regions=1, encoder="test_convnext")
+    model = DistributedDataParallel(task.style_extractor, find_unused_parameters=_has_backbone(task))
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(2):
+        images, latents = (torch.rand(1, 2, *shape, generator=generator) for shape in ((3, 32, 32), (4, 8, 8)))
+        model(images, latents).sum().backward()
+    dist.destroy_process_group()
+
+
+def test_a_backbone_with_layers_that_its_features_skip_trains_in_two_processes(tmp_path: Path) -> None:
+    mp.spawn(_train_backbone, args=(str(tmp_path),), nprocs=2)
+    assert not _has_backbone(diffusion_task())

@@ -107,6 +107,15 @@ def test_speed_and_accelerator_say_what_there_is() -> None:
     assert "torchvision" in doctor.accelerator().text and doctor.accelerator().state != "broken"
 
 
+@pytest.mark.parametrize(("driver", "fix"), [("13.2", "CUDA_VISIBLE_DEVICES"), ("12.4", "update the driver")])
+def test_a_gpu_that_is_hidden_is_no_old_driver(monkeypatch: pytest.MonkeyPatch, driver: str, fix: str) -> None:
+    monkeypatch.setattr(doctor, "_driver_cuda", lambda: driver)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = doctor.accelerator()
+    assert found.state == "note" and fix in found.fix
+
+
 @pytest.mark.parametrize("step", [step for _, step in selftest.STEPS], ids=[name for name, _ in selftest.STEPS])
 def test_each_part_of_the_selftest_passes(tmp_path: Path, step: Any) -> None:
     assert step(tmp_path)

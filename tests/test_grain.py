@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from stedm.diffusion.grain import LEVELS, add_grain, measure_grain
+from stedm.diffusion.grain import LEVELS, add_grain, measure_grain, middle_of
 
 GRAIN = torch.tensor([0.02, 0.05, 0.03])
 
@@ -94,3 +95,19 @@ def test_an_images_grain_depends_on_its_seed_alone(seeds: list[int]) -> None:
     together = add_grain(torch.zeros(len(seeds), 3, 16, 16), of_all_levels(GRAIN, len(seeds)), 1.0, seeds=seeds)
     assert torch.equal(together[seeds.index(9)], alone[0])
     assert not torch.equal(together[seeds.index(4)], alone[0])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "px"), [(96, 64, (96, 64)), (256, 128, (128, 128)), (200, 512, (128, 128))]
+)
+def test_noise_of_large_images_is_measured_in_their_middles(height: int, width: int, px: tuple[int, int]) -> None:
+    images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    part, latents = middle_of(images, F.avg_pool2d(images, 4))
+    assert part.shape[2:] == px and torch.equal(F.avg_pool2d(part, 4), latents)
+    top, left = ((side - small) // 2 for side, small in zip((height, width), px, strict=True))
+    assert torch.equal(part, images[..., top : top + px[0], left : left + px[1]])
+
+
+def test_no_grain_leaves_images_as_they_are() -> None:
+    images = tissue(1, 32)
+    assert add_grain(images, of_all_levels(torch.full((3,), 0.1)), 0.0, seeds=[0]) is images

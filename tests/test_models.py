@@ -492,6 +492,18 @@ def test_a_region_is_described_by_the_places_where_its_class_is_found() -> None:
     assert (found[:, 1, :3] > -0.01).all() and (found[:, 1, 3:] < -10).all() and (found[:, 2] == 0).all()
 
 
+def test_the_spread_of_a_region_is_exact_in_half_precision() -> None:
+    """A small spread about a large mean: in eight bits it would be off by a tenth, or nothing at all."""
+    pool = RegionPooling(1, 4, 1)
+    pool.head, pool.region = nn.Identity(), nn.Parameter(torch.zeros(1, 3))
+    values = 0.6 + 0.08 * torch.randn(4, 256, 1, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        described = pool(values, values.square())[0][:, 0]  # mean, standard deviation, share
+    torch.testing.assert_close(described[:, 0], values.mean((1, 2)), atol=1e-5, rtol=0)
+    expected = (values.var((1, 2), correction=0) + 1e-4).sqrt()
+    torch.testing.assert_close(described[:, 1], expected, atol=1e-4, rtol=0)
+
+
 def test_what_is_known_of_a_layout_teaches_where_classes_are() -> None:
     """Dark cells are class 0, bright ones class 1; half of the cells are unknown."""
     torch.manual_seed(0)

@@ -247,10 +247,17 @@ def accelerator() -> Finding:
     if driver and torch.version.cuda is None:
         fix = "pip install --force-reinstall torch torchvision (the CUDA build)"
         return Finding("accelerator", f"{build} without CUDA, though there is a driver", "note", fix)
+    if driver and _version(driver) >= _version(torch.version.cuda):
+        fix = "look whether CUDA_VISIBLE_DEVICES hides it, or ask for one: login nodes often have none"
+        return Finding("accelerator", f"{build} for CUDA {torch.version.cuda}, a driver, and no GPU", "note", fix)
     if driver:
         fix = f"update the driver, or install a torch built for CUDA {driver} or older"
         return Finding("accelerator", f"{build} for CUDA {torch.version.cuda}; driver up to {driver}", "note", fix)
     return Finding("accelerator", f"{build}; no GPU driver: everything runs on the CPU")
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
 def _driver_cuda() -> str:
@@ -273,28 +280,6 @@ def slide_library() -> Finding:
 
 def speed() -> Finding:
     """Convolutions in float32 and bfloat16, and which of the two stedm computes in."""
-    import torch
+    from stedm.doctor_speed import measured
 
-    from stedm.device import best_device, has_fast_bf16
-
-    device = best_device()
-    rates = {dtype: _rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    ratio = rates[torch.bfloat16] / rates[torch.float32]
-    chosen = "bfloat16" if has_fast_bf16(device) else "float32"
-    text = " against ".join(f"{rate / 1e9:,.0f} GFLOP/s in {str(dtype)[6:]}" for dtype, rate in rates.items())
-    return Finding("speed", f"{device.type}: 3 x 3 convolution, {text} ({ratio:.1f} x); stedm computes in {chosen}")
-
-
-def _rate(device, dtype) -> float:  # type: ignore[no-untyped-def]
-    """Operations per second of a convolution of 64 channels, images of 64 x 64: the best of five."""
-    import torch
-
-    convolution = torch.nn.Conv2d(64, 64, 3, padding=1).to(device, dtype, memory_format=torch.channels_last)
-    x = torch.randn(16, 64, 64, 64).to(device, dtype, memory_format=torch.channels_last)
-    seconds = []
-    with torch.no_grad():
-        for _ in range(6):  # the first one warms up
-            started = time.perf_counter()
-            convolution(x).float().sum().item()  # waits for the GPU
-            seconds.append(time.perf_counter() - started)
-    return 2 * 16 * 64 * 64 * 64 * 64 * 9 / min(seconds[1:])
+    return Finding("speed", measured())

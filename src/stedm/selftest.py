@@ -11,6 +11,7 @@ from PIL import Image
 
 from stedm.data.phantom import draw_layout, draw_style, render
 from stedm.data.slide import Slide
+from stedm.device import best_device
 from stedm.diffusion.pipeline import StyleDiffusion, to_network
 from stedm.models.autoencoder import FirstStage
 from stedm.models.segmenter import Segmenter
@@ -43,9 +44,11 @@ def untrained() -> StyleDiffusion:
 def train_and_draw(folder: Path) -> str:
     """Draw the phantom, take one training step of both networks on it, and sample an image in its style."""
     image, layout = _drawn()
-    model, x = untrained(), to_network(image[None])
+    device = best_device()
+    model, x = untrained().to(device), to_network(image[None], device)
     z = model.first_stage.encode(x).detach()  # (1, C, h, w)
-    layouts, given = torch.from_numpy(layout[None].astype(np.int64)), torch.ones(1, dtype=torch.bool)
+    layouts = torch.from_numpy(layout[None].astype(np.int64)).to(device)
+    given = torch.ones(1, dtype=torch.bool, device=device)
     batch = {"z": z, "style_images": x[None], "style_latents": z[None], "style_layouts": layouts[None]}
     batch |= {"layout": layouts, "layout_given": given, "style_given": given}
     autoencoder = AutoencoderTask(model.first_stage, kl_weight=1e-4, latent_noise=0.3, **_FIT)
@@ -65,7 +68,8 @@ def train_and_draw(folder: Path) -> str:
 def segment(folder: Path) -> str:
     """Predict with an untrained segmenter."""
     torch.manual_seed(0)
-    labels = Segmenter(classes=CLASSES, encoder="tu-test_resnet", space_to_depth=2).predict(_drawn()[0][None])
+    segmenter = Segmenter(classes=CLASSES, encoder="tu-test_resnet", space_to_depth=2).to(best_device())
+    labels = segmenter.predict(_drawn()[0][None])
     _require(labels.shape == (1, SIZE_PX, SIZE_PX) and labels.max() < len(CLASSES), "the label map has a wrong shape")
     return "a label map predicted"
 

@@ -19,6 +19,8 @@ from stedm.diffusion.sampling import noise_from_seeds
 CELL_PX = 8
 FLATTEST = 0.3
 """Share of the cells of one brightness that noise is measured in."""
+MIDDLE_PX = 128
+"""Side of the part of a style image that noise is measured in."""
 LEAST_PX = 16
 """Style images have sides of at least this many pixels."""
 LEVELS = 3
@@ -26,6 +28,19 @@ LEVELS = 3
 BY_CHANCE = 0.1
 """Correlation of two colours' noise that a few cells show without anything shared."""
 _MASK = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]) / 6  # unit gain for white noise
+
+
+def middle_of(images: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Middles of images (N, 3, H, W) and of their latents (N, C, h, w), `MIDDLE_PX` wide and high at most.
+
+    Noise can be measured in a part of each image, and decoding all of a large one costs more than drawing another.
+    """
+    factor = images.shape[2] // latents.shape[2]
+    most = max(1, MIDDLE_PX // factor)
+    top, left = (max(0, side - most) // 2 for side in latents.shape[2:])
+    part = latents[..., top : top + most, left : left + most]
+    y, x, height, width = (factor * cells for cells in (top, left, *part.shape[2:]))
+    return images[..., y : y + height, x : x + width], part
 
 
 def measure_grain(images: Tensor, reconstructed: Tensor) -> Tensor:
@@ -77,6 +92,8 @@ def _unshared(covariance: Tensor) -> Tensor:
 
 def add_grain(images: Tensor, grain: Tensor, strength: float, *, seeds: Sequence[int]) -> Tensor:
     """images (B, 3, H, W) plus `strength` times the noise of grain (B, LEVELS, 4), from each image's own seed."""
+    if strength == 0:
+        return images
     white = noise_from_seeds([_other(seed) for seed in seeds], images.shape[1:]).to(images)
     return images + strength * _noise_at(images, grain.to(images)) * white
 

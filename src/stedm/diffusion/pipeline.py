@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stedm import hub
 from stedm.device import autocast
 from stedm.diffusion.bands import match_bands, measure_bands
-from stedm.diffusion.grain import LEAST_PX, add_grain, measure_grain
+from stedm.diffusion.grain import LEAST_PX, add_grain, measure_grain, middle_of
 from stedm.diffusion.sampling import SOLVERS, Branch, Sampling, guidance_weights, guided, noise_from_seeds
 from stedm.diffusion.tones import keep_tones, measure_tones
 from stedm.errors import UserError
@@ -180,8 +180,9 @@ class StyleDiffusion(nn.Module):
         with autocast(self.device):
             latents = self.first_stage.encode(images)  # (N, C, h, w)
             vectors, found = self.style_extractor.describe(images[None], latents[None])
-            reconstructed = self.first_stage.decode(latents).float()
-        grain, bands = measure_grain(images, reconstructed), measure_bands(images, found[0])
+            middle, middle_latents = middle_of(images, latents)
+            reconstructed = self.first_stage.decode(middle_latents).float()
+        grain, bands = measure_grain(middle, reconstructed), measure_bands(images, found[0])
         return vectors[0].float(), grain, measure_tones(images), bands
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """The segmentation network: a segmentation-models-pytorch U-Net that carries its class names and resolution."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -118,9 +119,18 @@ class Segmenter(FolderModel):
     @torch.no_grad()
     def probabilities(self, images: NDArray[np.uint8], *, views: int = 1, batch_size: int = 64) -> NDArray[np.float32]:
         """Images (n, H, W, 3) uint8 -> class probabilities (n, N, H, W), averaged over the first `views` of 4 flips."""
+        return np.concatenate([part.cpu().numpy() for part in self._read(images, views, batch_size)])
+
+    @torch.no_grad()
+    def predict(self, images: NDArray[np.uint8], *, batch_size: int = 64) -> NDArray[np.uint8]:
+        """Images (n, H, W, 3) uint8 -> label maps (n, H, W) uint8."""
+        parts = self._read(images, 1, batch_size)
+        return np.concatenate([part.argmax(1).to(torch.uint8).cpu().numpy() for part in parts])
+
+    def _read(self, images: NDArray[np.uint8], views: int, batch_size: int) -> Iterator[Tensor]:
+        """Class probabilities (b, N, H, W) of the images, batch by batch, where the network is."""
         self.eval()
         device = next(self.parameters()).device
-        parts = []
         for start in range(0, len(images), batch_size):
             x = torch.from_numpy(images[start : start + batch_size]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             x = x.contiguous(memory_format=torch.channels_last)
@@ -129,12 +139,7 @@ class Segmenter(FolderModel):
                 with autocast(device):
                     logits = self(x.flip(dims))
                 total += logits.float().softmax(1).flip(dims) / min(views, len(FLIPS))
-            parts.append(total.cpu().numpy())
-        return np.concatenate(parts)
-
-    def predict(self, images: NDArray[np.uint8], *, batch_size: int = 64) -> NDArray[np.uint8]:
-        """Images (n, H, W, 3) uint8 -> label maps (n, H, W) uint8."""
-        return self.probabilities(images, batch_size=batch_size).argmax(1).astype(np.uint8)
+            yield total
 
 
 def _of_another_network(missing: list[str], unexpected: list[str], *, used: set[str]) -> str:

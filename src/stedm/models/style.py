@@ -47,10 +47,10 @@ class RegionPooling(nn.Module):
         """Vectors (B, K, dim), and the log-probability of each region at each place (B, K, P), 0 for the last."""
         found = self._found(torch.cat([mean, _std(mean, square)], dim=2))
         share = found.logsumexp(2, keepdim=True) - math.log(found.shape[2])  # (B, K, 1), log
-        weights = found.softmax(2).to(mean.dtype)  # (B, K, P)
-        mean, square = weights @ mean, weights @ square  # (B, K, F) each
-        described = torch.cat([mean, _std(mean, square), share.to(mean.dtype)], dim=2)  # (B, K, 2 F + 1)
-        return self.head(described) + self.region, found  # (B, K, dim)
+        with torch.autocast(mean.device.type, enabled=False):  # a difference of squares wants more than eight bits
+            weights = found.softmax(2)  # (B, K, P)
+            mean, square = weights @ mean.float(), weights @ square.float()  # (B, K, F) each
+        return self.head(torch.cat([mean, _std(mean, square), share], dim=2)) + self.region, found  # (B, K, dim)
 
     def _found(self, features: Tensor) -> Tensor:
         everywhere = features.new_zeros(len(features), 1, features.shape[1]).float()  # (B, 1, P)
@@ -87,7 +87,7 @@ class ConvStyleEncoder(nn.Module):
         h = F.pixel_unshuffle(images, 2).contiguous(memory_format=torch.channels_last)  # (B, 12, H / 2, W / 2)
         for stage in self.stages:
             h = F.silu(stage(h))  # (B, C, H / 2^k, W / 2^k)
-            maps.append(h)
+            maps.append(h.float())
         mean = torch.cat([F.adaptive_avg_pool2d(m, (H, W)) for m in maps], dim=1)  # (B, F, H / 8, W / 8)
         square = torch.cat([F.adaptive_avg_pool2d(m.square(), (H, W)) for m in maps], dim=1)
         vectors, found = self.pool(mean.flatten(2).transpose(1, 2), square.flatten(2).transpose(1, 2))
@@ -171,7 +171,7 @@ class TimmStyleEncoder(nn.Module):
     def pooled(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """The rest of `forward`, which always learns."""
         flat = places.flatten(1, 2)  # (B, P, F)
-        vectors, found = self.pool(flat, flat.square())
+        vectors, found = self.pool(flat, flat.float().square())
         return vectors, found.unflatten(2, places.shape[1:3])
 
     def _places(self, features: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from stedm.config import RunConfig
-from stedm.device import autocast
+from stedm.device import autocast, best_device
 from stedm.diffusion.pipeline import to_images, to_network
 from stedm.files import atomic_path, write_text
 from stedm.models.autoencoder import FirstStage
@@ -58,15 +58,17 @@ def train_autoencoder(run: RunFolder, config: RunConfig) -> None:
     first_stage = first_stage.eval().to(memory_format=torch.channels_last)
     rng = np.random.default_rng(config.seed)
     sample = images[rng.permutation(len(images))[:256]]
-    with autocast(torch.device("cpu")):
-        first_stage.measure(_batches(sample))
+    device = best_device()
+    with autocast(device):
+        first_stage.to(device).measure(_batches(sample, device))
+    first_stage.cpu()
     first_stage.save_pretrained(run.autoencoder)
     _save_reconstructions(run, first_stage, sample[:12])
 
 
-def _batches(images: np.ndarray, size: int = 32) -> Iterator[torch.Tensor]:
+def _batches(images: np.ndarray, device: torch.device, size: int = 32) -> Iterator[torch.Tensor]:
     for start in range(0, len(images), size):
-        yield to_network(images[start : start + size])
+        yield to_network(images[start : start + size], device)
 
 
 @torch.no_grad()

@@ -31,6 +31,9 @@ from stedm.training.trainer import fit
 VARIANTS = 8192
 """Cached latents of the annotated patches, and of the unannotated ones; one a patch where there are more patches."""
 
+_READ_AT_ONCE = 1024
+"""Images whose class probabilities are kept at the same time."""
+
 
 def train_diffusion(run: RunFolder, config: RunConfig) -> None:
     """Train U-Net, style encoder and aggregation together; write `diffusion/` with the averaged weights."""
@@ -157,10 +160,11 @@ def _layouts(
     if options.pseudo_confidence is None or annotated.all():
         return layouts, layouts
     teacher = Segmenter.from_pretrained(run.segmenter(TEACHER_ARM, config.seed)).to(best_device())
-    probabilities = teacher.probabilities(images[~annotated], views=4)  # (m, N, H, W)
-    sure = probabilities.max(1).mean((1, 2), keepdims=True) >= options.pseudo_confidence  # (m, 1, 1)
-    regions = layouts.copy()
-    regions[~annotated] = np.where(sure, probabilities.argmax(1), IGNORE).astype(np.uint8)
+    regions, others = layouts.copy(), np.flatnonzero(~annotated)
+    for rows in np.split(others, range(_READ_AT_ONCE, len(others), _READ_AT_ONCE)):
+        probabilities = teacher.probabilities(images[rows], views=4)  # (m, N, H, W)
+        sure = probabilities.max(1).mean((1, 2), keepdims=True) >= options.pseudo_confidence  # (m, 1, 1)
+        regions[rows] = np.where(sure, probabilities.argmax(1), IGNORE)
     return (regions if options.pseudo_use == "layout" else layouts), regions
 
 

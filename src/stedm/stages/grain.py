@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stedm.device import autocast
+from stedm.device import autocast, best_device
 from stedm.diffusion.grain import add_grain, measure_grain
 from stedm.diffusion.pipeline import to_images, to_network
 from stedm.evaluation.features import style_features
@@ -39,13 +39,15 @@ def least_distance(first_stage: FirstStage, sets: list[np.ndarray]) -> float:
     """The same for given sets of images (n, H, W, 3) uint8, one a patient, each of at least two."""
     real = [style_features(images) for images in sets]
     scale = Scale.fit(np.concatenate(real))
-    distances = np.zeros(len(STRENGTHS))
+    distances, device = np.zeros(len(STRENGTHS)), best_device()
+    first_stage.to(device)
     for images, features in zip(sets, real, strict=True):
-        x = to_network(images)
-        with autocast(torch.device("cpu")):
+        x = to_network(images, device)
+        with autocast(device):
             reconstructed = first_stage.decode(first_stage.encode(x)).float()  # (n, 3, H, W)
         grain = measure_grain(x, reconstructed).expand(len(x), -1, -1)
         for k, strength in enumerate(STRENGTHS):
             grained = to_images(add_grain(reconstructed, grain, strength, seeds=range(len(x))))
             distances[k] += energy_distance(scale(style_features(grained)), scale(features))
+    first_stage.cpu()
     return STRENGTHS[int(distances.argmin())]

@@ -11,6 +11,7 @@ from stedm.arms import FULL_ARM, ingredients, self_training_teacher, synthetic_s
 from stedm.config import RunConfig
 from stedm.data.laboratories import TARGET
 from stedm.data.synthetic import SyntheticSet
+from stedm.device import best_device
 from stedm.errors import UserError
 from stedm.evaluation.choice import mirror_agreement
 from stedm.evaluation.segmentation import patch_scores
@@ -72,7 +73,10 @@ def _measure_mirror_agreement(run: RunFolder, segmenter: Segmenter, folder: Path
         return
     shown = patches.iloc[rows[np.linspace(0, len(rows) - 1, min(len(rows), _MOST_MIRRORED)).astype(int)]]
     found = mirror_agreement(
-        segmenter.predict, run.images(shown), patients=shown["patient"].tolist(), classes=run.classes()
+        segmenter.to(best_device()).predict,
+        run.images(shown),
+        patients=shown["patient"].tolist(),
+        classes=run.classes(),
     )
     write_json(folder / MIRROR_AGREEMENT, {"mirror_agreement": found, "images": len(shown)})
 

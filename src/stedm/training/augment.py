@@ -84,8 +84,9 @@ def stain_and_focus(images: Tensor, strength: float, rng: np.random.Generator) -
     x = torch.where(keep, images, changed)
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
     focus = torch.from_numpy(rng.uniform(-0.7, 1.0, (B, 1, 1, 1))).to(x)  # < 0 sharpens
-    noise = torch.from_numpy(rng.normal(0, 1, tuple(x.shape)) * rng.uniform(0, 0.06, (B, 1, 1, 1))).to(x)
-    return (x + focus * (blurred - x) + noise).clamp(-1, 1)
+    noise = torch.from_numpy(rng.standard_normal(tuple(x.shape), dtype=np.float32)).to(x)
+    strength_of_noise = torch.from_numpy(rng.uniform(0, 0.06, (B, 1, 1, 1))).to(x)
+    return (x + focus * (blurred - x) + strength_of_noise * noise).clamp(-1, 1)
 
 
 def hide_part(layout: Tensor, unknown: int, rng: np.random.Generator) -> Tensor:

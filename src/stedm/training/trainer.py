@@ -19,6 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from stedm.device import best_device, lightning_precision
 from stedm.files import atomic_path
 from stedm.interruption import unswallowed
+from stedm.models.style import TimmStyleEncoder
 from stedm.progress import Bar
 from stedm.ranks import everyones, is_first, place
 from stedm.training.divergence import FiniteWeights, check_validation
@@ -99,7 +100,7 @@ class _Watching(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
         if _at_border(trainer, self.stretch) and step > self.last_step:
-            with _averaged_weights(trainer, pl_module), torch.random.fork_rng(), torch.no_grad():
+            with _averaged_weights(trainer, pl_module), _forked_rng(pl_module.device), torch.no_grad():
                 if self.shown is not None:
                     copy_whole(pl_module, self.shown.to(pl_module.device))
                 seen = self.watch((self.shown or pl_module).eval(), step)
@@ -109,6 +110,11 @@ class _Watching(L.Callback):
                 if self.shown is not None:
                     self.shown.cpu()
             self.last_step = step
+
+
+def _forked_rng(device: torch.device) -> Any:
+    """Random numbers drawn here leave no trace; only this process's GPU, of however many it sees, has a part."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 @contextmanager
@@ -244,9 +250,14 @@ def _devices(task: Task, *, sharded: bool) -> dict[str, Any]:
     return {
         "devices": here.local_world,
         "num_nodes": here.world // here.local_world,
-        "strategy": Sharded() if sharded else DDPStrategy(),
+        # Some backbones have layers that their features do not depend on.
+        "strategy": Sharded() if sharded else DDPStrategy(find_unused_parameters=_has_backbone(task)),
         "plugins": [TorchElasticEnvironment()],
     }
+
+
+def _has_backbone(task: Task) -> bool:
+    return any(isinstance(part, TimmStyleEncoder) and part.trainable for part in task.modules())
 
 
 def _trainer(steps: int, callbacks: list[L.Callback], **devices: Any) -> L.Trainer:
