@@ -20,7 +20,7 @@ from stedm.diffusion.sampling import Sampling
 from stedm.files import atomic_path, whole
 from stedm.progress import Bar
 from stedm.ranks import everyones, is_first, share
-from stedm.stages.generate import composition_of, layouts_of, make_plan, styles_of
+from stedm.stages.generate import composition_of, layouts_of, make_plan, style_images_of
 from stedm.stages.grids import sampling_of, save_style_grid
 from stedm.stages.plan_layouts import PlanLayouts
 from stedm.stages.run_folder import RunFolder
@@ -102,8 +102,8 @@ def _draw_pairs(
     sampling: Sampling,
 ) -> dict[str, Tensor]:
     maps = np.stack([layouts.of(row) for _, row in rows.iterrows()])
-    styles = styles_of(run, teacher, patches, rows)
-    vectors = None if styles is None else styles.vectors
+    style_sets = style_images_of(run, patches, rows)
+    vectors = None if style_sets is None else teacher.extract_styles(style_sets).vectors
     z = teacher.draw_latents(maps, vectors, sampling, seeds=rows["seed"].tolist())
     return {
         "seeds": torch.tensor(rows["seed"].tolist()),

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from stedm.ahead import made_ahead, results
 from stedm.arms import OUR_SETS, SECOND_ROUND
 from stedm.config import RunConfig
 from stedm.data.composition import CompositionTable
 from stedm.data.tables import read_parquet
 from stedm.device import best_device
-from stedm.diffusion.pipeline import StyleDiffusion, Styles
+from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
 from stedm.files import atomic_path, write_json
@@ -27,6 +28,8 @@ from stedm.stages.layout_statistics import write_layout_statistics
 from stedm.stages.plan_layouts import LayoutSources, PlanLayouts
 from stedm.stages.run_folder import RunFolder, train_patches
 
+Conditions = tuple[np.ndarray, list[np.ndarray] | None]
+"""Layouts (B, H, W) and style sets of a batch of rows."""
 SEED_AFTER = {SECOND_ROUND: 2}
 """Which seed after the run's own a set's plan is drawn with, if not that one; the pairs of `few-step` take the next."""
 
@@ -49,12 +52,17 @@ def generate(run: RunFolder, config: RunConfig, *, name: str = "synthetic") -> N
     layouts = layouts_of(run, config, patches, name=name)
     mine = share(plan)
     todo = mine[[not (folder / "images" / f"{name}.png").exists() for name in mine["id"]]]
-    started, size = time.perf_counter(), config.generate.batch_size
-    already = len(mine) - len(todo)
-    with Bar("drawing images", total=len(mine), completed=already, folder=folder) as bar, Writer() as writer:
-        for start in range(0, len(todo), size):
-            _draw(run, folder, config, model, layouts, patches, todo.iloc[start : start + size], writer)
-            bar.update(already + min(start + size, len(todo)), unit="images")
+    started, size, done = time.perf_counter(), config.generate.batch_size, len(mine) - len(todo)
+    batches = [todo.iloc[start : start + size] for start in range(0, len(todo), size)]
+
+    def conditions(rows: pd.DataFrame) -> Conditions:
+        return np.stack([layouts.of(row) for _, row in rows.iterrows()]), style_images_of(run, patches, rows)
+
+    given = results(conditions, batches, ahead=made_ahead())
+    with Bar("drawing images", total=len(mine), completed=done, folder=folder) as bar, Writer() as writer:
+        for rows, (maps, style_sets) in zip(batches, given, strict=True):
+            _draw(folder, config, model, rows, maps, style_sets, writer)
+            bar.update(done := done + len(rows), unit="images")
     drawn = sum(everyones(len(todo)))
     if not is_first():
         return
@@ -140,26 +148,24 @@ def make_plan(
     return pd.DataFrame(rows)
 
 
-def styles_of(run: RunFolder, model: StyleDiffusion, patches: pd.DataFrame, rows: pd.DataFrame) -> Styles | None:
-    """Styles of plan rows; None when they are drawn without one."""
+def style_images_of(run: RunFolder, patches: pd.DataFrame, rows: pd.DataFrame) -> list[np.ndarray] | None:
+    """Style sets (N, H, W, 3) uint8 of plan rows; None when they are drawn without one."""
     by_id = patches.set_index("patch_id")
     lent = [json.loads(names) for names in rows["style_patches"]]
-    return model.extract_styles([run.images(by_id.loc[names]) for names in lent]) if all(lent) else None
+    return [run.images(by_id.loc[names]) for names in lent] if all(lent) else None
 
 
 def _draw(
-    run: RunFolder,
     folder: Path,
     config: RunConfig,
     model: StyleDiffusion,
-    layouts: PlanLayouts,
-    patches: pd.DataFrame,
     rows: pd.DataFrame,
+    maps: np.ndarray,
+    style_sets: list[np.ndarray] | None,
     writer: Writer,
 ) -> None:
     """Draw one batch of plan rows and have image and mask of each written, the image last."""
-    maps = np.stack([layouts.of(row) for _, row in rows.iterrows()])
-    styles = styles_of(run, model, patches, rows)
+    styles = None if style_sets is None else model.extract_styles(style_sets)
     # A last, smaller batch is filled up: on some processors a result depends on the batch size in its last bit.
     fill = np.arange(config.generate.batch_size) % len(rows)
     images = model(

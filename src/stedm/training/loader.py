@@ -1,13 +1,10 @@
 """The loader: batches by step number, on a GPU made some steps ahead in threads."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import lightning as L
-import torch
 
-from stedm.device import best_device
+from stedm.ahead import made_ahead, results
 from stedm.training.consistency import Batch
 
 BatchOfStep = Callable[[int], Batch]
@@ -15,11 +12,6 @@ BatchOfStep = Callable[[int], Batch]
 
 Where ranks train together, this rank's share of its rows.
 """
-
-
-def made_ahead() -> int:
-    """How many batches are made while one is worked at, each by a thread of its own: a CPU has no time to spare."""
-    return 3 if best_device().type == "cuda" else 0
 
 
 class Batches:
@@ -32,18 +24,7 @@ class Batches:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._from_threads() if self.ahead else map(self.batch_of_step, self.steps)
-
-    def _from_threads(self) -> Iterator[Batch]:
-        waiting = deque[Future[Batch]]()
-        make = _on_same_gpu(self.batch_of_step)
-        with ThreadPoolExecutor(self.ahead) as pool:
-            for step in self.steps:
-                waiting.append(pool.submit(make, step))
-                if len(waiting) > self.ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+        return results(self.batch_of_step, self.steps, ahead=self.ahead)
 
 
 class Loader(L.LightningDataModule):
@@ -57,16 +38,3 @@ class Loader(L.LightningDataModule):
         start = self.trainer.global_step if self.trainer else 0
         stop = min((start // self.stretch + 1) * self.stretch, self.steps)
         return Batches(self.batch_of_step, start, stop, ahead=made_ahead())
-
-
-def _on_same_gpu(batch_of_step: BatchOfStep) -> BatchOfStep:
-    """For other threads, which would use the first GPU, whichever this one uses."""
-    if best_device().type != "cuda":
-        return batch_of_step
-    number = torch.cuda.current_device()
-
-    def make(step: int) -> Batch:
-        with torch.cuda.device(number):
-            return batch_of_step(step)
-
-    return make
