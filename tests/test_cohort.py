@@ -166,3 +166,31 @@ def test_a_table_with_other_separators_is_told_so(tmp_path, rows, separator, nam
     pd.DataFrame(rows).to_csv(tmp_path / "table.csv", index=False, sep=separator)
     with pytest.raises(UserError, match=rf"table\.csv: .*separated by {name}; save it with commas between values"):
         read_cohort(CohortConfig(table=str(tmp_path / "table.csv")))
+
+
+def test_patients_that_differ_in_capitals_alone_are_refused(tmp_path, rows):
+    rows[3]["patient"] = "B"
+    assert "row 5: patient 'B' is 'b' above" in refusal(tmp_path, rows)
+
+
+def test_masks_that_cannot_be_what_they_should_are_named_by_row(tmp_path, rows):
+    Image.fromarray(np.full((20, 30), 3, np.uint8)).save(tmp_path / "mask.jpg")
+    jpeg = [{**rows[0], "mask": "mask.jpg"}, *rows[1:]]
+    labels = {"background": [0], "gland": [1]}
+    assert "row 2" in (said := refusal(tmp_path, jpeg, labels=labels)) and "save masks as PNG" in said
+    Image.fromarray(np.full((20, 30, 3), [0, 9, 0], np.uint8)).save(tmp_path / "colours.png")
+    colours = [*rows[:2], {**rows[2], "mask": "colours.png"}, *rows[3:]]
+    assert "row 4" in (said := refusal(tmp_path, colours, labels=labels)) and "colour image" in said
+
+
+def test_tables_of_excel_and_paths_of_windows_are_told_what_to_do(tmp_path, rows):
+    rows[2]["image"] = r"pictures\b0.png"
+    assert "with / in place of \\" in refusal(tmp_path, rows)
+    rows[2] |= {"image": "b0.png", "patient": "Müller"}
+    table = pd.DataFrame(rows).to_csv(index=False)
+    (tmp_path / "latin.csv").write_bytes(table.encode("cp1252"))
+    with pytest.raises(UserError, match="not UTF-8; in Excel: save as, `CSV UTF-8`"):
+        read_cohort(CohortConfig(table=str(tmp_path / "latin.csv")))
+    (tmp_path / "table.xlsx").write_bytes(b"PK\x03\x04\x14\x00\xb5\xff")
+    with pytest.raises(UserError, match="an Excel workbook"):
+        read_cohort(CohortConfig(table=str(tmp_path / "table.xlsx")))

@@ -67,7 +67,7 @@ def test_patches_table_and_files(tmp_path, config):
 def test_image_becomes_exactly_one_patch(tmp_path, config):
     for i in range(6):
         Image.fromarray(np.full((32, 32, 3), 100, np.uint8)).save(tmp_path / f"im age{i}.png")
-        Image.fromarray(np.full((32, 32), 9, np.uint8)).save(tmp_path / f"mask{i}.png")
+        Image.fromarray(9 * np.tri(32, dtype=np.uint8)).save(tmp_path / f"mask{i}.png")
     prepare(tmp_path / "data", config)
     assert len(read(tmp_path / "data")) == 6
 
@@ -143,6 +143,24 @@ def test_a_role_without_a_labelled_pixel_is_refused(tmp_path, config, role):
         Image.fromarray(np.full((40, 72), 5, np.uint8)).save(tmp_path / f"mask{patient[1:]}.png")  # all of it ignored
     with pytest.raises(UserError, match=rf"{role} patients .* shows a pixel of any class"):
         prepare(tmp_path / "data", config)
+
+
+def test_classes_of_which_one_alone_is_ever_shown_are_refused(tmp_path, config):
+    """Masks of 0 and 255, the most common binary ones: 255 is ignore, and a segmenter of one class scores well."""
+    for i in range(5):
+        mask = np.zeros((40, 72), np.uint8)
+        mask[:, :32] = 255
+        Image.fromarray(mask).save(tmp_path / f"mask{i}.png")
+    config.cohort.labels = {"background": [0], "gland": [1], "ignore": [255]}
+    with pytest.raises(UserError, match=r"show background and nothing of gland; .*255 is always ignore"):
+        prepare(tmp_path / "data", config)
+
+
+def test_roles_and_classes_are_told(tmp_path, config, capsys):
+    prepare(tmp_path / "data", config)
+    said = capsys.readouterr().err.splitlines()
+    assert "training, annotated: 2 patients, 12 patches" in said and "test: 1 patients, 6 patches" in said
+    assert any(line.startswith("annotated pixels: background ") and ", gland " in line for line in said)
 
 
 def test_phantom_is_drawn_prepared_and_reused(tmp_path):

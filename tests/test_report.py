@@ -475,6 +475,8 @@ def test_nothing_is_warned_of_when_all_is_well():
         ({}, {"memorised_rate": 0.04}, 0.9, "some may be copies"),
         ({}, {"nearest_real_ratio": 0.4}, 0.9, "copies"),
         ({}, {"layout_agreement": 0.3}, 0.9, "poorly obeyed"),
+        ({}, {"layout_agreement": 0.3, "layout_agreement_real": 0.8}, 0.9, "poorly obeyed"),
+        ({}, {"layout_agreement": 0.3, "layout_agreement_real": 0.31}, 0.9, "reaches an IoU of 0.31 on real images"),
         ({}, {}, 0.4, "kept 40 %"),
     ],
 )
@@ -521,6 +523,19 @@ def test_styles_of_annotated_patients_are_not_called_never_annotated(copied_run)
     patches.to_parquet(copied_run / "data" / "patches.parquet")
     report(copied_run)
     assert "never annotated" not in _page(copied_run) and "there are no others" in _page(copied_run)
+
+
+def test_a_class_that_nobody_annotated_and_a_smoke_run_are_warned_of(copied_run):
+    patches = pd.read_parquet(copied_run / "data" / "patches.parquet")
+    shown = patches["split"] == "test"
+    patches.assign(fraction_background=0.6, fraction_gland=np.where(shown, 0.4, 0.0)).to_parquet(
+        copied_run / "data" / "patches.parquet"
+    )
+    (copied_run / "config.yaml").write_text("size: smoke\n")
+    report(copied_run)
+    page = _page(copied_run)
+    assert "No annotated training image shows gland" in page and "shows background" not in page
+    assert "Its figures mean nothing" in page
 
 
 def test_leaks_are_found_by_patient_and_by_content(copied_run):

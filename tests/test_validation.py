@@ -1,12 +1,14 @@
 """Is a condition used? Velocities that are known to use it, or not, must be told apart."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from stedm.diffusion.validation import (
+    LEAST_GAIN,
     ConditionalVelocity,
     Validation,
     ValidationBatch,
@@ -105,3 +107,13 @@ def test_what_cannot_be_exchanged_is_not_called_ignored(patients: list[str], lay
     )
     assert math.isnan(found.style_gain) and math.isnan(found.style_gain_se) and found.ignored == ()
     assert math.isnan(found.layout_gain) != layout_known and math.isfinite(found.loss)
+
+
+def test_a_steady_gain_that_is_next_to_nothing_counts_as_ignored() -> None:
+    used, unused = (velocity(uses_style=uses_style, uses_layout=True) for uses_style in (True, False))
+
+    def hardly(*given: Any) -> Tensor:
+        return torch.lerp(unused(*given), used(*given), 0.0005)
+
+    found = validate(hardly, batch(), style=STYLE)
+    assert 2 * found.style_gain_se < found.style_gain < LEAST_GAIN and found.ignored == ("style",)

@@ -208,7 +208,7 @@ def _flags(words: list[str], size: str | None) -> list[str]:
     while words:
         word, *words = words
         if not word.startswith("--"):
-            raise UserError(f"unexpected argument {word!r}; options look like --section.key value")
+            raise UserError(f"{word!r} is no folder here, and options look like --section.key value")
         if "=" not in word:
             if not words:
                 raise UserError(f"{word}: expected a value after it")

@@ -21,8 +21,8 @@ SAMPLING = {
 
 
 def asks_for(words: Sequence[str]) -> bool:
-    """Whether the words after `stedm generate` ask for this command: they name a model, not a run."""
-    return any(word.split("=")[0] == "--model" for word in words)
+    """Whether the words after `stedm generate` ask for this command: they name a model or a style, not a run."""
+    return any(word.split("=")[0] in ("--model", "--style-images", "--style-slide") for word in words)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,8 +54,8 @@ def parser() -> argparse.ArgumentParser:
     add("--out", metavar="DIR", required=True, help="folder for images, masks, plan, manifest and contact sheet")
     add("--style-set-size", type=int, default=4, help="style images per drawn image (default: 4)")
     add("--min-tissue", type=float, default=0.5, help="least share of tissue in a style image (default: 0.5; 0: any)")
-    add("--style-mpp", type=float, help="microns per pixel of the style slide, for files that do not say (images: the"
-        " model's)")  # fmt: skip
+    add("--style-mpp", type=float, help="microns per pixel of the style slide, for files that do not say, or of the"
+        " style images (default: the model's, not what the files say)")  # fmt: skip
     add("--mpp", type=float, help="microns per pixel the model draws at, for models that do not say")
     add("--patch-px", type=int, help="width of the images in pixels (default: that of the model's patches)")
     for name, (kind, text) in SAMPLING.items():
@@ -99,6 +99,8 @@ def draw(options: argparse.Namespace) -> None:
     model = load_generator(options.model, patch_px=options.patch_px, mpp=options.mpp)
     sources = [options.style_slide] if options.style_slide else image_files(options.style_images)
     source_mpp = options.style_mpp if options.style_slide or options.style_mpp else model.mpp
+    if not options.style_slide and options.style_mpp is None and model.mpp is not None:
+        print(f"style images are taken to have the model's {model.mpp:g} microns per pixel; --style-mpp says otherwise")
     layouts = find_layouts(options.layouts, options.run or run_of(options.model), model)
     chosen = {"source_mpp": source_mpp, "seed": options.seed}
     sets = find_style_sets(sources, model, set_size=options.style_set_size, min_tissue=options.min_tissue, **chosen)

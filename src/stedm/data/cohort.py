@@ -84,8 +84,9 @@ def read_cohort(config: CohortConfig | TargetConfig, *, section: str = "cohort")
             raise UserError(f"{where}: both a mask and an annotation; leave one of the two empty")
         for column, name in ((column, getattr(row, column)) for column in FILES):
             if name and not Path(name).is_file():
+                slashes = ", with / in place of \\" if "\\" in name else ""
                 raise UserError(
-                    f"{where}: {column} {name} not found; correct the path (relative to the table's folder)"
+                    f"{where}: {column} {name} not found; correct the path (relative to the table's folder{slashes})"
                 )
         size_px = _image_size_px(row.image, row.mpp, where)
         if row.mask and (mask_px := _mask_size_px(row.mask, where)) != size_px and size_px is not None:
@@ -131,7 +132,12 @@ def resolve_labels(
     else:
         label_map = LabelMap.from_config(named, key=f"{section}.labels")
     for position, name in masked:
-        label_map.apply(read_mask(name), source=f"{row_name(str(config.table), position)}: mask {name}")
+        where = row_name(str(config.table), position)
+        try:
+            values = read_mask(name)
+        except UserError as error:
+            raise UserError(f"{where}: mask {error}") from None
+        label_map.apply(values, source=f"{where}: mask {name}")
     return label_map
 
 
@@ -235,6 +241,14 @@ def _refuse_contradictions(cohort: pd.DataFrame, path: Path, section: str) -> No
                 f"{row_name(path, wrong[0])}: {owned} '{row[owned]}' is in {owner} '{row[owner]}' here but in"
                 f" '{first_owner.iloc[wrong[0]]}' above; {fix}"
             )
+    spelled = cohort["patient"].groupby(cohort["patient"].str.casefold()).transform("first")
+    wrong = np.flatnonzero(spelled != cohort["patient"])
+    if len(wrong):
+        one, other = cohort["patient"].iloc[wrong[0]], spelled.iloc[wrong[0]]
+        raise UserError(
+            f"{row_name(path, wrong[0])}: patient '{one}' is '{other}' above: one person, who must not be trained and"
+            " tested on? write a patient in one way, or two patients in more than capitals"
+        )
     if cohort["patient"].nunique() < 2:
         raise UserError(
             f"{path}: one patient only ('{cohort['patient'].iloc[0]}'); training, validation and test need"

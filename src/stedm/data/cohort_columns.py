@@ -33,6 +33,9 @@ def columns_of(path: Path, config: CohortConfig | TargetConfig, section: str) ->
         raise
     except FileNotFoundError:
         raise UserError(f"{path}: cohort table not found; correct {section}.table") from None
+    except UnicodeDecodeError:
+        kind = "an Excel workbook" if path.suffix.lower() in (".xls", ".xlsx", ".ods") else "not UTF-8"
+        raise UserError(f"{path}: the cohort table is {kind}; in Excel: save as, `CSV UTF-8`, with commas") from None
     except Exception as error:  # a damaged file can fail in many ways inside pandas and pyarrow
         raise UserError(
             f"{path}: unreadable cohort table ({reason_of(error)}); save it as UTF-8 CSV or Parquet"

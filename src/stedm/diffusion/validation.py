@@ -19,6 +19,9 @@ ConditionalVelocity = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], T
 TIMES = (0.5, 0.9)
 """Where the loss is taken: the middle, where most training happens, and where a wrong condition costs most."""
 
+LEAST_GAIN = 0.005
+"""A share of the loss that a wrong condition has to add: what is less may be steady and yet nothing to see."""
+
 
 @dataclass(frozen=True)
 class ValidationBatch:
@@ -56,7 +59,7 @@ class Validation:
     layout_gain: float
     layout_gain_se: float
     ignored: tuple[str, ...]
-    """`style`, `layout`: whose gain is not above zero by more than two standard errors."""
+    """`style`, `layout`: whose gain is not above zero by more than two standard errors, or below `LEAST_GAIN`."""
 
 
 def other_rows(n: int) -> Tensor:
@@ -104,7 +107,8 @@ def validate(
         style_gain_se=gains["style"][1],
         layout_gain=gains["layout"][0],
         layout_gain_se=gains["layout"][1],
-        ignored=tuple(name for name, (gain, error) in gains.items() if gain <= 2 * error),  # NaN: not known
+        # A gain that is NaN is not known.
+        ignored=tuple(name for name, (gain, error) in gains.items() if gain <= max(2 * error, LEAST_GAIN)),
     )
 
 

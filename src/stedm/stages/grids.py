@@ -96,16 +96,23 @@ def sampling_of(model: StyleDiffusion, config: RunConfig) -> Sampling:
 
 
 def _row(style_set: np.ndarray, images: np.ndarray, shown: int) -> np.ndarray:
-    size = images.shape[1]
     left = [style_set[n] if n < len(style_set) else np.full_like(images[0], 255) for n in range(shown)]
-    gap = np.full((size, size // 4, 3), 255, np.uint8)
-    return _below(np.concatenate([*left, gap, *images], axis=1))
+    return _row_of(left, list(images))
 
 
 def _header(layouts: np.ndarray, shown: int) -> np.ndarray:
     size = layouts.shape[1]
-    blank = np.full((size, shown * size + size // 4, 3), 255, np.uint8)
-    return _below(np.concatenate([blank, *(np.asarray(colour_layout(layout)) for layout in layouts)], axis=1))
+    left = [np.full((size, size, 3), 255, np.uint8)] * shown
+    return _row_of(left, [np.asarray(colour_layout(layout)) for layout in layouts])
+
+
+def _row_of(left: list[np.ndarray], right: list[np.ndarray]) -> np.ndarray:
+    """Cells side by side with a thin gap between them, and a wide one between left and right."""
+    size = right[0].shape[0]
+    thin, wide = (np.full((size, width, 3), 255, np.uint8) for width in (2, size // 4))
+    cells = [piece for cell in left for piece in (cell, thin)] + [wide]
+    cells += [piece for cell in right for piece in (thin, cell)]
+    return _below(np.concatenate(cells, axis=1))
 
 
 def _below(row: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from stedm.files import atomic_path, link, read_json, whole, write_json
 from stedm.stages.alignment import alignment_notices
 from stedm.stages.inputs import EXTRACTED, INPUTS, Inputs, inputs_of, record
 from stedm.stages.prepare_slides import FOLDERS, FORMAT, cut_slides, records_of, slide_tasks
+from stedm.stages.report_run import cohort as cohort_roles
 
 _TOLD = 5
 """Notices about annotation files on the terminal, at most."""
@@ -65,6 +66,18 @@ def prepare(out: Path, config: RunConfig, *, jobs: int = 1) -> None:
         with atomic_path(out / f"{name}.parquet") as temporary:
             table.to_parquet(temporary)
     write_json(out / "splits.json", splits)
+    _tell_roles(patches, classes)
+
+
+def _tell_roles(patches: pd.DataFrame, classes: list[str]) -> None:
+    """Say who has which role, and how much of each class the annotation in use shows: a mistake is seen here first."""
+    told = [
+        f"{row['role']}: {row['patients']} patients, {row['patches']} patches" for row in cohort_roles(patches) or []
+    ]
+    shares = patches[[f"fraction_{name}" for name in classes]].mean()
+    of_classes = ", ".join(f"{name} {100 * share:.0f} %" for name, share in zip(classes, shares, strict=True))
+    for line in (*told, f"annotated pixels: {of_classes}"):
+        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def skipped_slides(out: Path) -> pd.DataFrame:
@@ -194,12 +207,22 @@ def _with_roles(extracted: pd.DataFrame, classes: list[str], splits: dict[str, l
     for name in ("train_annotated", "val", "test"):
         patients = f"the {name} patients {splits[name][:3]}"
         if not (annotated & (role == name)).any():
-            raise UserError(f"no patch of {patients} holds tissue; lower prepare.min_tissue")
+            raise UserError(
+                f"no patch of {patients} holds tissue; lower prepare.min_tissue or, where images are smaller than a"
+                " patch, prepare.mpp or prepare.patch_px"
+            )
         if not (labelled & annotated & (role == name)).any():
             raise UserError(
                 f"no patch of {patients} shows a pixel of any class; look at their masks or annotations, at "
                 "cohort.labels, or name other patients in the table's column `split`"
             )
+    shown = [name for name in classes if (extracted.loc[annotated, f"fraction_{name}"] > 0).any()]
+    if len(shown) < min(2, len(classes)):
+        missing = ", ".join(name for name in classes if name not in shown)
+        raise UserError(
+            f"the masks of annotated, validation and test patients show {shown[0]} and nothing of {missing}; look at"
+            " their values and cohort.labels (255 is always ignore: save a class as another value)"
+        )
     table = extracted.copy()
     table.insert(6, "split", role.str.partition("_")[0])
     table.insert(7, "annotated", annotated)

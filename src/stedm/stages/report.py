@@ -23,7 +23,13 @@ from stedm.stages.report_layouts import layouts_section
 from stedm.stages.report_leaks import leaks
 from stedm.stages.report_slides import slide_warnings, slides_section
 from stedm.stages.report_tables import summary_markdown, write_tables
-from stedm.stages.report_warnings import folds_warning, ignored_conditions, unchecked_conditions, warnings
+from stedm.stages.report_warnings import (
+    folds_warning,
+    ignored_conditions,
+    unchecked_conditions,
+    unlearned_classes,
+    warnings,
+)
 from stedm.stages.run_folder import RunFolder
 
 
@@ -87,6 +93,9 @@ def _cautions(evidence: Evidence) -> list[str]:
         for caution in leaks(part / "data", table_of(part / "data" / "patches.parquet"))
     ]
     found += [caution for part in evidence.parts for caution in slide_warnings(part / "data")]
+    found += unlearned_classes(evidence.patches, evidence.classes)
+    if evidence.config.get("size") == "smoke":
+        found.append("A run of size smoke: trained for a few steps, to see that all works. Its figures mean nothing.")
     found += warnings(evidence.summary, None, None)
     found += folds_warning(evidence.config, evidence.summary) if len(evidence.parts) > 1 else []
     for part in evidence.parts:

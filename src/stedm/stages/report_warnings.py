@@ -1,7 +1,9 @@
 """What a reader must know before believing the figures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import pandas as pd
 
 from stedm.stages.report_text import count, draws, is_clear, signed, synthesis_comparisons
 
@@ -80,7 +82,13 @@ def _generation_warnings(generation: Mapping[str, Any]) -> list[str]:
             f"The layout condition is all but ignored: images agree with their own layouts by an IoU that is only "
             f"{round(generation['layout_sensitivity'], 2) + 0:.2f} above that with the layouts of other images."
         )
-    if _known(generation, "layout_agreement") and generation["layout_agreement"] < WEAK_LAYOUT:
+    weak_judge = _known(generation, "layout_agreement_real") and generation["layout_agreement_real"] < WEAK_LAYOUT
+    if weak_judge:
+        found.append(
+            "How well layouts are obeyed is not known: the judge, a segmenter trained on every mask of the training "
+            f"patients, reaches an IoU of {generation['layout_agreement_real']:.2f} on real images."
+        )
+    elif _known(generation, "layout_agreement") and generation["layout_agreement"] < WEAK_LAYOUT:
         found.append(
             f"Layouts are poorly obeyed: the judge, a segmenter trained on real images, agrees with them by an IoU of "
             f"{generation['layout_agreement']:.2f} only."
@@ -117,6 +125,19 @@ def warnings(
             "given."
         )
     return found
+
+
+def unlearned_classes(patches: pd.DataFrame | None, classes: Sequence[str]) -> list[str]:
+    """Name classes that no annotated training image shows; `patches` is a run's patches table, if there."""
+    if patches is None or not {f"fraction_{name}" for name in classes} <= set(patches):
+        return []
+    taught = patches[(patches["split"] == "train") & patches["annotated"]]
+    return [
+        f"No annotated training image shows {name}: nothing was learned of it. Annotate a patient who has it, look at "
+        "the values in the masks, or leave it out of cohort.labels."
+        for name in classes
+        if not (taught[f"fraction_{name}"] > 0).any()
+    ]
 
 
 def folds_warning(config: Mapping[str, Any], summary: Mapping[str, Any] | None) -> list[str]:
