@@ -130,6 +130,13 @@ def test_mistakes_write_nothing(tmp_path, config, wrong):
     assert expected in str(refused.value) and not (tmp_path / "data").exists()
 
 
+def test_an_image_of_impossible_resolution_is_refused_before_its_patches_fill_the_disk(tmp_path, config):
+    config.prepare = dataclasses.replace(config.prepare, mpp=0.01)
+    with pytest.raises(UserError, match=r"im age\d\.png: at 0\.5 .* enlarged 50 times .*prepare\.mpp"):
+        prepare(tmp_path / "data", config)
+    assert not list((tmp_path / "data" / "images").glob("*"))
+
+
 def test_a_role_without_tissue_is_refused(tmp_path, config):
     config.prepare = dataclasses.replace(config.prepare, min_tissue=1.1)
     with pytest.raises(UserError, match=r"prepare\.min_tissue"):

@@ -25,7 +25,7 @@ from stedm.stages import prepare_slide, prepare_slides
 from stedm.stages.alignment import write_mask_alignment
 from stedm.stages.prepare import prepare, skipped_slides
 from stedm.stages.report_alignment import alignments
-from stedm.stages.report_pictures import CLASS_COLOURS
+from stedm.stages.report_pictures import class_colour
 from stedm.stages.report_slides import slide_warnings, slides_section
 
 SIDE = 640
@@ -158,7 +158,7 @@ def test_masks_are_drawn_on_their_slides(tmp_path, config):
     picture = np.asarray(Image.open(tmp_path / "data" / "alignment" / "r00000.jpg")).astype(int)
     assert picture.shape == (SIDE, SIDE, 3)
     rows = picture[200:440].mean(0)  # of gland, from 128 to 288
-    colours = [np.array(ImageColor.getrgb(CLASS_COLOURS[label])) for label in (0, 1)]
+    colours = [np.array(ImageColor.getrgb(class_colour(label))) for label in (0, 1)]
     lines = [
         [np.abs(rows[at : at + 2].mean(0) - colour).max() < 25 for at in (126, 128, 286, 288)] for colour in colours
     ]

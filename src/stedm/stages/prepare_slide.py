@@ -16,6 +16,7 @@ from stedm.data.patches import tile_grid
 from stedm.data.polygon_classes import UNCOVERED, glass_label, uncovered_label
 from stedm.data.slide import Slide
 from stedm.data.slide_tissue import SlideTissue
+from stedm.errors import UserError
 from stedm.files import writing
 from stedm.png import write_png
 from stedm.stages.alignment import ALIGNMENT, write_alignment, write_mask_alignment
@@ -29,6 +30,8 @@ Tick = Callable[[float, int], None]
 _MOST_ACROSS, _BLOCKS_PER_THREAD = 8, 4
 """Patches are cut in blocks of up to 8 by 8, as neighbours share the slide's tiles while these are still decoded; of
 small slides in smaller ones, so that all threads have some."""
+_MOST_ENLARGED = 4
+"""What makes an image larger than this many times is a mistake in its resolution: it has no such detail."""
 
 
 def open_slide(row: Any) -> Slide:
@@ -61,6 +64,11 @@ class SlideCutter:
         patch_px = self._config.patch_px
         with open_slide(row) as slide:
             mpp = self._config.mpp or slide.mpp
+            if slide.mpp > _MOST_ENLARGED * mpp:
+                raise UserError(
+                    f"{row.image}: at {slide.mpp:g} microns per pixel it would be enlarged {slide.mpp / mpp:.0f} times"
+                    f" to {mpp:g}; correct its mpp (table, cohort.mpp) or prepare.mpp"
+                )
             known = {"origin": row.annotation_origin, "slide_name": row.slide}
             areas = {name: open_area(getattr(row, name), slide, **known) for name in ("tissue", "roi")}
             tissue = SlideTissue(slide, patch_um=patch_px * mpp, threads=self._threads, **areas)
