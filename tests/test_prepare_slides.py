@@ -415,7 +415,10 @@ def test_a_mask_of_another_slide_is_refused_by_row(tmp_path, config):
 
 def test_without_a_least_tissue_everything_in_the_scanned_area_is_cut(tmp_path, config, monkeypatch):
     config.prepare.min_tissue = 0
-    config.cohort.labels = {"all": [0, 1]}  # there is gland on the left alone
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[160:480, 128:448] = 1  # within the bounds below there is gland, too
+    for k in range(3):
+        Image.fromarray(mask).save(tmp_path / f"m{k}.png")
     prepare(tmp_path / "data", config)
     assert len(patches(tmp_path / "data")) == 5 * 100
     bounds = {"openslide.bounds-x": "320", "openslide.bounds-y": "0", "openslide.mpp-x": "2", "openslide.mpp-y": "2"}

@@ -217,7 +217,7 @@ def _with_roles(extracted: pd.DataFrame, classes: list[str], splits: dict[str, l
                 "cohort.labels, or name other patients in the table's column `split`"
             )
     shown = [name for name in classes if (extracted.loc[annotated, f"fraction_{name}"] > 0).any()]
-    if len(shown) < min(2, len(classes)):
+    if len(shown) < 2:
         missing = ", ".join(name for name in classes if name not in shown)
         raise UserError(
             f"the masks of annotated, validation and test patients show {shown[0]} and nothing of {missing}; look at"
