@@ -103,7 +103,6 @@ def test_wrong_type_names_key_and_what_is_expected(tmp_path: Path, text: str, ke
     [
         ("prepare.patch_px=50", "prepare.patch_px"),
         ("prepare.patch_px=0", "prepare.patch_px"),
-        ("prepare.patch_px=16", "prepare.patch_px"),
         ("diffusion.unlabelled_share=1.5", "diffusion.unlabelled_share"),
         ("segmentation.arms=[real, fake]", "segmentation.arms"),
         ("segmentation.arms=[]", "segmentation.arms"),

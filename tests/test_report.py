@@ -412,8 +412,8 @@ def test_a_patient_called_na_stays_in_the_tables(tmp_path):
 def test_answer_is_about_the_headline_and_claims_only_what_survives_correction():
     pair = {"arm": "real+synthetic", "baseline": "real+stain", "delta_iou": 0.03, "ci95": [0.01, 0.05]}
     for p_adjusted, verdict in (
-        (0.04, "in the place of stain helped:"),
-        (0.06, "in the place of stain seemingly helped:"),
+        (0.04, "in the place of stain augmentation helped:"),
+        (0.06, "in the place of stain augmentation seemingly helped:"),
     ):
         headline = pair | {"p_value": 0.02, "p_adjusted": p_adjusted}
         summary = SUMMARY | {"comparisons": [headline], "headline": headline}
@@ -430,7 +430,7 @@ def test_answer_is_about_the_headline_and_claims_only_what_survives_correction()
     ("baseline", "arm", "words"),
     [
         ("real", "real+synthetic", "Synthetic images helped:"),
-        ("real", "real+stain+synthetic", "Synthetic images together with stain helped:"),
+        ("real", "real+stain+synthetic", "Synthetic images together with stain augmentation helped:"),
         ("real+self-training", "real+synthetic", "Synthetic images in the place of self-training helped:"),
         ("real", "real+second-round", "Synthetic images helped:"),
     ],

@@ -23,6 +23,7 @@ from stedm.models.segmenter import Segmenter
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
 from stedm.stages import diffusion, latents
+from stedm.stages.autoencoder import train_autoencoder
 from stedm.stages.latents import frozen_places
 from stedm.stages.run_folder import RunFolder, common_mpp
 from stedm.training import loader, trainer
@@ -739,3 +740,9 @@ def test_synthetic_share_of_a_batch(share: float, synthetic: int) -> None:
         assert int((batches(step)["images"].mean((1, 2, 3)) > 0).sum()) == synthetic
     alone = SegmentationBatches(Pairs(real, maps[:4]), None, batch_size=6, synthetic_share=share, stain=0.0, seed=0)
     assert (alone(0)["images"] < -0.99).all()
+
+
+def test_patches_too_small_for_the_measures_are_refused_before_any_training(tmp_path: Path) -> None:
+    config = load_config(overrides=["size=smoke", "prepare.patch_px=16"])
+    with pytest.raises(UserError, match=r"prepare\.patch_px: 16: texture is measured on 32 or more"):
+        train_autoencoder(RunFolder(tmp_path), config)

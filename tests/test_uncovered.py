@@ -56,6 +56,10 @@ def label_map(table: Path, labels: dict[str, list[str]]) -> np.ndarray:
     ],
 )
 def test_tissue_and_glass_in_no_polygon(table, other, ignored, tissue, glass) -> None:
+    feature = json.loads((table.parent / "a1.geojson").read_text())
+    feature["properties"]["classification"]["name"] = "Skin"  # one class alone would be refused
+    for k in (1, 2, 3):
+        (table.parent / f"a{k}.geojson").write_text(json.dumps(feature))
     found = label_map(table, {"tumour": ["Tumor"], "other": other, "ignore": ignored})
     assert (found[DRAWN] == 0).all()
     edge = 3  # the tissue is found on a smoothed image

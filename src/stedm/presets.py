@@ -7,8 +7,7 @@ from stedm.arms import check_arm, first_round, self_training_teachers
 from stedm.config import LAYOUT_KINDS, RunConfig
 from stedm.errors import UserError
 
-_LEAST_SIDE_PX, _MOST_SIDE_PX = 32, 2**14
-"""Of a patch: the features behind the style distance need four octaves."""
+_MOST_SIDE_PX = 2**14
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "smoke": {
         "autoencoder": {"channels": [16, 16], "steps": 8, "batch_size": 4},
@@ -256,8 +255,6 @@ def _check_patch_px(config: RunConfig) -> None:
     ):
         if not 1 <= side_px <= _MOST_SIDE_PX:
             raise UserError(f"{key}: {side_px} is not from 1 to {_MOST_SIDE_PX}; correct it")
-    if config.prepare.patch_px < _LEAST_SIDE_PX:
-        raise UserError(f"prepare.patch_px: {config.prepare.patch_px} is less than {_LEAST_SIDE_PX}; raise it")
     if config.prepare.patch_px % multiple:
         raise UserError(
             f"prepare.patch_px: {config.prepare.patch_px} is not a multiple of {multiple}; change it to one"

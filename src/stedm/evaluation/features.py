@@ -17,7 +17,7 @@ from torch.nn.functional import avg_pool2d, conv2d, interpolate, relu
 MIN_COVER = 0.05
 """A class counts in an image that it covers at least this share of."""
 _CHUNK_PIXELS = 2**20
-_MIN_PX = 32  # the coarsest of four octaves still has 4 x 4 pixels
+MIN_PX = 32  # the coarsest of four octaves still has 4 x 4 pixels
 _PAIRS = ((0, 1), (0, 2), (1, 2))
 _LEVELS = 4
 _QUANTILES = (0.1, 0.25, 0.5, 0.9)
@@ -123,8 +123,8 @@ def _random_features(pixels: Tensor, _weight: Tensor) -> Tensor:
 @torch.no_grad()
 def _describe(images: np.ndarray, regions: np.ndarray | None, *extractors) -> np.ndarray:  # type: ignore[no-untyped-def]
     height, width = images.shape[1:3]
-    if min(height, width) < _MIN_PX:
-        raise ValueError(f"images of {width} x {height} px are too small: {_MIN_PX} px at least")
+    if min(height, width) < MIN_PX:
+        raise ValueError(f"images of {width} x {height} px are too small: {MIN_PX} px at least")
     chunk = max(1, _CHUNK_PIXELS // (height * width))
     rows = []
     for start in range(0, len(images), chunk):

@@ -9,6 +9,8 @@ from PIL import Image
 from stedm.config import RunConfig
 from stedm.device import autocast, best_device
 from stedm.diffusion.pipeline import to_images, to_network
+from stedm.errors import UserError
+from stedm.evaluation.features import MIN_PX
 from stedm.files import atomic_path, write_text
 from stedm.models.autoencoder import FirstStage
 from stedm.ranks import is_first
@@ -23,8 +25,15 @@ CROP_PX = 32
 
 
 def train_autoencoder(run: RunFolder, config: RunConfig) -> None:
-    """Train (or adopt) the first stage, measure its latent statistics, write `autoencoder/`."""
+    """Train (or adopt) the first stage, measure its latent statistics, write `autoencoder/`.
+
+    Raises UserError before any training for patches that are too small for what is measured later.
+    """
     options = config.autoencoder
+    if config.prepare.patch_px < MIN_PX:
+        raise UserError(
+            f"prepare.patch_px: {config.prepare.patch_px}: texture is measured on {MIN_PX} or more; raise it"
+        )
     images = run.images(train_patches(run.patches()))
     torch.manual_seed(config.seed)
     if options.pretrained:

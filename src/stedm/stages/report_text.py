@@ -1,6 +1,6 @@
 """What the report says in words: the answer, and how figures are written. They come from the run's files only."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stedm.arms import OUR_SETS, synthetic_set
@@ -118,9 +118,12 @@ def verdict(comparison: Mapping[str, Any]) -> str:
 def _also_changed(comparison: Mapping[str, Any]) -> str:
     """Name what a synthesis comparison adds beside synthetic images, and what it takes away; empty for neither."""
     arm, baseline = ingredients(comparison["arm"]), ingredients(comparison["baseline"])
-    added, taken = sorted(arm - baseline - set(OUR_SETS)), sorted(baseline - arm)
-    together = f" together with {' and '.join(added)}" if added else ""
-    return together + (f" in the place of {' and '.join(taken)}" if taken else "")
+    added, taken = _listed(arm - baseline - set(OUR_SETS)), _listed(baseline - arm)
+    return (f" together with {added}" if added else "") + (f" in the place of {taken}" if taken else "")
+
+
+def _listed(parts: Iterable[str]) -> str:
+    return " and ".join("stain augmentation" if name == "stain" else name for name in sorted(parts))
 
 
 def measured(comparison: Mapping[str, Any], family: int) -> str:
