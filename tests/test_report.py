@@ -18,7 +18,7 @@ from stedm.errors import UserError
 from stedm.evaluation.comparisons import RIVALS
 from stedm.evaluation.statistics import summary_table
 from stedm.stages import report_figures as figures
-from stedm.stages import report_run, report_text, report_warnings
+from stedm.stages import report_run, report_text, report_warnings, roles
 from stedm.stages.report import report
 from stedm.stages.report_budgets import budgets_figure
 from stedm.stages.report_card import trained_on
@@ -496,13 +496,13 @@ def test_arm_whose_seeds_disagree_more_than_the_effect_is_named(delta, apart, wa
 
 def test_roles_are_counted_by_laboratory_where_there_are_two(copied_run):
     patches = pd.read_parquet(copied_run / "data" / "patches.parquet")
-    one = report_run.cohort(patches)
+    one = roles.cohort(patches)
     theirs = patches["split"] == "test"
-    two = report_run.cohort(patches.assign(laboratory=np.where(theirs, "target", "source")))
+    two = roles.cohort(patches.assign(laboratory=np.where(theirs, "target", "source")))
     assert [row["role"] for row in two if "target" in row["role"]] == ["test, target laboratory"]
     assert sum(row["patches"] for row in two) == sum(row["patches"] for row in one) == len(patches)
     half = patches.assign(laboratory=np.where(patches["patch_id"].str.endswith("0"), "target", "source"))
-    assert {row["role"].rsplit(", ", 1)[1] for row in report_run.cohort(half)} == {
+    assert {row["role"].rsplit(", ", 1)[1] for row in roles.cohort(half)} == {
         "source laboratory",
         "target laboratory",
     }
@@ -512,7 +512,7 @@ def test_an_annotated_patient_with_images_without_masks_has_one_role(copied_run)
     patches = pd.read_parquet(copied_run / "data" / "patches.parquet")
     first = patches["patient"] == "train00"
     patches.loc[first, "annotated"] = [True, False]
-    rows = {row["role"]: row for row in report_run.cohort(patches)}
+    rows = {row["role"]: row for row in roles.cohort(patches)}
     assert (rows["training, annotated"]["patients"], rows["training, annotated"]["patches"]) == (2, 4)
     assert (rows["training, unannotated"]["patients"], rows["training, unannotated"]["patches"]) == (4, 8)
 

@@ -44,8 +44,8 @@ def generate(run: RunFolder, config: RunConfig, *, name: str = "synthetic") -> N
     config, generator, folder = _of_set(config, name), _generator(run, config, name), run.synthetic_set(name)
     patches = run.patches()
     model = StyleDiffusion.from_pretrained(generator).to(best_device())
-    rows = dataclasses.replace(config, seed=config.seed + SEED_AFTER.get(name, 0))
-    plan = make_plan(patches, rows, sampling_of(model, config), composition=composition_of(run, config))
+    seeded = dataclasses.replace(config, seed=config.seed + SEED_AFTER.get(name, 0))
+    plan = make_plan(patches, seeded, sampling_of(model, config), composition=composition_of(run, config))
     if is_first():
         with atomic_path(folder / "plan.parquet") as temporary:
             plan.to_parquet(temporary)

@@ -23,7 +23,7 @@ from stedm.files import atomic_path, link, read_json, whole, write_json
 from stedm.stages.alignment import alignment_notices
 from stedm.stages.inputs import EXTRACTED, INPUTS, Inputs, inputs_of, record
 from stedm.stages.prepare_slides import FOLDERS, FORMAT, cut_slides, records_of, slide_tasks
-from stedm.stages.report_run import cohort as cohort_roles
+from stedm.stages.roles import cohort as cohort_roles
 
 _TOLD = 5
 """Notices about annotation files on the terminal, at most."""

@@ -13,7 +13,7 @@ from stedm.errors import UserError
 from stedm.stages import report_figures as figures
 from stedm.stages import report_generation as generator
 from stedm.stages import report_pictures as pictures
-from stedm.stages import report_run, report_segmentation, report_synthetic
+from stedm.stages import report_run, report_segmentation, report_synthetic, roles
 from stedm.stages import report_text as text
 from stedm.stages.report_alignment import alignments
 from stedm.stages.report_budgets import budgets_section
@@ -142,7 +142,7 @@ def _context(evidence: Evidence) -> dict[str, Any]:
         "config_text": evidence.config_text,
         "settings": report_run.settings(evidence),
         "source": report_run.data_source(evidence.config),
-        "cohort": report_run.cohort(evidence.patches),
+        "cohort": roles.cohort(evidence.patches),
         "alignments": alignments(run),
         "slides": slides_section(run / "data"),
         "times": report_run.times(evidence.parts),
@@ -154,7 +154,7 @@ def _context(evidence: Evidence) -> dict[str, Any]:
         "control_grid": _pictures(run / "control" / "samples", "style_by_layout.png")
         if _has_control(evidence.config)
         else [],
-        "unannotated_styles": report_run.has_unannotated(evidence.patches),
+        "unannotated_styles": roles.has_unannotated(evidence.patches),
         "drawn": report_synthetic.drawn(evidence),
         "layouts": layouts_section(json_of(run / "synthetic" / "layouts.json")),
         "filtered": report_synthetic.filtered(evidence),

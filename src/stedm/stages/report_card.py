@@ -9,9 +9,10 @@ from stedm.config import FULL_ARM, ingredients
 from stedm.evaluation import choice
 from stedm.stages.report_evidence import Evidence, json_of
 from stedm.stages.report_generation import style_counts, style_table
-from stedm.stages.report_run import cohort, data_source, settings
+from stedm.stages.report_run import data_source, settings
 from stedm.stages.report_tables import in_markdown, markdown_table
 from stedm.stages.report_text import CHOSEN, UNKNOWN
+from stedm.stages.roles import cohort
 
 
 def model_card(template: jinja2.Template, evidence: Evidence, cautions: Sequence[str]) -> str:
