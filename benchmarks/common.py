@@ -47,17 +47,20 @@ def seconds(action: Callable[[], object]) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def by_turns(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
-    """Median processor and wall seconds of each action, run A B C A B C ... after one round that does not count."""
+def rounds(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, np.ndarray]:
+    """Processor and wall seconds (repeats, 2) of each action: A B C A B C ..., after a round that does not count."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
     for turn in range(repeats + 1):
         for name, action in actions.items():
             found = seconds(action)
             if turn:
                 times[name].append(found)
-    return {
-        name: (float(np.median([t[0] for t in ts])), float(np.median([t[1] for t in ts]))) for name, ts in times.items()
-    }
+    return {name: np.array(found) for name, found in times.items()}
+
+
+def by_turns(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
+    """Median processor and wall seconds of each action of `rounds`."""
+    return {name: tuple(np.median(found, axis=0).tolist()) for name, found in rounds(actions, repeats).items()}
 
 
 def start_peak() -> None:

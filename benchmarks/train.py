@@ -1,11 +1,12 @@
-"""What a step of the diffusion training costs beside the bare forward, backward and optimiser step of its networks.
+"""What a step of the diffusion training costs beside the bare forward and backward of its networks.
 
     python benchmarks/train.py --out runs/train-benchmark --size tiny
 
 Procedural patches. By turns: a stretch of the real training (Lightning, batches with style sets and layouts, clipping,
-averaged weights, log), timed from step to step, and as many bare steps on one batch that is ready: `training_step`,
-`backward`, `optimiser.step`, the same precision. Then each part that the training adds, alone. What happens at the
-borders of stretches (checkpoint, the watch's pictures) is left out; it is eight times a training, whatever its length.
+averaged weights, log), timed from step to step, and as often on one batch that is ready, in the same precision,
+`training_step` and `backward`; and both with `optimiser.step`, the bare step. Then each part that the training adds,
+alone. What happens at the borders of stretches (checkpoint, the watch's pictures) is left out; it is eight times a
+training, whatever its length. Other settings of the generator: `--set channels=48 batch_size=12`.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from common import generator_of, report, seconds
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -136,37 +138,40 @@ def main() -> None:
     parser.add_argument("--size", choices=["smoke", "tiny", "small", "base"], default="tiny")
     parser.add_argument("--side", type=int, default=64, help="of the patches, pixels")
     parser.add_argument("--frozen", metavar="NAME", help="a timm backbone as frozen style encoder, its features kept")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of `diffusion`")
     parser.add_argument("--steps", type=int, default=16, help="of a turn")
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
-    frozen = {"style_encoder": options.frozen, "freeze_style_encoder": True} if options.frozen else {}
-    model, config = generator_of(options.size, **frozen)
+    settings = {"style_encoder": options.frozen, "freeze_style_encoder": True} if options.frozen else {}
+    settings |= {key: yaml.safe_load(value) for key, value in (setting.split("=", 1) for setting in options.set)}
+    model, config = generator_of(options.size, **settings)
     batches = batches_of(model, config, patients=16, patches=4, side_px=options.side)
-    bare = Bare(options.size, batches(0), **frozen)
+    bare = Bare(options.size, batches(0), **settings)
     training: list[tuple[float, float]] = []
+    network: list[tuple[float, float]] = []
     alone: list[tuple[float, float]] = []
     for _ in range(options.turns):
-        training += training_seconds(options.size, batches, options.steps, **frozen)
+        training += training_seconds(options.size, batches, options.steps, **settings)
+        network += [seconds(bare.forward_and_backward) for _ in range(options.steps)][2:]
         alone += [seconds(bare.step) for _ in range(options.steps)][2:]
     parts = {
-        "forward and backward": bare.forward_and_backward,
         "optimiser": bare.optimiser.step,
         "gradient clipping": bare.clip,
         "averaged weights": bare.average_weights,
         "batch (data)": lambda: batches(1),
     }
-    if frozen:
+    if options.frozen:
         asking = copy.copy(batches)
         asking.style_patches = dataclasses.replace(batches.style_patches, places=None)
-        parts["bare step that asks the backbone"] = Bare(options.size, asking(0), **frozen).step
-    found = {"training step": training, "bare step": alone}
+        parts["bare step that asks the backbone"] = Bare(options.size, asking(0), **settings).step
+    found = {"training step": training, "forward and backward": network, "bare step": alone}
     found |= {name: [seconds(action) for _ in range(options.steps)][2:] for name, action in parts.items()}
-    cpu, wall = np.median(np.array(alone), axis=0)
+    cpu, wall = np.median(np.array(network), axis=0)
     rows: list[dict[str, Any]] = []
     for name, times in found.items():
         of_cpu, of_wall = np.median(np.array(times), axis=0)
         row = {"what": name, "ms processor": 1e3 * of_cpu, "ms wall": 1e3 * of_wall}
-        rows.append(row | {"/ bare, processor": of_cpu / cpu, "/ bare, wall": of_wall / wall})
+        rows.append(row | {"/ network, processor": of_cpu / cpu, "/ network, wall": of_wall / wall})
     report(options.out / f"train-{options.size}.json", rows)
 
 

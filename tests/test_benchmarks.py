@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
+from test_end_to_end import OPTIONS
 
 from stedm.data.phantom import draw_layout, draw_style
 from stedm.data.phantom_render import render
@@ -35,8 +36,8 @@ def rows(folder: Path, name: str) -> Any:
 
 def test_training_step(tmp_path: Path) -> None:
     run("train", "--out", tmp_path, "--size", "smoke", "--steps", 4, "--turns", 1, "--frozen", "test_resnet")
-    found = {row["what"]: row["/ bare, processor"] for row in rows(tmp_path, "train-smoke.json")["rows"]}
-    assert found["bare step"] == 1 and all(ratio > 0 for ratio in found.values())
+    found = {row["what"]: row["/ network, processor"] for row in rows(tmp_path, "train-smoke.json")["rows"]}
+    assert found["forward and backward"] == 1 and all(ratio > 0 for ratio in found.values())
     assert "bare step that asks the backbone" in found
 
 
@@ -59,6 +60,29 @@ def test_throughput(tmp_path: Path) -> None:
 def test_first_stage(tmp_path: Path) -> None:
     run("first_stage", "--out", tmp_path, "--size", "smoke", "--sides", 64, "--batch", 2, "--repeats", 1)
     assert {row["what"] for row in rows(tmp_path, "first-stage-smoke.json")["rows"]} == {"encode", "decode"}
+
+
+def test_speedups(tmp_path: Path) -> None:
+    run("speedups", "--out", tmp_path, "--size", "smoke", "--batch", 2, "--repeats", 1)
+    found = rows(tmp_path, "speedups-smoke.json")["rows"]
+    assert {row["without"] for row in found} >= {"channels last", "cached latents", "guidance in one batch"}
+    assert all(row["least"] <= row["median"] <= row["most"] for row in found)
+
+
+def test_reading(tmp_path: Path) -> None:
+    run("reading", "--out", tmp_path, "--side", 2000, "--regions", 4, "--repeats", 1)
+    found = rows(tmp_path, "reading.json")["rows"]
+    assert {row["read"] for row in found} == {"pyramid, bare OpenSlide", "pyramid", "OME-TIFF"} and len(found) == 12
+
+
+def test_demo_by_stage(tmp_path: Path) -> None:
+    config = tmp_path / "least.yaml"
+    config.write_text("segmentation: {arms: [real], seeds: [0]}\n")
+    few = [word for key, value in OPTIONS.items() if "segmentation" not in key for word in (f"--{key}", value)]
+    run("demo", "--out", tmp_path, "--config", config, "--", *few)
+    stages = {row["stage"]: row["seconds"] for row in rows(tmp_path, "demo.json")["rows"]}
+    assert {"data", "diffusion", "segmentation", "evaluation"} <= set(stages)
+    assert stages["diffusion"] < stages["all of it, wall"]
 
 
 def test_annotations() -> None:
