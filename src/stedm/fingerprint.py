@@ -12,7 +12,7 @@ from stedm.errors import UserError
 from stedm.files import read_json
 from stedm.stage import Stage
 
-FORMAT = 14
+FORMAT = 15
 """Raise when a stage's results change for the same config: old run folders are then redone."""
 
 
