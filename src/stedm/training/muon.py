@@ -26,12 +26,12 @@ def orthogonalise(matrices: Tensor, *, iterations: int = 4) -> Tensor:
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     a, b, c = _QUINTIC
     gram = x @ x.mT
-    product = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
-    for _ in range(iterations):
+    for step in range(iterations):
+        if step:
+            gram = polynomial @ gram @ polynomial
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # a 1 + b G + c G^2
         polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = polynomial @ product
-        gram = polynomial @ gram @ polynomial
+        product = polynomial @ product if step else polynomial
     x = product @ x
     return x.mT if tall else x
 
