@@ -156,6 +156,7 @@ def test_generation_has_the_keys_relied_on(finished: Path) -> None:
         "kid",
         "nearest_real_ratio",
     } <= set(generation)
+    assert len(generation["nearest_real_between"]) == 41 and 0 <= generation["memorised_rate_set"] <= 1
     assert (generation["nfe"], generation["images"]) == (3, 12) and generation["images_per_second"] > 0
     assert None not in generation.values() and set(FIGURES) < set(generation)
     splits = read_json(finished / "data" / "splits.json")

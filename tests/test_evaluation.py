@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from stedm.config import IGNORE
 from stedm.evaluation.memorisation import (
     are_copies,
+    copied_share,
     copy_distance,
     nearest_distances,
     nearest_others,
@@ -106,6 +107,14 @@ def test_ratio_is_near_one_for_fresh_images_and_zero_for_copies(real_images):
     assert nearest_real_ratio(nearest_distances(fresh, real_images)[0], own) == pytest.approx(1, abs=0.1)
     assert nearest_real_ratio(nearest_distances(real_images, real_images)[0], own) == pytest.approx(0, abs=1e-4)
     assert np.isfinite(nearest_real_ratio(np.array([0.1]), np.zeros(3)))
+
+
+def test_copies_are_counted_in_portions(real_images):
+    fresh = np.random.default_rng(2).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    queries = np.concatenate([real_images[:10, :, ::-1], fresh])
+    each = are_copies(queries, real_images, below=0.2)
+    assert each[:10].all() and not each[10:].any()
+    assert copied_share((queries[k : k + 7] for k in range(0, 40, 7)), real_images, below=0.2) == each.mean()
 
 
 def test_neighbours_are_sought_in_other_patients_and_copies_lie_below_their_distance(real_images):

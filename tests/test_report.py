@@ -114,6 +114,8 @@ def _write_evaluation(run: Path, rng: np.random.Generator, patches: pd.DataFrame
         "style_distance_shuffled": 4.2,
         "kid": 0.01,
         "nearest_real_ratio": 1.1,
+        "nearest_real_between": [0.1 + 0.005 * k for k in range(41)],
+        "memorised_rate_set": 0.021,
     }
     files.write_json(run / "evaluation" / "generation.json", generation)
     for name in ("best_test01", "worst_test02"):
@@ -164,6 +166,7 @@ def _page(run: Path) -> str:
 def test_full_run_leaves_nothing_out(full_run):
     page = _page(full_run)
     assert "Not shown" not in page
+    assert "2.1 % of the synthetic images, as drawn," in page and "Outline: as many training images" in page
     for heading in ("Segmentation, patient by patient", "Generated tissue", "Are training images copied?", "Training"):
         assert heading in page
     assert "night &lt;1&gt;" in page and "night <1>" not in page
@@ -473,6 +476,7 @@ def test_nothing_is_warned_of_when_all_is_well():
         ({}, {"style_sensitivity": 0.05}, 0.9, "style condition is all but ignored"),
         ({}, {"layout_sensitivity": 0.05}, 0.9, "layout condition is all but ignored"),
         ({}, {"memorised_rate": 0.04}, 0.9, "some may be copies"),
+        ({}, {"memorised_rate_set": 0.04}, 0.9, "some may be copies"),
         ({}, {"nearest_real_ratio": 0.4}, 0.9, "copies"),
         ({}, {"layout_agreement": 0.3}, 0.9, "poorly obeyed"),
         ({}, {"layout_agreement": 0.3, "layout_agreement_real": 0.8}, 0.9, "poorly obeyed"),

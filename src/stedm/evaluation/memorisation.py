@@ -4,7 +4,7 @@ Images are compared as 16 x 16 thumbnails, under all eight flips and quarter tur
 so a copy may come back turned). The distance is the root mean square difference of thumbnail pixels, 0 to 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -127,7 +127,15 @@ def are_copies(queries: np.ndarray, references: np.ndarray, *, below: float) -> 
         references: uint8 (m, H', W', 3), m >= 1.
         below: share of the contrast; from `copy_distance`.
     """
-    small = thumbnails(queries)
+    return _copies(thumbnails(queries), references, below)
+
+
+def copied_share(queries: Iterable[np.ndarray], references: np.ndarray, *, below: float) -> float:
+    """Share of `are_copies` among queries that come in portions (n, H, W, 3), 0 to 1; one portion is held at a time."""
+    return float(_copies(torch.cat([thumbnails(images) for images in queries]), references, below).mean())
+
+
+def _copies(small: torch.Tensor, references: np.ndarray, below: float) -> np.ndarray:
     return np.asarray(_nearest(small, thumbnails(references))[0] < below * _contrast(small))
 
 

@@ -3,6 +3,7 @@
 They need data, generator, synthetic set and judge alone: arms and seeds come and go without it.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from stedm.device import best_device
 from stedm.evaluation.encoders import FIXED, Encoder, kid_encoder, standardised
 from stedm.evaluation.memorisation import (
     are_copies,
+    copied_share,
     copy_distance,
     nearest_distances,
     nearest_others,
@@ -23,12 +25,15 @@ from stedm.evaluation.memorisation import (
 )
 from stedm.evaluation.probe import FIGURES, StyleProbe, group_figures, probe_scale, real_agreement
 from stedm.files import read_json, write_json
+from stedm.ranks import PORTION
 from stedm.stages.grids import save_probe_grid
 from stedm.stages.probe import draw_probes
 from stedm.stages.run_folder import RunFolder, train_patches
 
 NEVER_SEEN_GRID = Path("samples") / "never_seen.png"
 """The picture of styles that no stage has seen, in `evaluation/`."""
+_QUANTILES = 41
+"""Of the distances between real training images, from the least to the largest, evenly."""
 _SCALE_IMAGES = 512
 """Images that the fixed features of the KID are standardised on, at most."""
 
@@ -39,15 +44,27 @@ def measure(run: RunFolder, config: RunConfig) -> None:
     Number, speed and likeness to training images are those of the synthetic set as drawn, before the filter: it must
     not flatter the generator.
     """
-    manifest = SyntheticSet(run.synthetic).manifest
+    drawn = SyntheticSet(run.synthetic)
+    manifest = drawn.manifest
     measured = measure_generator(run, config) | {"images": len(manifest)}
     if (run.synthetic / "throughput.json").exists():
         throughput = read_json(run.synthetic / "throughput.json")
         measured["images_per_second"] = throughput["images"] / throughput["seconds"]
         measured["device"] = f"{throughput['device']} ({throughput['cores']} threads)"
-    between = nearest_others(run.images(train_patches(run.patches())))[0]
-    ratio = nearest_real_ratio(manifest["nearest_real_distance"].to_numpy(), between)
-    write_json(run.evaluation / "generation.json", measured | {"nearest_real_ratio": ratio})
+    training = run.images(train_patches(run.patches()))
+    between = nearest_others(training)[0]
+    measured |= {
+        "nearest_real_ratio": nearest_real_ratio(manifest["nearest_real_distance"].to_numpy(), between),
+        "nearest_real_between": np.quantile(between, np.linspace(0, 1, _QUANTILES)).tolist(),
+        "memorised_rate_set": copied_share(_portions(drawn), training, below=measured["memorised_below"]),
+    }
+    write_json(run.evaluation / "generation.json", measured)
+
+
+def _portions(drawn: SyntheticSet) -> Iterator[np.ndarray]:
+    """The images of a set, a few at a time."""
+    rows = np.arange(len(drawn.manifest))
+    return (drawn.images(rows[start : start + PORTION]) for start in range(0, len(rows), PORTION))
 
 
 def measure_generator(run: RunFolder, config: RunConfig) -> dict[str, Any]:

@@ -172,8 +172,19 @@ def label_points(axes: Axes, points: Mapping[str, tuple[float, float]], colours:
         label.set_in_layout(False)
 
 
-def histogram_figure(values: np.ndarray, *, label: str, limits: tuple[float, float], threshold: float | None) -> str:
-    """Plot a histogram of finite values, with a threshold below which images are dropped."""
+def histogram_figure(
+    values: np.ndarray,
+    *,
+    label: str,
+    limits: tuple[float, float],
+    threshold: float | None = None,
+    beside: Sequence[float] = (),
+) -> str:
+    """Plot a histogram of finite values.
+
+    threshold: below it images are dropped. beside: evenly spaced quantiles of the same of real images, drawn as the
+    outline that as many of them would have.
+    """
     values = values[np.isfinite(values)]
     with matplotlib.rc_context(STYLE):
         figure, (axes,) = _panels(1, HALF_IN, 2.3)
@@ -185,6 +196,12 @@ def histogram_figure(values: np.ndarray, *, label: str, limits: tuple[float, flo
             for word, side, shift in (("dropped", "right", -5), ("kept", "left", 5)):
                 place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": side, "va": "top"}
                 axes.annotate(word, (threshold, 1), (shift, 0), **place)
+        if len(beside):
+            below = np.interp(edges, beside, np.linspace(0, 1, len(beside)))
+            axes.stairs(len(values) * np.diff(below), edges, color=INK, lw=1)
+            axes.annotate(
+                "real", (beside[len(beside) // 2], 1), xycoords=("data", "axes fraction"), ha="center", va="top"
+            )
         axes.set(xlabel=label, ylabel="images", xlim=limits)
         return _uri(figure)
 

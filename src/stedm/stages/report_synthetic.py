@@ -82,17 +82,21 @@ def memorised(evidence: Evidence) -> dict[str, Any] | None:
     if manifest is None or patches is None or not {"nearest_real", "nearest_real_distance"} <= set(manifest):
         return None
     distances = manifest["nearest_real_distance"].to_numpy(float)
+    generation = evidence.generation or {}
+    between = [0.0, *generation.get("nearest_real_between", [])]
     again = second_round(evidence)
     return {
         "again": again and {key: again[key] for key in ("nearest", "usually_nearest")},
         "nearest": float(distances.min()),
         "usually_nearest": float(np.median(distances)),
+        "copied": generation.get("memorised_rate_set"),
+        "outlined": len(between) > 1,
         "pairs": pictures.nearest_gallery(evidence.run, manifest, patches),
         "figure": figures.histogram_figure(
             distances,
             label="distance to the nearest training image",
-            limits=(0.0, max(1e-6, 1.05 * float(manifest["nearest_real_distance"].max()))),
-            threshold=None,
+            limits=(0.0, max(1e-6, 1.05 * max(float(distances.max()), *between))),
+            beside=between[1:],
         ),
     }
 

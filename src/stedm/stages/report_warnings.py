@@ -100,6 +100,7 @@ def _generation_warnings(generation: Mapping[str, Any]) -> list[str]:
         )
     if _known(generation, "memorised_rate", "memorised_rate_real"):
         drawn, real = generation["memorised_rate"], generation["memorised_rate_real"]
+        drawn = max(drawn, generation.get("memorised_rate_set") or 0.0)
         if drawn > 2 * real + 0.01:
             found.append(
                 f"{100 * drawn:.1f} % of the drawn images lie as near to a training image as one in a hundred real "

@@ -18,22 +18,27 @@ def orthogonalise(matrices: Tensor, *, iterations: int = 4) -> Tensor:
     """Bring the singular values of matrices (n, rows, columns) near 1 and keep the singular vectors.
 
     Newton-Schulz iteration with the coefficients of Jordan (2024), https://kellerjordan.github.io/posts/muon. Each step
-    multiplies x by a polynomial of its Gram matrix G = x x^T, which is smaller: the polynomials are multiplied with each
+    multiplies x by a polynomial of its Gram matrix x x^T, which is smaller: the polynomials are multiplied with each
     other, and the product with x once. For the kernels of a convolution that is less than half of the work.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
-    a, b, c = _QUINTIC
     gram = x @ x.mT
-    for step in range(iterations):
-        if step:
-            gram = polynomial @ gram @ polynomial
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # a 1 + b G + c G^2
-        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = polynomial @ product if step else polynomial
+    product = factor = _polynomial(gram)
+    for _ in range(iterations - 1):
+        gram = factor @ gram @ factor
+        factor = _polynomial(gram)
+        product = factor @ product
     x = product @ x
     return x.mT if tall else x
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    a, b, c = _QUINTIC
+    result = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    result.diagonal(dim1=-2, dim2=-1).add_(a)
+    return result
 
 
 class Muon(torch.optim.AdamW):
