@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from differing import differing
 from PIL import Image
-from spawned import call_ranks, run_ranks, start_ranks
+from spawned import SRC, call_ranks, run_ranks, start_ranks
 from test_end_to_end import OPTIONS
 from test_training import (
     LAYOUTS,
@@ -239,18 +241,71 @@ def test_training_is_the_same_on_one_and_two_processes(tmp_path: Path, monkeypat
     np.testing.assert_allclose(losses(tmp_path / "two" / "stopped"), losses(tmp_path / "one" / "diffusion"), rtol=1e-4)
 
 
-def test_slides_are_segmented_by_two_processes_and_a_bad_one_is_skipped(tmp_path: Path) -> None:
-    segmentation_task().segmenter.save_pretrained(tmp_path / "model")
-    (tmp_path / "slides").mkdir()
-    (tmp_path / "slides" / "bad.png").write_bytes(b"not a picture")
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a segmenter in `model`, and `slides`: three of different widths, each with regions of its own."""
+    folder = tmp_path_factory.mktemp("segment")
+    segmentation_task().segmenter.save_pretrained(folder / "model")
+    (folder / "slides").mkdir()
+    rng = np.random.default_rng(0)
     for k in range(3):
-        Image.fromarray(np.full((128, 128 + 64 * k, 3), 150, np.uint8)).save(tmp_path / "slides" / f"a{k}.png")
-    flags = ["--model", tmp_path / "model", "--mpp", 1, "--everywhere", "--out", tmp_path / "out", "--window_px", 64]
-    flags += ["--overlap_px", 16]
-    first, second = run_ranks(2, ["segment", str(tmp_path / "slides"), *map(str, flags)])
+        blocks = rng.integers(0, 256, (8, 8 + 4 * k, 3), dtype=np.uint8)
+        Image.fromarray(blocks.repeat(16, 0).repeat(16, 1)).save(folder / "slides" / f"a{k}.png")
+    return folder
+
+
+def segment_words(slides: Path, out: Path) -> list[str]:
+    flags = ["--model", slides / "model", "--mpp", 1, "--everywhere", "--out", out, "--window_px", 64]
+    flags += ["--overlap_px", 16, "--min_area_um2", 1, "--jobs", 1]
+    return ["segment", str(slides / "slides"), *map(str, flags)]
+
+
+@pytest.fixture(scope="module")
+def segmented(slides: Path) -> dict[str, bytes]:
+    """The files that one process makes of the slides."""
+    assert main(segment_words(slides, slides / "alone")) == 0
+    found = files_of(slides / "alone")
+    assert set(found) == {"areas.csv", *(f"a{k}.{kind}" for k in range(3) for kind in ("tif", "json", "geojson"))}
+    assert all(found[f"a{k}.geojson"].count(b"Polygon") > 3 for k in range(3))
+    return found
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_slides_segmented_by_two_processes_are_the_same_files_and_a_bad_one_is_skipped(
+    slides: Path, segmented: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Label map pyramids, outlines, records and areas, bit for bit."""
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    verb, folder, *flags = segment_words(slides, tmp_path / "out")
+    first, second = run_ranks(2, [verb, folder, str(tmp_path / "bad.png"), *flags])
     assert first[0] == 1 and "1 of 4 slides were skipped" in first[1], first
     assert second[:2] == (0, "") and "mm2" in second[2], second
-    assert set(pd.read_csv(tmp_path / "out" / "areas.csv")["slide"]) == {"a0.png", "a1.png", "a2.png"}
+    assert differing(files_of(tmp_path / "out"), segmented) == {}
+
+
+def test_torchrun_starts_two_processes_that_segment_as_one(
+    slides: Path, segmented: dict[str, bytes], tmp_path: Path
+) -> None:
+    """The launcher itself, and not its variables alone."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--tee", "3"]
+    command = [*launcher, "--log-dir", str(tmp_path / "log"), "-m", "stedm.cli"]
+    settings = {"PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [sys.executable, *command, *segment_words(slides, tmp_path / "out")],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert result.returncode == 0, result.stderr
+    said = (result.stdout + result.stderr).splitlines()
+    for rank in range(2):  # each has segmented one at least
+        assert any(line.startswith(f"[default{rank}]:a") and "mm2" in line for line in said), result
+    assert sum("[default0]:next: " in line for line in said) == sum(":next: " in line for line in said) == 1
+    assert differing(files_of(tmp_path / "out"), segmented) == {}
 
 
 FEW = OPTIONS | {
