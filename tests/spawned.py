@@ -36,12 +36,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_ranks(world: int, words: Sequence[str]) -> list[subprocess.Popen[str]]:
-    """Start `stedm WORDS` in `world` processes."""
+def start_ranks(
+    world: int, words: Sequence[str], *, program: Sequence[str] = ("-m", "stedm.cli")
+) -> list[subprocess.Popen[str]]:
+    """Start `stedm WORDS` in `world` processes; `program`: what Python runs in the place of stedm."""
     port = free_port()
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "stedm.cli", *words],
+            [sys.executable, *program, *words],
             env=os.environ | {"PYTHONPATH": str(SRC)} | variables(rank, world, port),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -51,9 +53,11 @@ def start_ranks(world: int, words: Sequence[str]) -> list[subprocess.Popen[str]]
     ]
 
 
-def run_ranks(world: int, words: Sequence[str], *, timeout: float = 500) -> list[tuple[int, str, str]]:
+def run_ranks(
+    world: int, words: Sequence[str], *, program: Sequence[str] = ("-m", "stedm.cli"), timeout: float = 500
+) -> list[tuple[int, str, str]]:
     """Exit code, standard output and standard error of each rank."""
-    processes = start_ranks(world, words)
+    processes = start_ranks(world, words, program=program)
     try:
         ended = [(process, *process.communicate(timeout=timeout)) for process in processes]
     finally:
