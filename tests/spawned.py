@@ -1,10 +1,13 @@
-"""Start processes as `torchrun` does: the variables it sets, one free port, and no launcher that takes seconds."""
+"""Start processes as `torchrun` does: the variables it sets, one free port, and no launcher that takes seconds.
+
+And the variables of a process that is kept from the network.
+"""
 
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,12 @@ def variables(rank: int, world: int, port: int) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONFAULTHANDLER": "1",  # a crash in native code says where
     }
+
+
+def without_network(environment: Mapping[str, str], attempts: Path) -> dict[str, str]:
+    """The variables of a process in which whoever tries to reach the network leaves a line in the file `attempts`."""
+    python_path = [str(Path(__file__).parent / "no_network"), *filter(None, [environment.get("PYTHONPATH")])]
+    return {**environment, "PYTHONPATH": os.pathsep.join(python_path), "STEDM_ATTEMPTS": str(attempts)}
 
 
 def free_port() -> int:
