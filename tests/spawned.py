@@ -1,10 +1,13 @@
-"""Start processes as `torchrun` does: the variables it sets, one free port, and no launcher that takes seconds."""
+"""Start processes as `torchrun` does: the variables it sets, one free port, and no launcher that takes seconds.
+
+And the variables of a process that is kept from the network.
+"""
 
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +33,26 @@ def variables(rank: int, world: int, port: int) -> dict[str, str]:
     }
 
 
+def without_network(environment: Mapping[str, str], attempts: Path) -> dict[str, str]:
+    """The variables of a process in which whoever tries to reach the network leaves a line in the file `attempts`."""
+    python_path = [str(Path(__file__).parent / "no_network"), *filter(None, [environment.get("PYTHONPATH")])]
+    return {**environment, "PYTHONPATH": os.pathsep.join(python_path), "STEDM_ATTEMPTS": str(attempts)}
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def start_ranks(world: int, words: Sequence[str]) -> list[subprocess.Popen[str]]:
-    """Start `stedm WORDS` in `world` processes."""
+def start_ranks(
+    world: int, words: Sequence[str], *, program: Sequence[str] = ("-m", "stedm.cli")
+) -> list[subprocess.Popen[str]]:
+    """Start `stedm WORDS` in `world` processes; `program`: what Python runs in the place of stedm."""
     port = free_port()
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "stedm.cli", *words],
+            [sys.executable, *program, *words],
             env=os.environ | {"PYTHONPATH": str(SRC)} | variables(rank, world, port),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -51,9 +62,11 @@ def start_ranks(world: int, words: Sequence[str]) -> list[subprocess.Popen[str]]
     ]
 
 
-def run_ranks(world: int, words: Sequence[str], *, timeout: float = 500) -> list[tuple[int, str, str]]:
+def run_ranks(
+    world: int, words: Sequence[str], *, program: Sequence[str] = ("-m", "stedm.cli"), timeout: float = 500
+) -> list[tuple[int, str, str]]:
     """Exit code, standard output and standard error of each rank."""
-    processes = start_ranks(world, words)
+    processes = start_ranks(world, words, program=program)
     try:
         ended = [(process, *process.communicate(timeout=timeout)) for process in processes]
     finally:

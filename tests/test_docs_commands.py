@@ -27,7 +27,7 @@ BLOCK = re.compile(r"^```(?:bash|sh|shell|console)\n(.*?)^```", flags=re.MULTILI
 RUN_ELSEWHERE = {"docs/how-to/own-cohort.md": "tests/test_own_cohort.py"}
 """Pages whose commands another test runs, in order, on files of their own."""
 NOT_RUN = {
-    "torchrun": "needs several GPUs; tests/test_distributed.py starts it with two processes on the CPU",
+    "torchrun": "needs several GPUs; tests/test_ranks.py starts it with two processes on the CPU",
     "sbatch": "needs SLURM",
     "pip": "needs the package registry",
     "pip-audit": "needs the advisory database",

@@ -2,7 +2,10 @@
 
 import importlib.metadata
 import json
+import re
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +93,7 @@ def test_a_broken_package_is_named_with_its_fix(
     lines = capsys.readouterr().out.splitlines()
     at = next(k for k, line in enumerate(lines) if line.startswith("! stedm-part"))
     assert text in lines[at] and fix in lines[at + 1] and "numpy" in lines[at + 2]
-    assert lines[-1].startswith("1 problem")
+    assert re.match(r"self-test: \d+\.\d s; 1 problem\(s\)", lines[-1])
 
 
 def test_the_answer_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,6 +122,25 @@ def test_a_gpu_that_is_hidden_is_no_old_driver(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("step", [step for _, step in selftest.STEPS], ids=[name for name, _ in selftest.STEPS])
 def test_each_part_of_the_selftest_passes(tmp_path: Path, step: Any) -> None:
     assert step(tmp_path)
+
+
+def test_the_last_line_says_how_long_the_selftest_took(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of its parts, and none of the other checks."""
+
+    def slowly(name: str, seconds: float) -> Iterator[Finding]:
+        for part in range(2):
+            time.sleep(seconds)
+            yield Finding(f"{name} {part}", "slow")
+
+    monkeypatch.setattr(doctor, "examine", lambda: slowly("other", 1.0))
+    monkeypatch.setattr(doctor, "tests", lambda: slowly("test", 0.3))
+    assert main(["doctor"]) == 0
+    last = re.fullmatch(
+        r"self-test: (\d+\.\d) s; everything works; next: stedm demo", capsys.readouterr().out.splitlines()[-1]
+    )
+    assert last is not None and 0.6 <= float(last[1]) < 2.0
 
 
 def test_the_selftest_fails_where_a_part_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from differing import differing
 from PIL import Image
+from spawned import without_network
 
 from stedm import Segmenter, StyleDiffusion
 from stedm.cli import main
@@ -31,7 +32,6 @@ from stedm.files import read_json
 from stedm.stages.measure import measure
 from stedm.stages.run_folder import RunFolder, train_patches
 
-NO_NETWORK = Path(__file__).parent / "no_network"
 OPTIONS = {
     "size": "smoke",
     "cohort.phantom.train_patients": 4,
@@ -59,8 +59,7 @@ def command(out: Path, **changes: Any) -> list[str]:
 def run_once(out: Path, **changes: Any) -> str:
     """Without network: whoever tries to reach it leaves a line in the file `attempts`."""
     attempts = out.with_name(f"{out.name}-attempts")
-    python_path = os.pathsep.join([str(NO_NETWORK), *filter(None, [os.environ.get("PYTHONPATH")])])
-    alone = os.environ | {"PYTHONPATH": python_path, "STEDM_ATTEMPTS": str(attempts)}
+    alone = without_network(os.environ, attempts)
     result = subprocess.run(command(out, **changes), capture_output=True, text=True, timeout=280, env=alone)
     assert result.returncode == 0, result.stderr
     assert not attempts.exists(), attempts.read_text()
@@ -340,15 +339,36 @@ def test_trained_models_load_and_work(finished: Path, no_sockets: list[Any]) -> 
     assert segmenter.predict(images).shape == (2, 64, 64) and no_sockets == []
 
 
-def test_the_guard_of_the_network_guards_worker_processes_too(tmp_path: Path) -> None:
-    """Every run of this file was made behind it."""
-    connect = "import socket; socket.create_connection(('127.0.0.1', 9))"
-    child = f"import multiprocessing as m; m.get_context('spawn').Process(target=exec, args=({connect!r},)).start()"
-    for code in (connect, "import urllib.request as r; r.urlopen('http://example.org')", child):
-        attempts = tmp_path / str(len(code))
-        environment = os.environ | {"PYTHONPATH": str(NO_NETWORK), "STEDM_ATTEMPTS": str(attempts)}
-        result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-        assert "a test tried to reach" in result.stderr and attempts.exists()
+CONNECT = "import socket as s; s.create_connection(('127.0.0.1', 9))"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        CONNECT,
+        "s.socket().connect_ex(('127.0.0.1', 9))",
+        "s.socket(type=s.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))",
+        "s.socket(type=s.SOCK_DGRAM).sendmsg([b'x'], [], 0, ('127.0.0.1', 9))",
+        "s.getaddrinfo('localhost', 9)",
+        "s.gethostbyname('localhost')",
+        "import urllib.request as r; r.urlopen('http://example.org')",
+        "import asyncio; asyncio.run(asyncio.open_connection('127.0.0.1', 9))",
+        f"import multiprocessing as m; m.get_context('spawn').Process(target=exec, args=({CONNECT!r},)).start()",
+    ],
+)
+def test_the_guard_of_the_network_refuses_whatever_python_sends(tmp_path: Path, code: str) -> None:
+    """Every run of this file was made behind it; worker processes are guarded, too."""
+    environment = without_network(os.environ, tmp_path / "attempts")
+    command = [sys.executable, "-c", f"import socket as s; {code}"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "a test tried to reach" in result.stderr and (tmp_path / "attempts").exists(), result
+
+
+def test_the_guard_of_the_network_lets_processes_of_one_machine_talk(tmp_path: Path) -> None:
+    code = "import socket as s; a, b = s.socketpair(); a.sendmsg([b'x']); print(b.recv(1), s.gethostname() != '')"
+    environment = without_network(os.environ, tmp_path / "attempts")
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.stdout == "b'x' True\n" and not (tmp_path / "attempts").exists(), result
 
 
 def test_finished_run_is_skipped_and_untouched(finished: Path) -> None:

@@ -3,7 +3,9 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from differing import differing
 from PIL import Image
-from spawned import call_ranks, run_ranks, start_ranks
+from spawned import SRC, call_ranks, run_ranks, start_ranks
 from test_end_to_end import OPTIONS
 from test_training import (
     LAYOUTS,
@@ -239,18 +242,72 @@ def test_training_is_the_same_on_one_and_two_processes(tmp_path: Path, monkeypat
     np.testing.assert_allclose(losses(tmp_path / "two" / "stopped"), losses(tmp_path / "one" / "diffusion"), rtol=1e-4)
 
 
-def test_slides_are_segmented_by_two_processes_and_a_bad_one_is_skipped(tmp_path: Path) -> None:
-    segmentation_task().segmenter.save_pretrained(tmp_path / "model")
-    (tmp_path / "slides").mkdir()
-    (tmp_path / "slides" / "bad.png").write_bytes(b"not a picture")
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a segmenter in `model`, and `slides`: three of different widths, each with regions of its own."""
+    folder = tmp_path_factory.mktemp("segment")
+    segmentation_task().segmenter.save_pretrained(folder / "model")
+    (folder / "slides").mkdir()
+    rng = np.random.default_rng(0)
     for k in range(3):
-        Image.fromarray(np.full((128, 128 + 64 * k, 3), 150, np.uint8)).save(tmp_path / "slides" / f"a{k}.png")
-    flags = ["--model", tmp_path / "model", "--mpp", 1, "--everywhere", "--out", tmp_path / "out", "--window_px", 64]
-    flags += ["--overlap_px", 16]
-    first, second = run_ranks(2, ["segment", str(tmp_path / "slides"), *map(str, flags)])
+        blocks = rng.integers(0, 256, (8, 8 + 4 * k, 3), dtype=np.uint8)
+        Image.fromarray(blocks.repeat(16, 0).repeat(16, 1)).save(folder / "slides" / f"a{k}.png")
+    return folder
+
+
+def segment_words(slides: Path, out: Path) -> list[str]:
+    flags = ["--model", slides / "model", "--mpp", 1, "--everywhere", "--out", out, "--window_px", 64]
+    flags += ["--overlap_px", 16, "--min_area_um2", 1, "--jobs", 1]
+    return ["segment", str(slides / "slides"), *map(str, flags)]
+
+
+@pytest.fixture(scope="module")
+def segmented(slides: Path) -> dict[str, bytes]:
+    """The files that one process makes of the slides."""
+    assert main(segment_words(slides, slides / "alone")) == 0
+    found = files_of(slides / "alone")
+    assert set(found) == {"areas.csv", *(f"a{k}.{kind}" for k in range(3) for kind in ("tif", "json", "geojson"))}
+    assert all(found[f"a{k}.geojson"].count(b"Polygon") > 3 for k in range(3))
+    return found
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    """Of what is in a folder, folders included, the bytes."""
+    return {path.name: path.read_bytes() if path.is_file() else b"" for path in out.iterdir()}
+
+
+def test_slides_segmented_by_two_processes_are_the_same_files_and_a_bad_one_is_skipped(
+    slides: Path, segmented: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Label map pyramids, outlines, records and areas, bit for bit."""
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    verb, folder, *flags = segment_words(slides, tmp_path / "out")
+    first, second = run_ranks(2, [verb, folder, str(tmp_path / "bad.png"), *flags])
     assert first[0] == 1 and "1 of 4 slides were skipped" in first[1], first
     assert second[:2] == (0, "") and "mm2" in second[2], second
-    assert set(pd.read_csv(tmp_path / "out" / "areas.csv")["slide"]) == {"a0.png", "a1.png", "a2.png"}
+    assert differing(files_of(tmp_path / "out"), segmented) == {}
+
+
+def test_torchrun_starts_two_processes_that_segment_as_one(
+    slides: Path, segmented: dict[str, bytes], tmp_path: Path
+) -> None:
+    """The launcher itself, and not its variables alone."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--tee", "3"]
+    command = [*launcher, "--log-dir", str(tmp_path / "log"), "-m", "stedm.cli"]
+    settings = {"PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [sys.executable, *command, *segment_words(slides, tmp_path / "out")],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert result.returncode == 0, result.stderr
+    said = (result.stdout + result.stderr).splitlines()
+    for rank in range(2):  # each has segmented one at least
+        assert any(line.startswith(f"[default{rank}]:a") and "mm2" in line for line in said), result
+    assert sum("[default0]:next: " in line for line in said) == sum(":next: " in line for line in said) == 1
+    assert differing(files_of(tmp_path / "out"), segmented) == {}
 
 
 FEW = OPTIONS | {
@@ -263,7 +320,7 @@ FEW = OPTIONS | {
 
 def words(command: str, out: Path) -> list[str]:
     flags = [word for key, value in FEW.items() for word in (f"--{key}", str(value))]
-    return [command, "--out", str(out), *flags]
+    return [*command.split(), "--out", str(out), *flags]
 
 
 @pytest.fixture(scope="module")
@@ -281,9 +338,9 @@ def drawn(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.glob("synthetic/*/*.png"))}
 
 
-def again(made: Path, out: Path) -> Path:
-    """The run as it was before anything was drawn."""
-    shutil.copytree(made, out, ignore=shutil.ignore_patterns("synthetic", ".lock"))
+def again(made: Path, out: Path, *without: str) -> Path:
+    """The run as it was before anything was drawn, or without what has these names."""
+    shutil.copytree(made, out, ignore=shutil.ignore_patterns(*(without or ["synthetic"]), ".lock"))
     return out
 
 
@@ -331,6 +388,79 @@ def test_rank_that_dies_ends_the_others_and_leaves_a_run_that_resumes(made: Path
     assert not (out / "synthetic" / "fingerprint.json").exists()
     assert main(words("filter", out)) == 0
     assert drawn(out) == drawn(made)
+
+
+def run_until_one_dies(rank: int, function: str, call: int, words: list[str]) -> None:
+    """Run a command in two ranks, of which one is killed at a call of a function, and check how the other ends."""
+    program = [str(Path(__file__).with_name("dying.py")), str(rank), function, str(call)]
+    ended = run_ranks(2, words, program=program, timeout=250)
+    assert ended[rank][0] == -signal.SIGKILL, ended
+    code, _, said = ended[1 - rank]
+    assert code == 2 and "another process of this command ended; what is finished is kept" in said, ended
+    assert "Traceback" not in said
+
+
+@pytest.mark.timeout(900)
+def test_rank_that_dies_while_the_generator_trains_leaves_a_training_that_continues(made: Path, tmp_path: Path) -> None:
+    """Without its rank, from the last checkpoint, with the losses of a training that was not disturbed."""
+    out = again(made, tmp_path / "run", "synthetic", "diffusion")
+    command = [*words("train diffusion", out), "--diffusion.sharded", "false", "--jobs", "1"]
+    run_until_one_dies(1, "stedm.training.tasks:DiffusionTask.training_step", 5, command)
+    assert (out / "diffusion" / "training" / "last.ckpt").exists()
+    before = (out / "diffusion" / "metrics.csv").read_text().splitlines()
+    assert len(before) == 1 + 4 and not (out / "diffusion" / "fingerprint.json").exists()
+    assert main(command) == 0
+    assert (out / "diffusion" / "metrics.csv").read_text().splitlines()[:5] == before
+    np.testing.assert_allclose(losses(out / "diffusion"), losses(made / "diffusion"), rtol=1e-3)
+
+
+def killed_while_read(made: Path, out: Path, rank: int, stage: str, command: list[str]) -> Path:
+    """A copy of the run in which a rank died at the third mask that it wrote in a stage; the stage is not done."""
+    again(made, out, "filtered", "filter.json")
+    run_until_one_dies(rank, f"stedm.stages.{stage}:write_png_atomically", 3, [*command, "--jobs", "1"])
+    assert len(list(out.glob("*/filtered/*.png")) + list(out.glob("self-training/*/masks/*.png"))) > 2
+    assert not list(out.glob("synthetic/filter.json")) + list(out.glob("self-training/*/fingerprint.json"))
+    return out
+
+
+@pytest.mark.timeout(900)
+def test_first_rank_that_dies_while_images_are_judged_leaves_a_filter_that_one_process_does_again(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "PORTION", 2)
+    whole, command = again(made, tmp_path / "whole", "filtered"), words("filter", tmp_path / "run")
+    filter_synthetic(RunFolder(whole), load_config(whole / "config.yaml"))
+    out = killed_while_read(made, tmp_path / "run", 0, "filter", command)
+    assert main([*command, "--jobs", "1"]) == 0
+    assert differing(drawn(out), drawn(whole)) == {}
+    tables = [pd.read_parquet(folder / "synthetic" / "manifest.parquet") for folder in (out, whole)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+@pytest.mark.timeout(900)
+def test_rank_that_dies_while_segmenters_label_leaves_labels_that_one_process_makes_again(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "PORTION", 2)
+    whole, command = again(made, tmp_path / "whole"), words("train segmentation", tmp_path / "run")
+    label_unannotated(RunFolder(whole), load_config(whole / "config.yaml"), arm="real+stain")
+    command += ["--segmentation.arms", "[real+stain, real+stain+self-training]"]
+    out = killed_while_read(made, tmp_path / "run", 1, "self_training", command)
+    assert main([*command, "--jobs", "1"]) == 0
+    folders = [folder / "self-training" / "real+stain" for folder in (out, whole)]
+    assert differing(*(files_of(folder / "masks") for folder in folders)) == {}
+    pd.testing.assert_frame_equal(*(pd.read_parquet(folder / "manifest.parquet") for folder in folders))
+
+
+def test_rank_that_dies_while_slides_are_segmented_leaves_what_one_process_finishes(
+    slides: Path, segmented: dict[str, bytes], tmp_path: Path
+) -> None:
+    command = segment_words(slides, tmp_path / "out")
+    run_until_one_dies(1, "stedm.stages.segment:write_label_pyramid", 1, command)
+    left = files_of(tmp_path / "out")
+    assert "areas.csv" in left and 0 < sum(name.endswith(".tif") for name in left) < 3
+    assert main(command) == 0
+    assert differing(files_of(tmp_path / "out"), segmented) == {}
 
 
 @pytest.mark.slow

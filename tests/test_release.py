@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from spawned import without_network
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,9 +68,18 @@ def link_dependencies(site: Path) -> None:
                 (site / top).symlink_to(Path(str(distribution.locate_file(top))))
 
 
+DEMO = (
+    "demo --size smoke --segmentation.seeds [0]",
+    "train few-step runs/demo --generate.generator few-step",
+    "generate --model runs/demo/few_step --style-images runs/demo/data/images --n 2 --nfe 2 --out new",
+    "segment runs/demo/synthetic/images/s000000.png --model runs/demo --mpp 1 --everywhere --out out",
+)
+"""What `make demo` runs, at the smallest size, and the commands that it names at its end."""
+
+
 @pytest.mark.timeout(900)  # a whole run, beside the other tests, on any machine
 def test_installed_in_an_environment_of_its_own_the_wheel_runs_the_smoke_demo(wheel: Path, tmp_path: Path) -> None:
-    """With what the wheel asks for and no more: a tool of the developers' must not be missed."""
+    """With what the wheel asks for and no more: a tool of the developers' must not be missed. And without network."""
     venv.create(tmp_path / "env", with_pip=False)
     python = tmp_path / "env" / "bin" / "python"
     install = ["-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
@@ -80,10 +90,14 @@ def test_installed_in_an_environment_of_its_own_the_wheel_runs_the_smoke_demo(wh
     absent = [str(python), "-c", "import stedm; print(stedm.__file__); import pytest"]
     found = subprocess.run(absent, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert found.stdout.startswith(str(site)) and "No module named 'pytest'" in found.stderr
-    command = [str(python.parent / "stedm"), "demo", "--size", "smoke", "--segmentation.seeds", "[0]"]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=880)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "runs" / "demo" / "report" / "index.html").is_file()
+    behind_guard = without_network(environment, tmp_path / "attempts")
+    for words in DEMO:
+        command = [str(python.parent / "stedm"), *words.split()]
+        result = subprocess.run(command, cwd=tmp_path, env=behind_guard, capture_output=True, text=True, timeout=880)
+        assert result.returncode == 0, result.stderr
+        assert not (tmp_path / "attempts").exists(), (words, (tmp_path / "attempts").read_text())
+    made = ("runs/demo/report/index.html", "runs/demo/few_step/metrics.csv", "new/manifest.parquet", "out/areas.csv")
+    assert [name for name in made if not (tmp_path / name).is_file()] == []
 
 
 def test_dockerfile_copies_what_the_build_needs() -> None:

@@ -1,6 +1,7 @@
 """Sharded training: the training of copies and of one process, with half of it on each of two ranks."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ from torch.distributed.tensor import DTensor
 
 from stedm import device
 from stedm.config_file import load_config
+from stedm.diffusion.pipeline import Sampling
 from stedm.fingerprint import fingerprint_of
 from stedm.graph import stages_of
+from stedm.models.autoencoder import FirstStage
 from stedm.ranks import everyones, is_first, place
+from stedm.stages.diffusion import _untrained
 from stedm.stages.run_folder import RunFolder
 from stedm.training.divergence import Diverged, check_weights
 from stedm.training.log import Observation
@@ -137,6 +141,47 @@ def test_sharded_training_is_the_training_of_one_process(tmp_path: Path, monkeyp
     assert tables[0]["val_loss"].notna().sum() == 4
     np.testing.assert_allclose(*(table["val_loss"] for table in tables), rtol=1e-5)
     assert (two / "stopped" / "metrics.csv").read_bytes() == (two / "sharded" / "metrics.csv").read_bytes()
+
+
+def base_task() -> DiffusionTask:
+    """The generator of `size: base`, untrained."""
+    config, options = load_config(overrides=["size=base"]), {"learning_rate": 1e-4, "steps": 1, "seed": 0}
+    names = {"latent_channels": config.autoencoder.latent_channels, "space_to_depth": config.autoencoder.space_to_depth}
+    first_stage = FirstStage.new(config.autoencoder.channels, **names)
+    model = _untrained(first_stage, config, ["a", "b"], Sampling(), mpp=1.0)
+    return DiffusionTask(model.unet, model.style_extractor, **options)
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """What is really held: a part that is a view of something whole would hold the whole."""
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+
+
+def check_base() -> None:
+    """Each rank holds half of either network, in memory too, and half of the gradients of a training step."""
+    task = base_task()
+    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in task.named_children()}
+    shard(task)
+    parts = {name: [rows_here(p.detach()) for p in network.parameters()] for name, network in task.named_children()}
+    assert set(parts) == {"unet", "style_extractor"} and sizes["unet"] > 5e7
+    for name, rows in parts.items():
+        held = everyones(sum(x.numel() for x in rows))
+        assert sum(held) == sizes[name] and max(held) < 0.51 * sizes[name], (name, held)
+        assert bytes_of(rows) < 0.52 * 4 * sizes[name], name
+    z = torch.randn(1, task.unet.config["latent_channels"], 8, 8)
+    layout = torch.zeros(1, *(8 * task.unet.config["factor"] for _ in range(2)), dtype=torch.long)
+    style = {"style_images": torch.rand(1, 1, 3, *layout.shape[1:]), "style_latents": z[None]}
+    given = torch.ones(1, dtype=torch.bool)
+    batch = {"z": z, "layout": layout, "layout_given": given, "style_given": given, "style_layouts": layout[None]}
+    task.training_step(batch | style, 0).backward()
+    gradients = [rows_here(p.grad) for p in task.parameters() if p.grad is not None]
+    assert sum(everyones(sum(x.numel() for x in gradients))) > 0.9 * sum(sizes.values())
+    assert bytes_of(gradients) < 0.52 * 4 * sum(sizes.values())
+
+
+def test_base_is_held_by_halves_on_two_ranks() -> None:
+    """The networks of `size: base`, 60 million numbers: not only those of a smoke run are shared out evenly."""
+    call_ranks(2, check_base)
 
 
 def test_finished_stages_stay_when_they_were_trained_otherwise(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from differing import differing
 
 from stedm import cli, files
 from stedm.cli import main
@@ -135,6 +136,40 @@ def test_two_runs_in_one_folder_the_second_is_refused(tmp_path: Path, capsys: py
         assert "another stedm process is working there" in capsys.readouterr().err
         assert [path.name for path in out.iterdir()] == [".lock"]
     assert main(words("prepare", out)) == 0 and (out / "data" / "fingerprint.json").exists()
+
+
+def started_at_once(commands: list[list[str]]) -> list[tuple[int, str]]:
+    """Exit code and standard error of commands that begin together, when every process has imported what it needs."""
+    code = "import sys, stedm.run; from stedm.cli import main; print('ready', flush=True); sys.stdin.readline()\n"
+    code += "sys.exit(main(sys.argv[1:]))"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", code, *command], **pipes) for command in commands]
+    try:
+        for process in processes:
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        said = [process.communicate(timeout=200)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+
+
+def test_two_commands_at_once_on_one_run_folder_one_works_and_the_other_is_refused(tmp_path: Path) -> None:
+    out, whole, more = tmp_path / "run", tmp_path / "whole", {"cohort.phantom.train_patients": 20}
+    (refused, worked) = sorted(started_at_once([words("prepare", out, **more)] * 2), reverse=True)
+    assert (refused[0], worked[0]) == (2, 0), (refused, worked)
+    assert refused[1] == f"stedm: {out}: another stedm process is working there; wait for it or use --out\n"
+    assert main(words("prepare", whole, **more)) == 0
+    made, expected = (
+        {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (out, whole)
+    )
+    for own in ("data/fingerprint.json", "data/cohort.parquet"):  # the time that it took; where the files lie
+        assert made.pop(own) and expected.pop(own)
+    assert differing(made, expected) == {}
 
 
 @pytest.fixture(scope="module")

@@ -55,17 +55,20 @@ def main(words: Sequence[str]) -> int:
     options, unknown = parser().parse_known_args(words)
     if unknown:
         raise UserError(f"unexpected argument {unknown[0]!r}; `stedm doctor --help` lists the options")
-    findings = []
-    for finding in examine():
-        findings.append(finding)
-        if not options.json:
-            print(_line(finding), flush=True)
+    findings, seconds = list[Finding](), 0.0
+    for checks in (examine, tests):
+        started = time.perf_counter()
+        for finding in checks():
+            findings.append(finding)
+            if not options.json:
+                print(_line(finding), flush=True)
+        seconds = time.perf_counter() - started
     broken = [finding for finding in findings if finding.state == "broken"]
     if options.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
         again = f"{len(broken)} problem(s): the fixes are above; next: stedm doctor, again"
-        print(again if broken else "everything works; next: stedm demo")
+        print(f"self-test: {seconds:.1f} s; {again if broken else 'everything works; next: stedm demo'}")
     return 1 if broken else 0
 
 
@@ -86,7 +89,7 @@ def _line(finding: Finding) -> str:
 
 
 def examine() -> Iterator[Finding]:
-    """Every finding, one after the other; the self-test last."""
+    """Every finding but those of the self-test, one after the other."""
     yield Finding("stedm", f"{importlib.metadata.version('stedm')} on Python {platform.python_version()}, {sys.prefix}")
     yield from packages()
     yield from extras()
@@ -94,7 +97,6 @@ def examine() -> Iterator[Finding]:
     yield room()
     for check in (accelerator, slide_library, speed):
         yield _guarded(check.__name__.replace("_", " "), check)
-    yield from tests()
 
 
 def tests() -> Iterator[Finding]:
