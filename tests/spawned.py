@@ -75,6 +75,16 @@ def run_ranks(
     return [(process.returncode, out, err) for process, out, err in ended]
 
 
+def last_words(*ended: tuple[int, str, str]) -> str:
+    """Exit code of each rank, and the end of what it said, or where it crashed: the part that a long log must keep."""
+
+    def end(said: str) -> str:
+        crash = said.find("Fatal Python error")
+        return said[-500:] if crash < 0 else said[crash : crash + 1500]
+
+    return "\n".join(f"rank {rank}, exit code {code}: {end(err)}" for rank, (code, _, err) in enumerate(ended))
+
+
 def call_ranks(world: int, function: Callable[..., None], *arguments: Any) -> None:
     """Call `function(*arguments)` in `world` processes that are connected."""
     mp.spawn(_call, args=(world, free_port(), function, arguments), nprocs=world)

@@ -110,7 +110,7 @@ def test_ratio_is_near_one_for_fresh_images_and_zero_for_copies(real_images):
 
 
 def test_copies_are_counted_in_portions(real_images):
-    fresh = np.random.default_rng(2).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    fresh = np.random.default_rng(2).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
     queries = np.concatenate([real_images[:10, :, ::-1], fresh])
     each = are_copies(queries, real_images, below=0.2)
     assert each[:10].all() and not each[10:].any()

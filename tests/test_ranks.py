@@ -18,7 +18,7 @@ import pytest
 import torch
 from differing import differing
 from PIL import Image
-from spawned import SRC, call_ranks, run_ranks, start_ranks
+from spawned import SRC, call_ranks, last_words, run_ranks, start_ranks
 from test_end_to_end import OPTIONS
 from test_training import (
     LAYOUTS,
@@ -328,7 +328,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run up to the filter, by two processes, whose generator was sharded: tests go on with it as with any other."""
     out = tmp_path_factory.mktemp("ranks") / "run"
     first, second = run_ranks(2, [*words("filter", out), "--diffusion.sharded", "true"])
-    assert first[0] == second[0] == 0, (first, second)
+    assert first[0] == second[0] == 0, last_words(first, second)
     assert "done:" in first[1] and "diffusion" in first[2]
     assert second[1:] == ("", "")  # one speaks
     return out
