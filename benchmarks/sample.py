@@ -133,8 +133,11 @@ def main() -> None:
         row |= {
             f"images/s {name}": options.batch / t for name, t in zip(("processor", "wall"), times[str(k)], strict=True)
         }
-    report(options.out / f"sample-{options.size}.json", rows)
-    print(f"style sets of {count} images read per second: {options.batch / times['styles'][0]:.4g} (processor)")
+    reading = {
+        f"style sets/s {name}": options.batch / t
+        for name, t in zip(("processor", "wall"), times["styles"], strict=True)
+    }
+    report(options.out / f"sample-{options.size}.json", [*rows, {"side": side, "images a set": count} | reading])
 
 
 if __name__ == "__main__":

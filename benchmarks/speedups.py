@@ -4,8 +4,8 @@
 
 One thing is undone at a time; all others stay as they are. Training: forward, backward and optimiser step on one batch
 that is ready (`train.py` compares that with the real training). Drawing: a batch of images, styles read beforehand; and
-the reading. Ratios are those of each round, median, least and most. `--compile` adds the compiled U-Net and the seconds
-of its first call.
+what the networks do to read them. Ratios are those of each round, median, least and most. What stands in brackets is
+not done: a ratio below 1 is what it would save. `--compile` adds the compiled U-Net and the seconds of its first call.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from stedm.device import best_device, has_fast_bf16
 from stedm.diffusion import pipeline
-from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.diffusion.pipeline import StyleDiffusion, to_network
 from stedm.training import muon
 
 Undo = Callable[[], AbstractContextManager[Any]]
@@ -110,14 +110,13 @@ class Drawing:
         """By the model's defaults."""
         self.model(self.layouts, styles=self.styles, seeds=list(range(len(self.layouts))))
 
-    def read(self) -> None:
-        """The style sets, all at once."""
-        self.model.extract_styles(self.sets)
-
-    def read_one_by_one(self) -> None:
-        """Each by itself."""
-        for images in self.sets:
-            self.model.extract_styles(images[None])
+    def networks(self, sets: Tensor) -> None:
+        """What the networks do to read style sets (B, N, 3, H, W)."""
+        images = sets.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad(), pipeline.autocast(best_device()):
+            latents = self.model.first_stage.encode(images)
+            self.model.style_extractor.describe(sets, latents.unflatten(0, sets.shape[:2]))
+            self.model.first_stage.decode(pipeline.middle_of(images, latents)[1])
 
 
 @contextlib.contextmanager
@@ -145,9 +144,15 @@ def drawing(size: str, side: int, batch: int, shared: dict[str, Undo]) -> dict[s
 
 
 def reading(size: str, side: int, batch: int) -> dict[str, Callable[[], object]]:
-    """Reading style sets as it is, and one by one."""
+    """What the networks do to read style sets, one after the other: so none depends on its neighbours."""
     ours = Drawing(size, side, batch)
-    return {"as it is": ours.read, "style sets in one batch": ours.read_one_by_one}
+    sets = torch.stack([to_network(images, best_device()) for images in ours.sets])
+
+    def one_by_one() -> None:
+        for k in range(len(sets)):
+            ours.networks(sets[k : k + 1])
+
+    return {"as it is": one_by_one, "(with all sets at once)": lambda: ours.networks(sets)}
 
 
 def compiled(size: str, side: int) -> tuple[dict[str, Callable[[], object]], float]:
