@@ -237,6 +237,15 @@ def test_folder_that_is_no_run_is_refused(tmp_path):
         report(tmp_path)
 
 
+@pytest.mark.parametrize("config", ["split: annotated", "experiment: [1]", "experiment: {budgets: [2], draws: x}"])
+def test_config_of_a_run_whose_sections_are_none_is_refused(tmp_path, config):
+    (tmp_path / "config.yaml").write_text(config)
+    (tmp_path / "budget2").mkdir()
+    (tmp_path / "budget2" / "config.yaml").write_text("seed: 0")
+    with pytest.raises(UserError, match=r"config\.yaml: damaged"):
+        report(tmp_path)
+
+
 def test_run_without_groups_filter_or_synthesis(copied_run):
     """One arm, one seed, no groups, an unfiltered synthetic set."""
     manifest = pd.read_parquet(copied_run / "synthetic" / "manifest.parquet")
@@ -260,12 +269,14 @@ def test_seen_and_never_seen_styles_stand_side_by_side(copied_run):
     generation = files.read_json(path) | {"kid_images": [48, 30], "kid_encoder": "a folder", "unseen_are": "unseen"}
     generation |= {"style_distance_real": 0.123, "seen": {"patients": ["a"], "images": 24, "style_ratio": 0.31}}
     group = {"patients": ["b", "c"], "images": 48, "style_ratio": 0.42, "style_ratio_by_class": {"gland": 0.57}}
+    generation |= {"figures_of": "unseen", "style_ratio": 0.42, "style_ratio_ci95": [0.36, 0.49]}
     files.write_json(path, generation | {"unseen": group | {"style_distance_matched": 0.9}})
     _image(copied_run / "evaluation" / "samples" / "never_seen.png", np.random.default_rng(0), size=(64, 128))
     report(copied_run)
     page = _page(copied_run)
     for shown in ("it never saw", "0.31", "0.42", "matched / shuffled, gland", "0.57", "0.12", "2 patients, 48 images"):
         assert shown in page
+    assert "0.42, 95 % interval 0.36 to 0.49 over the 2 patients, 48 images." in page
     assert "KID (a folder, 48 drawn, 30 real images)" in page and "were never seen" in page
 
 

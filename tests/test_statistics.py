@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stedm.evaluation.bootstrap import ratio_interval
 from stedm.evaluation.comparisons import default_comparisons, headline_comparison
 from stedm.evaluation.statistics import (
     gap_closed,
@@ -349,3 +350,15 @@ def test_groups_are_summarised_over_their_own_patients():
     keys = ("patient_iou_mean", "patient_iou_std", "worst_decile_iou")
     assert lonely["he"]["arms"]["real"] == {**dict.fromkeys(keys), "n_patients": 0}
     assert lonely["ihc"]["arms"]["real"]["patient_iou_std"] is None
+
+
+def test_interval_of_a_ratio_is_that_of_the_means() -> None:
+    b = np.array([1.0, 2.0, 4.0, 8.0])
+    assert ratio_interval(0.5 * b, b) == pytest.approx((0.5, 0.5))
+    rng = np.random.default_rng(0)
+    far = rng.uniform(0.9, 1.1, 400)
+    near = 0.4 * far + rng.normal(0, 0.1, 400)
+    low, high = ratio_interval(near, far) or (0.0, 0.0)
+    assert 0.38 < low < 0.4 < high < 0.42 and high - low == pytest.approx(4 * 0.1 / 20, rel=0.2)
+    assert ratio_interval(np.array([0.4, np.nan, 0.6]), np.ones(3)) is not None
+    assert ratio_interval(np.array([0.4, np.nan]), np.ones(2)) is None

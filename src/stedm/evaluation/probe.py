@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from stedm.evaluation.bootstrap import ratio_interval
 from stedm.evaluation.encoders import Encoder
 from stedm.evaluation.features import class_features
 from stedm.evaluation.generation import (
@@ -25,7 +26,7 @@ from stedm.evaluation.segmentation import mean_over_classes
 
 FIGURES = (
     *(f"style_distance_{kind}" for kind in ("matched", "shuffled", "real")),
-    *("style_ratio", "style_sensitivity", "style_ratio_by_class", "diversity"),
+    *("style_ratio", "style_ratio_ci95", "style_sensitivity", "style_ratio_by_class", "diversity"),
     *(f"colour_{kind}_error{floor}" for floor in ("", "_real") for kind in ("mean", "std")),
     *("layout_agreement", "layout_sensitivity", "layout_agreement_real", "layout_agreement_relative"),
     *("kid", "kid_real", "kid_images"),
@@ -146,7 +147,8 @@ def style_figures(probes: Sequence[StyleProbe], *, scale: Scale, classes: Sequen
         classes: the C class names.
 
     Returns:
-        style_distance_matched, _shuffled, _real, style_ratio, style_sensitivity, style_ratio_by_class, diversity.
+        style_distance_matched, _shuffled, _real, style_ratio, style_ratio_ci95 (over patients), style_sensitivity,
+        style_ratio_by_class, diversity.
     """
     drawn = {probe.patient: scale(probe.drawn_features) for probe in probes}
     elsewhere = {probe.patient: scale(probe.elsewhere_features) for probe in probes}
@@ -156,7 +158,8 @@ def style_figures(probes: Sequence[StyleProbe], *, scale: Scale, classes: Sequen
     matched, shuffled = np.where(both, matched, np.nan), np.where(both, shuffled, np.nan)
     real = [scale(probe.real_features) for probe in probes]
     halves = np.array([style_distances(half[0::2], half[1::2]) for half in real])
-    near, far = (mean_or_none(mean_over_classes(figures)) for figures in (matched, shuffled))
+    of_patients = [mean_over_classes(figures) for figures in (matched, shuffled)]
+    near, far = (mean_or_none(values) for values in of_patients)
     ratio = ratio_or_none(near, far)
     by_class = zip(classes, matched.T, shuffled.T, strict=True)
     variety = [
@@ -168,6 +171,7 @@ def style_figures(probes: Sequence[StyleProbe], *, scale: Scale, classes: Sequen
         "style_distance_shuffled": far,
         "style_distance_real": mean_or_none(mean_over_classes(halves)),
         "style_ratio": ratio,
+        "style_ratio_ci95": None if ratio is None else ratio_interval(*of_patients),
         "style_sensitivity": None if ratio is None else 1 - ratio,
         "style_ratio_by_class": {n: ratio_or_none(mean_or_none(a), mean_or_none(b)) for n, a, b in by_class},
         "diversity": mean_or_none(variety),

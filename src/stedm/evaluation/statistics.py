@@ -1,9 +1,4 @@
-"""What we claim: means, spread and paired comparisons over patients and trainings, with bootstrap intervals.
-
-Every bootstrap here draws n - 1 of n units with replacement, which makes the variance of the resampled mean equal to
-the unbiased estimate s^2 / n (Rao and Wu, 1988). Drawing n of n would be too sure of itself by (n - 1) / n: a third
-with three seeds.
-"""
+"""What we claim: means, spread and paired comparisons over patients and trainings, with bootstrap intervals."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +10,7 @@ import pandas as pd
 
 from stedm.config import FULL_ARM
 from stedm.evaluation import choice
+from stedm.evaluation.bootstrap import interval_of, weights_of
 from stedm.evaluation.comparisons import STAIN_BASELINE, default_comparisons, headline_comparison
 from stedm.evaluation.trainings import draws_of, trainings_by_patients
 
@@ -55,17 +51,6 @@ class Share:
     """95 % bootstrap interval over patients and trainings."""
 
 
-def _weights(rng: np.random.Generator, units: int, resamples: int) -> np.ndarray:
-    """Draw resampling weights, each row summing to 1: (resamples, units)."""
-    draws = max(units - 1, 1)
-    return rng.multinomial(draws, np.full(units, 1 / units), size=resamples) / draws
-
-
-def _interval(means: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def worst_decile(scores: np.ndarray) -> float:
     """Mean of the lowest 10 % of the scores (patients,), at least one."""
     return float(np.sort(scores)[: max(1, math.floor(0.1 * scores.size))].mean())
@@ -87,12 +72,12 @@ def summarise(values: np.ndarray, *, resamples: int = 5000, seed: int = 0) -> Su
     scores = np.sort(scores[np.isfinite(scores)])  # the interval does not depend on the order of the patients
     if scores.size == 0:
         raise ValueError("no patient has a score")
-    weights = _weights(np.random.default_rng(seed), scores.size, resamples)
+    weights = weights_of(np.random.default_rng(seed), scores.size, resamples)
     return Summary(
         mean=float(scores.mean()),
         std=float(scores.std(ddof=1)) if scores.size > 1 else 0.0,
         worst_decile=worst_decile(scores),
-        ci95=_interval(weights @ scores),
+        ci95=interval_of(weights @ scores),
     )
 
 
@@ -124,7 +109,7 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, *, resamples: int = 5000, see
     tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
     return Comparison(
         delta=float(difference.mean()),
-        ci95=_interval(means),
+        ci95=interval_of(means),
         p_value=float(min(1.0, max(2 * (tail + 1) / (resamples + 1), 2.0 ** (1 - difference.shape[1])))),
     )
 
@@ -172,14 +157,14 @@ def gap_closed(
     if gains[1].mean() <= 0 or np.quantile(gap, 0.025) <= 0:
         return None
     there = gap > 0
-    return Share(value=float(gains[0].mean() / gains[1].mean()), ci95=_interval(gain[there] / gap[there]))
+    return Share(value=float(gains[0].mean() / gains[1].mean()), ci95=interval_of(gain[there] / gap[there]))
 
 
 def _crossed_means(tables: Sequence[np.ndarray], *, resamples: int, seed: int) -> list[np.ndarray]:
     """Means (resamples,) of each table (trainings, patients), all of them under the same resampling of both."""
     rng = np.random.default_rng(seed)
-    of_trainings = _weights(rng, tables[0].shape[0], resamples)
-    of_patients = _weights(rng, tables[0].shape[1], resamples)
+    of_trainings = weights_of(rng, tables[0].shape[0], resamples)
+    of_patients = weights_of(rng, tables[0].shape[1], resamples)
     return [((of_trainings @ table) * of_patients).sum(axis=1) for table in tables]
 
 

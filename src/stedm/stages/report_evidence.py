@@ -1,5 +1,6 @@
 """What a run folder holds for its report, read once; None where a stage has written nothing yet."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from typing import Any
 import pandas as pd
 
 from stedm import files
+from stedm.config import RunConfig
 from stedm.data.tables import read_parquet
 from stedm.errors import UserError
 from stedm.stages.run_folder import RunFolder
 from stedm.yaml_text import parse_yaml
 
+_SECTIONS = [field.name for field in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(field.default_factory)]
 _PART = re.compile(r"budget(\d+|all)(?:-draw(\d+))?(?:-fold(\d+))?")
 
 
@@ -98,6 +101,9 @@ def config_of(run: Path) -> Mapping[str, Any]:
         config = parse_yaml(path.read_text(encoding="utf-8")) or {}
         if not isinstance(config, Mapping):
             raise ValueError("no keys and values")
+        for name in _SECTIONS:
+            if not isinstance(config.get(name) or {}, Mapping):
+                raise ValueError(f"{name}: no keys and values")
     return config
 
 
@@ -121,7 +127,11 @@ def _parts(root: Path) -> tuple[Path, ...]:
 
     Those of an earlier config, which `root` no longer asks for, are left out.
     """
-    config = config_of(root)
+    with files.whole(root / "config.yaml", fix="copy the run folder again, or run it with its config"):
+        return _parts_of(root, config_of(root))
+
+
+def _parts_of(root: Path, config: Mapping[str, Any]) -> tuple[Path, ...]:
     experiment, split = config.get("experiment") or {}, config.get("split") or {}
     budgets = experiment.get("budgets") or [split.get("label_budget") or "all"]
     draws, folds = experiment.get("draws") or 1, experiment.get("folds") or 1
