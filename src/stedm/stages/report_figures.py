@@ -199,9 +199,6 @@ def histogram_figure(
         if len(beside):
             below = np.interp(edges, beside, np.linspace(0, 1, len(beside)))
             axes.stairs(len(values) * np.diff(below), edges, color=INK, lw=1)
-            axes.annotate(
-                "real", (beside[len(beside) // 2], 1), xycoords=("data", "axes fraction"), ha="center", va="top"
-            )
         axes.set(xlabel=label, ylabel="images", xlim=limits)
         return _uri(figure)
 
