@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tifffile
 from hostile_formats import FORMATS, pixels
@@ -18,10 +21,13 @@ from mutations import Failure, Format, limits, mutants, outcome, with_checksums
 from PIL import Image
 
 from stedm.cli import main
+from stedm.config import CohortConfig
 from stedm.config_file import load_config
 from stedm.data.annotation import read_annotation
+from stedm.data.cohort import read_cohort
 from stedm.data.labels import read_mask
 from stedm.data.slide import MOST_PX, Slide
+from stedm.data.tables import read_parquet
 from stedm.errors import UserError
 from stedm.files import locked, refuse_links
 from stedm.run import run_all
@@ -146,6 +152,48 @@ def test_gzip_bombs_are_refused(tmp_path: Path) -> None:
     assert path.stat().st_size < 2**23
     with limits(), pytest.raises(UserError, match="unpacks to more than"):
         read_annotation(path)
+
+
+def repeated(text: str, rows: int) -> pa.Array:
+    """A column of one text, which is in the file once."""
+    return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [text])
+
+
+@pytest.mark.parametrize("kind", ["texts", "cells", "page", "lists"])
+def test_parquet_bombs_are_refused(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a few kilobytes each: 20 GiB of text, many cells, a long text, lists that nobody asks for."""
+    names, path = ("image", "patient"), tmp_path / "bomb.parquet"
+    rows = {"texts": 2**20, "cells": 2**20, "page": 1, "lists": 3}[kind]
+    column = {
+        "texts": lambda: repeated("x" * 10_000, rows),
+        "cells": lambda: pa.array(np.zeros(rows, bool)),
+        "page": lambda: pa.array(["x" * 2**20]),
+        "lists": lambda: pa.array([[], [], []], pa.list_(pa.int64())),
+    }[kind]()
+    if kind in ("cells", "page"):  # at the true limit they take long to write
+        monkeypatch.setattr("stedm.data.tables.MOST_BYTES", 2**20)
+    pq.write_table(
+        pa.table(dict.fromkeys(names, column) | {"slide": pa.nulls(rows, pa.string())}),
+        path,
+        compression="zstd",
+        store_schema=False,
+        row_group_size=rows,
+    )
+    assert path.stat().st_size < 2**18
+    del column
+    with limits():
+        with pytest.raises(UserError, match=r"bomb\.parquet.*(GiB|no column)"):
+            read_cohort(CohortConfig(table=str(path)))
+        with pytest.raises(UserError, match=r"bomb\.parquet.*(GiB|no column)"):
+            read_parquet(path, needs=names)
+
+
+def test_a_parquet_table_that_is_no_bomb_is_read_as_it_is(tmp_path: Path) -> None:
+    rows = 10_000
+    table = pd.DataFrame({"patient": [f"p{k}" for k in range(rows)], "mpp": 0.5, "none": None, "n": range(rows)})
+    table["kind"] = pd.Categorical(["a", "b"] * (rows // 2))
+    table.assign(more=[[1, 2]] * rows).to_parquet(tmp_path / "t.parquet")
+    pd.testing.assert_frame_equal(read_parquet(tmp_path / "t.parquet"), table)
 
 
 def test_yaml_bombs_are_refused(tmp_path: Path) -> None:
