@@ -7,6 +7,7 @@ import struct
 import time
 import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ CASES = {"training/last.ckpt": 3}
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
 def test_spoiled_files_are_read_or_refused(form: Format, tmp_path: Path) -> None:
-    folder = tmp_path / "work" / "folder"
+    folder = tmp_path / "deep" / "work" / "folder"
     cases = CASES.get(form.name, 25)
     found = [outcome(form, path, inside=folder) for _, path in mutants(form, folder, cases=cases)]
     assert "refused" in found or form.name.startswith("run: data/fingerprint")
@@ -49,7 +50,7 @@ def test_spoiled_files_are_read_or_refused(form: Format, tmp_path: Path) -> None
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
 def test_the_good_files_are_good(form: Format, tmp_path: Path) -> None:
     """Otherwise nothing but their first mistake would be tried."""
-    folder = tmp_path / "work" / "folder"
+    folder = tmp_path / "deep" / "work" / "folder"
     folder.mkdir(parents=True)
     assert outcome(form, form.write(folder), inside=folder) == "read"
 
@@ -70,7 +71,7 @@ def test_the_harness_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.
         raise UserError("two\nlines")
 
     monkeypatch.setattr("mutations.LIMIT_S", 0.2)
-    folder = tmp_path / "work" / "folder"
+    folder = tmp_path / "deep" / "work" / "folder"
     folder.mkdir(parents=True)
     cases: dict[str, Any] = {
         "ZeroDivisionError": lambda path: 1 / 0,
@@ -83,6 +84,34 @@ def test_the_harness_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.
     for message, read in cases.items():
         with pytest.raises(Failure, match=message.strip()):
             outcome(Format("x", lambda folder: folder / "f", read), folder / "f", inside=folder)
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_the_harness_plants_paths_whose_writing_it_sees(tmp_path: Path, kind: Any) -> None:
+    """A reader that writes wherever a file says: beside the folder, and above it."""
+
+    def write(folder: Path) -> Path:
+        table, path = pd.DataFrame({"image": ["a.png"], "mask": ["b.png"]}), folder / f"good.{kind}"
+        if kind == "parquet":
+            table.to_parquet(path)
+        else:
+            path.write_text(table.to_json(orient="records"))
+        return path
+
+    def trusting(path: Path) -> None:
+        with suppress(UnicodeDecodeError, ValueError, OSError, KeyError):
+            rows = pd.read_parquet(path) if kind == "parquet" else pd.DataFrame(json.loads(path.read_text()))
+            for name in rows.loc[:, rows.columns.isin(["image", "mask"])].iloc[0]:
+                (path.parent / name).write_bytes(b"trusted")
+
+    folder, form, seen = tmp_path / "deep" / "work" / "folder", Format("trusting", write, trusting, kind), ""
+    for _, path in mutants(form, folder, cases=400):
+        with suppress(TypeError):
+            try:
+                outcome(form, path, inside=folder)
+            except Failure as failure:
+                seen += str(failure)
+    assert str(tmp_path / "x") in seen and str(folder.parent / "beside" / "x") in seen
 
 
 def png_header(width: int, height: int) -> bytes:
