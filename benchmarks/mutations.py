@@ -88,7 +88,7 @@ def tried(form: Any, cases: int, seed: int) -> dict[str, Any]:
     failures = []
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "work" / "folder"
+        folder = Path(name) / "deep" / "work" / "folder"
         for case, path in mutants(form, folder, cases=cases, seed=seed):
             try:
                 counts[outcome(form, path, inside=folder)] += 1

@@ -228,7 +228,8 @@ def _read_run(spoiled: str, path: Path) -> Any:
     run.images(patches)
     run.label_maps(patches)
     synthetic = SyntheticSet(run.synthetic)
-    found = [synthetic.images(synthetic.kept), synthetic.label_maps(synthetic.kept), synthetic.weights]
+    kept = synthetic.kept  # the filter may drop all
+    found = [synthetic.images(kept), synthetic.label_maps(kept), synthetic.weights] if len(kept) else []
     return found, read_evidence(root)
 
 
@@ -319,7 +320,9 @@ def _part(name: str, file: str) -> Format:
 
 def _of_run(spoiled: str) -> Format:
     write, read = functools.partial(_run, spoiled=spoiled), functools.partial(_read_run, spoiled)
-    kinds: dict[str, Literal["text", "json"]] = {".json": "json", ".csv": "text", ".yaml": "text"}
+    kinds: dict[str, Literal["text", "json", "png", "parquet"]] = {
+        ".json": "json", ".csv": "text", ".yaml": "text", ".png": "png", ".parquet": "parquet"
+    }  # fmt: skip
     return Format(f"run: {spoiled}", write, read, kinds.get(Path(spoiled).suffix, "bytes"))
 
 
@@ -341,7 +344,7 @@ FORMATS = (
     Format("GeoJSON, gzipped", _geojson_gz, _read_annotation),
     Format("COCO JSON", _coco, _read_annotation, "json"),
     Format("cohort CSV", _csv, _read_cohort, "text"),
-    Format("cohort Parquet", _parquet, _read_cohort),
+    Format("cohort Parquet", _parquet, _read_cohort, "parquet"),
     Format("composition CSV", _composition, lambda path: CompositionTable.read(path, CLASSES), "text"),
     Format("YAML config", _yaml, load_config, "text"),
     Format("JSON", _json, read_json, "json"),

@@ -6,6 +6,7 @@ Cases are numbered; a format, a seed and a number always give the same file.
 """
 
 import gzip
+import io
 import json
 import resource
 import signal
@@ -18,11 +19,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from stedm.errors import UserError
 
 UP, ROOT = ".." + "/", "/"
 """Ways out of a folder."""
+ABSOLUTE = f"{ROOT}etc/x"
+"""Stands for the path of a file beside the folder: `mutants` puts that in its place, where a write would be seen."""
+DEPTH = 3
+"""So many folders above the one that is worked in, everything is watched: `UP * 3` leads out, and no farther."""
 LIMIT_S = 10.0
 """Processor time of a case; what only waits is stopped by pytest's own limit. Hardly any case takes a second."""
 LIMIT_BYTES = 2 * 2**30
@@ -42,7 +48,7 @@ WORDS = (
     b"{}",
     b'""',
     f'"{UP * 3}x"'.encode(),
-    f'"{ROOT}etc/x"'.encode(),
+    f'"{ABSOLUTE}"'.encode(),
     b'"CON"',
     b'"<script>alert(1)</script>"',
     b'"=1+1"',
@@ -71,8 +77,9 @@ class Format:
     """Writes good files into a folder; the one that is spoiled."""
     read: Callable[[Path], Any]
     """Given the spoiled file, in its folder."""
-    kind: Literal["bytes", "text", "json", "png"] = "bytes"
-    """How it is spoiled; a PNG's checksums are made good again, or nothing but them would ever be looked at."""
+    kind: Literal["bytes", "text", "json", "png", "parquet"] = "bytes"
+    """How it is spoiled; a PNG's checksums are made good again, or nothing but them would ever be looked at, and
+    cells of a Parquet table are exchanged."""
 
 
 class Failure(AssertionError):
@@ -85,18 +92,29 @@ class _TooLong(BaseException):
 
 HOSTILE = (
     float("nan"), float("inf"), -1, 0, 1e308, -0.5, 10**400, 2**31, 2**63, None, True,
-    [], {}, "", "x", [None], [[]], {"a": {}}, f"{UP * 3}x", f"{ROOT}etc/x", "CON", "<script>alert(1)</script>", "=1+1",
+    [], {}, "", "x", [None], [[]], {"a": {}}, f"{UP * 3}x", ABSOLUTE, "CON", "<script>alert(1)</script>", "=1+1",
     "a\nb", "\u0000", "\ud800", "é漢\U0001f9ec", "x" * 5000,
 )  # fmt: skip
 """What values of JSON files become."""
 
 
-def spoiled(content: bytes, rng: np.random.Generator, *, kind: str) -> bytes:
-    """Another file, near to the good one: bits flipped, cut, zeroed, repeated, moved, replaced by hostile values."""
+def spoiled(content: bytes, rng: np.random.Generator, *, kind: str, beside: str = ABSOLUTE) -> bytes:
+    """Another file, near to the good one: bits flipped, cut, zeroed, repeated, moved, replaced by hostile values.
+
+    beside: what stands where ABSOLUTE would.
+    """
+    if kind == "parquet" and rng.random() < 0.6:
+        return _other_table(content, rng, beside)
+    return _spoiled(content, rng, kind=kind).replace(ABSOLUTE.encode(), beside.encode())
+
+
+def _spoiled(content: bytes, rng: np.random.Generator, *, kind: str) -> bytes:
     if rng.random() < 0.03:
         return b"" if rng.random() < 0.3 else rng.bytes(int(rng.integers(1, 2000)))
     if kind == "json" and rng.random() < 0.7:
         return json.dumps(_other_value(json.loads(content), rng)).encode()
+    if kind == "png" and rng.random() < 0.6:
+        return _other_png(content, rng)
     changes = _TEXT_CHANGES if kind in ("text", "json") else _BINARY_CHANGES
     for _ in range(int(rng.integers(1, 4))):
         content = changes[int(rng.integers(len(changes)))](content, rng)
@@ -113,6 +131,73 @@ def with_checksums(content: bytes) -> bytes:
         changed[end : end + 4] = zlib.crc32(changed[at + 4 : end]).to_bytes(4, "big")
         at = end + 4
     return bytes(changed)
+
+
+def _other_png(content: bytes, rng: np.random.Generator) -> bytes:
+    """A PNG file that only a decoder can tell from a whole one: its chunks hang together, their checksums are right."""
+    chunks = list(_chunks(content))
+    header = bytearray(chunks[0][1])
+    pixels = bytearray(zlib.decompress(b"".join(data for kind, data in chunks if kind == b"IDAT")))
+    others = [chunk for chunk in chunks[1:] if chunk[0] not in (b"IDAT", b"IEND")]
+    for _ in range(int(rng.integers(1, 3))):
+        match int(rng.integers(6)):
+            case 0:  # sizes
+                at = int(rng.choice([0, 4]))
+                size = int.from_bytes(header[at : at + 4], "big")
+                size = int(rng.choice([1, size - 1, size + 1, 2 * size, 2**15]))
+                header[at : at + 4] = size.to_bytes(4, "big")
+            case 1:  # bit depth, kind of colours, interlace
+                at, values = [(8, (1, 2, 4, 8, 16)), (9, (0, 2, 3, 4, 6)), (12, (0, 1))][int(rng.integers(3))]
+                header[at] = int(rng.choice(values))
+            case 2:  # filters and pixels
+                for place in rng.integers(len(pixels), size=int(rng.integers(1, 9))):
+                    pixels[place] = int(rng.integers(256))
+            case 3:  # too few or too many rows
+                pixels = pixels[: int(rng.integers(1, len(pixels)))] if rng.random() < 0.5 else pixels + pixels
+            case 4:  # a palette, whole or not, and its transparency
+                entries = int(rng.choice([1, 2, 4, 255, 256, 300]))
+                others += [(b"PLTE", rng.bytes(3 * entries - int(rng.integers(2)))), (b"tRNS", rng.bytes(entries))]
+            case 5:  # text that unpacks to much, and a colour profile
+                bomb = zlib.compress(bytes(2**22))
+                others += [[(b"zTXt", b"a\0\0" + bomb), (b"iCCP", b"a\0\0" + bomb)][int(rng.integers(2))]]
+    packed = zlib.compress(bytes(pixels))
+    half = int(rng.integers(len(packed)))
+    ordered = [(b"IHDR", bytes(header)), *others, (b"IDAT", packed[:half]), (b"IDAT", packed[half:]), (b"IEND", b"")]
+    parts = [len(data).to_bytes(4, "big") + kind + data + bytes(4) for kind, data in ordered]
+    return with_checksums(content[:8] + b"".join(parts))
+
+
+def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and content of each chunk of a PNG file."""
+    at = 8
+    while at + 12 <= len(content):
+        end = at + 8 + int.from_bytes(content[at : at + 4], "big")
+        yield content[at + 4 : at + 8], content[at + 8 : end]
+        at = end + 4
+
+
+def _other_table(content: bytes, rng: np.random.Generator, beside: str) -> bytes:
+    """The same Parquet table but for one cell, or one column: another value, none, or under another name."""
+    table = pd.read_parquet(io.BytesIO(content))
+    name, value = str(rng.choice(list(table))), str(HOSTILE[int(rng.integers(len(HOSTILE)))])
+    value = value.replace(ABSOLUTE, beside).encode("utf-8", "replace").decode()
+    match int(rng.integers(6)):
+        case 0:
+            table = table.drop(columns=name)
+        case 1:
+            table = table.rename(columns={name: "other"})
+        case 2:
+            table = pd.concat([table, table]) if rng.random() < 0.5 else table.head(0)
+        case 3:
+            table[name] = [value] * len(table)
+        case 4:
+            table[name] = [None] * len(table)
+        case 5:
+            cells = [value if k == 0 else str(cell) for k, cell in enumerate(table[name])]
+            table[name] = pd.to_numeric(cells, errors="coerce") if table[name].dtype.kind in "iufb" else cells
+    written = io.BytesIO()
+    table.to_parquet(written)
+    return written.getvalue()
 
 
 def _other_value(value: Any, rng: np.random.Generator) -> Any:
@@ -203,12 +288,14 @@ _TEXT_CHANGES = (_flip, _cut, _noise, _repeat, _remove, _word, _word, _word)
 def mutants(form: Format, folder: Path, *, cases: int, seed: int = 0) -> Iterator[tuple[int, Path]]:
     """The spoiled file of each case, in a fresh copy of the folder of good ones; gzipped files also inside."""
     good = form.write(_emptied(folder))
-    content = good.read_bytes()
+    content, beside = good.read_bytes(), folder.parent / "beside"
+    beside.mkdir(exist_ok=True)
+    (beside / "x").write_bytes(b"precious")
     for case in range(cases):
         rng = np.random.default_rng([seed, sum(form.name.encode()), case])
         inside = content.startswith(b"\x1f\x8b") and rng.random() < 0.5
         plain = gzip.decompress(content) if inside else content
-        changed = spoiled(plain, rng, kind="json" if inside else form.kind)
+        changed = spoiled(plain, rng, kind="json" if inside else form.kind, beside=str(beside / "x"))
         good.write_bytes(gzip.compress(changed, mtime=0) if inside else changed)
         yield case, good
 
@@ -220,7 +307,7 @@ def _emptied(folder: Path) -> Path:
 
 def outcome(form: Format, path: Path, *, inside: Path) -> str:
     """`read` or `refused`; raises Failure for any other end. Beside the folder `inside`, nothing may change."""
-    watched = inside.parents[1]
+    watched = inside.parents[DEPTH - 1]
     before = _tree(watched, inside)
     started = time.process_time()
     try:

@@ -7,10 +7,14 @@ import struct
 import time
 import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tifffile
 from hostile_formats import FORMATS, pixels
@@ -18,10 +22,13 @@ from mutations import Failure, Format, limits, mutants, outcome, with_checksums
 from PIL import Image
 
 from stedm.cli import main
+from stedm.config import CohortConfig
 from stedm.config_file import load_config
 from stedm.data.annotation import read_annotation
+from stedm.data.cohort import read_cohort
 from stedm.data.labels import read_mask
 from stedm.data.slide import MOST_PX, Slide
+from stedm.data.tables import read_parquet
 from stedm.errors import UserError
 from stedm.files import locked, refuse_links
 from stedm.run import run_all
@@ -34,7 +41,7 @@ CASES = {"training/last.ckpt": 3}
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
 def test_spoiled_files_are_read_or_refused(form: Format, tmp_path: Path) -> None:
-    folder = tmp_path / "work" / "folder"
+    folder = tmp_path / "deep" / "work" / "folder"
     cases = CASES.get(form.name, 25)
     found = [outcome(form, path, inside=folder) for _, path in mutants(form, folder, cases=cases)]
     assert "refused" in found or form.name.startswith("run: data/fingerprint")
@@ -43,7 +50,7 @@ def test_spoiled_files_are_read_or_refused(form: Format, tmp_path: Path) -> None
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
 def test_the_good_files_are_good(form: Format, tmp_path: Path) -> None:
     """Otherwise nothing but their first mistake would be tried."""
-    folder = tmp_path / "work" / "folder"
+    folder = tmp_path / "deep" / "work" / "folder"
     folder.mkdir(parents=True)
     assert outcome(form, form.write(folder), inside=folder) == "read"
 
@@ -64,7 +71,7 @@ def test_the_harness_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.
         raise UserError("two\nlines")
 
     monkeypatch.setattr("mutations.LIMIT_S", 0.2)
-    folder = tmp_path / "work" / "folder"
+    folder = tmp_path / "deep" / "work" / "folder"
     folder.mkdir(parents=True)
     cases: dict[str, Any] = {
         "ZeroDivisionError": lambda path: 1 / 0,
@@ -77,6 +84,34 @@ def test_the_harness_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.
     for message, read in cases.items():
         with pytest.raises(Failure, match=message.strip()):
             outcome(Format("x", lambda folder: folder / "f", read), folder / "f", inside=folder)
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_the_harness_plants_paths_whose_writing_it_sees(tmp_path: Path, kind: Any) -> None:
+    """A reader that writes wherever a file says: beside the folder, and above it."""
+
+    def write(folder: Path) -> Path:
+        table, path = pd.DataFrame({"image": ["a.png"], "mask": ["b.png"]}), folder / f"good.{kind}"
+        if kind == "parquet":
+            table.to_parquet(path)
+        else:
+            path.write_text(table.to_json(orient="records"))
+        return path
+
+    def trusting(path: Path) -> None:
+        with suppress(UnicodeDecodeError, ValueError, OSError, KeyError):
+            rows = pd.read_parquet(path) if kind == "parquet" else pd.DataFrame(json.loads(path.read_text()))
+            for name in rows.loc[:, rows.columns.isin(["image", "mask"])].iloc[0]:
+                (path.parent / name).write_bytes(b"trusted")
+
+    folder, form, seen = tmp_path / "deep" / "work" / "folder", Format("trusting", write, trusting, kind), ""
+    for _, path in mutants(form, folder, cases=400):
+        with suppress(TypeError):
+            try:
+                outcome(form, path, inside=folder)
+            except Failure as failure:
+                seen += str(failure)
+    assert str(tmp_path / "x") in seen and str(folder.parent / "beside" / "x") in seen
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -146,6 +181,48 @@ def test_gzip_bombs_are_refused(tmp_path: Path) -> None:
     assert path.stat().st_size < 2**23
     with limits(), pytest.raises(UserError, match="unpacks to more than"):
         read_annotation(path)
+
+
+def repeated(text: str, rows: int) -> pa.Array:
+    """A column of one text, which is in the file once."""
+    return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [text])
+
+
+@pytest.mark.parametrize("kind", ["texts", "cells", "page", "lists"])
+def test_parquet_bombs_are_refused(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a few kilobytes each: 20 GiB of text, many cells, a long text, lists that nobody asks for."""
+    names, path = ("image", "patient"), tmp_path / "bomb.parquet"
+    rows = {"texts": 2**20, "cells": 2**20, "page": 1, "lists": 3}[kind]
+    column = {
+        "texts": lambda: repeated("x" * 10_000, rows),
+        "cells": lambda: pa.array(np.zeros(rows, bool)),
+        "page": lambda: pa.array(["x" * 2**20]),
+        "lists": lambda: pa.array([[], [], []], pa.list_(pa.int64())),
+    }[kind]()
+    if kind in ("cells", "page"):  # at the true limit they take long to write
+        monkeypatch.setattr("stedm.data.tables.MOST_BYTES", 2**20)
+    pq.write_table(
+        pa.table(dict.fromkeys(names, column) | {"slide": pa.nulls(rows, pa.string())}),
+        path,
+        compression="zstd",
+        store_schema=False,
+        row_group_size=rows,
+    )
+    assert path.stat().st_size < 2**18
+    del column
+    with limits():
+        with pytest.raises(UserError, match=r"bomb\.parquet.*(GiB|no column)"):
+            read_cohort(CohortConfig(table=str(path)))
+        with pytest.raises(UserError, match=r"bomb\.parquet.*(GiB|no column)"):
+            read_parquet(path, needs=names)
+
+
+def test_a_parquet_table_that_is_no_bomb_is_read_as_it_is(tmp_path: Path) -> None:
+    rows = 10_000
+    table = pd.DataFrame({"patient": [f"p{k}" for k in range(rows)], "mpp": 0.5, "none": None, "n": range(rows)})
+    table["kind"] = pd.Categorical(["a", "b"] * (rows // 2))
+    table.assign(more=[[1, 2]] * rows).to_parquet(tmp_path / "t.parquet")
+    pd.testing.assert_frame_equal(read_parquet(tmp_path / "t.parquet"), table)
 
 
 def test_yaml_bombs_are_refused(tmp_path: Path) -> None:

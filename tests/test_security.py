@@ -5,10 +5,12 @@ import json
 import pickle
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from hostile_formats import Killed, train
 from mutations import UP
@@ -17,8 +19,11 @@ from safetensors.torch import load_file, save_file
 from stedm import Segmenter, StyleDiffusion
 from stedm.config_file import load_config
 from stedm.errors import UserError
+from stedm.evaluation.encoders import kid_encoder
 from stedm.files import read_json, write_json
+from stedm.models.autoencoder import FirstStage
 from stedm.models.style import StyleExtractor
+from stedm.models.timm_backbone import timm_backbone
 from stedm.selftest import untrained
 
 SOURCES = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))
@@ -127,6 +132,46 @@ def test_a_pickle_as_checkpoint_is_refused(tmp_path: Path) -> None:
     assert not hit.exists()
     shutil.rmtree(last.parent)
     train(tmp_path / "run")
+
+
+BESIDE = ("diffusion_pytorch_model.bin", "pytorch_model.bin", "open_clip_pytorch_model.bin", "model.pth", "x.pth.tar")
+"""Pickles that diffusers and timm open in a folder without safetensors."""
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "style", "kid", "segmenter"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_in_a_folder_from_elsewhere_is_not_opened(
+    tmp_path: Path, kind: str, zipped: bool, monkeypatch: pytest.MonkeyPatch, no_sockets: list[Any]
+) -> None:
+    """Whatever the library would do of its own accord: even with its safe reader nothing but safetensors is read."""
+    folder, hit = tmp_path / "theirs", tmp_path / "hit"
+    if kind == "diffusers":
+        FirstStage.new([16, 16], latent_channels=4, space_to_depth=1).kl.save_pretrained(folder)
+    else:
+        timm.models.save_for_hf(timm.create_model("test_resnet", num_classes=0), folder, safe_serialization=True)
+    read: dict[str, Callable[[], Any]] = {
+        "diffusers": lambda: FirstStage.from_diffusers(str(folder)),
+        "style": lambda: timm_backbone("test_resnet", str(folder)),
+        "kid": lambda: kid_encoder(str(folder)),
+        "segmenter": lambda: Segmenter(classes=["a"], encoder="tu-test_resnet").load_encoder(folder),
+    }
+    monkeypatch.setattr(torch, "load", lambda file, **_: pickle.loads(Path(file).read_bytes()))  # the worst reader
+    for name in BESIDE:
+        if zipped:
+            torch.save({"weight": Bomb(hit)}, folder / name)
+        else:
+            (folder / name).write_bytes(pickle.dumps(Bomb(hit)))
+    read[kind]()
+    if kind == "diffusers":
+        (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": {"encoder.conv_in.weight": "diffusion_pytorch_model.bin"}})
+        )
+        with pytest.raises(UserError, match="in parts"):
+            read[kind]()
+    next(folder.glob("*.safetensors")).unlink()
+    with pytest.raises(UserError, match=r"safetensors"):
+        read[kind]()
+    assert not hit.exists() and no_sockets == []
 
 
 @pytest.mark.parametrize("key", ["_target_", "class_path", "__class__", "weights", "pretrained", "_class_name"])

@@ -6,7 +6,7 @@ import pandas as pd
 
 from stedm.config import CohortConfig, TargetConfig
 from stedm.data.labels import nearest_name
-from stedm.data.tables import read_csv
+from stedm.data.tables import read_csv, read_modest_parquet
 from stedm.errors import UserError
 from stedm.files import reason_of
 
@@ -24,7 +24,7 @@ def columns_of(path: Path, config: CohortConfig | TargetConfig, section: str) ->
     columns that are missing or that nobody knows.
     """
     try:
-        raw = read_csv(path) if path.suffix != ".parquet" else pd.read_parquet(path)
+        raw = read_csv(path) if path.suffix != ".parquet" else read_modest_parquet(path)
         if raw.empty:
             raise UserError(f"{path}: the cohort table has no rows; add one row per image")
         names = _column_names(config, raw, section)

@@ -58,7 +58,9 @@ class LabelBands:
 
     def _band(self, band: int) -> Labels:
         if self._read is None or self._read[0] != band:
-            pixels = np.frombuffer(zlib.decompress(self._path(band).read_bytes()), np.uint8)
+            most = (self._starts[band + 1] - self._starts[band]) * self.width_px  # a damaged file may unpack to more
+            content = zlib.decompressobj().decompress(self._path(band).read_bytes(), most)
+            pixels = np.frombuffer(content, np.uint8)
             self._read = band, pixels.reshape(-1, self.width_px)
         return self._read[1]
 

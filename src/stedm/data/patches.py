@@ -8,7 +8,9 @@ import pandas as pd
 from PIL import Image
 
 from stedm.config import IGNORE
+from stedm.data.images import decode, open_image
 from stedm.errors import UserError
+from stedm.files import reason_of
 
 
 def _starts(length_px: int, patch_px: int) -> list[int]:
@@ -81,11 +83,11 @@ class _PatchFiles:
         if not self._paths[index]:
             raise LookupError(f"patch {index} has no file of this kind")
         try:
-            with Image.open(self._folder / self._paths[index]) as image:
-                patch = np.asarray(image.convert(self.mode))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            with open_image(self._folder / self._paths[index], as_rgb=self.mode == "RGB") as image:
+                patch = np.asarray(decode(image).convert(self.mode))
+        except (OSError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError) as error:
             raise UserError(
-                f"{self._folder / self._paths[index]}: unreadable patch ({error}); run prepare again"
+                f"{self._folder / self._paths[index]}: unreadable patch ({reason_of(error)}); run prepare again"
             ) from None
         if patch.nbytes <= self._free_bytes:
             self._cache[index] = patch
@@ -93,7 +95,12 @@ class _PatchFiles:
         return patch
 
     def _stack(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        return np.stack([self._read(int(index)) for index in indices])
+        patches = [self._read(int(index)) for index in indices]
+        for index, patch in zip(indices, patches, strict=True):
+            if patch.shape != patches[0].shape:
+                sizes = " and ".join(f"{found.shape[1]} x {found.shape[0]} px" for found in (patch, patches[0]))
+                raise UserError(f"{self._folder / self._paths[int(index)]}: {sizes} in one set; run prepare again")
+        return np.stack(patches)
 
 
 class PatchImages(_PatchFiles):

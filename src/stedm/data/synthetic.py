@@ -46,12 +46,15 @@ class SyntheticSet:
     @property
     def weights(self) -> np.ndarray:
         """How often each row (n,) is to be drawn in training, relative to the others. As `kept`, after the filter."""
-        return self.manifest["weight"].to_numpy(float)
+        weights = pd.to_numeric(self.manifest.get("weight", pd.Series([None])), errors="coerce").to_numpy(float)
+        if not (np.isfinite(weights) & (weights >= 0)).all():
+            raise UserError("the synthetic set has no weights, or some that are no numbers; run `stedm filter` again")
+        return weights
 
 
 def _refuse_outside(path: Path, manifest: pd.DataFrame) -> None:
-    """What is written is named after these columns: they must name files in the folder."""
+    """What is written is named after these columns: they must name files in the folder, as `generate` does."""
     for column in ("id", "image", "mask", "layout"):
         for name in map(str, manifest.get(column, ())):
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise UserError(f"{path}: {column} {name[:60]!r} leads out of the folder; run `stedm generate` again")
+            if name in ("", "None") or Path(name).is_absolute() or ".." in Path(name).parts:
+                raise UserError(f"{path}: {column} {name[:60]!r} is no file in the folder; run `stedm generate` again")

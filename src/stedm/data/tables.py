@@ -4,9 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from stedm.errors import UserError
 from stedm.files import whole
+
+MOST_BYTES = 2**31
+"""Memory that the cells of one Parquet table may take: ten million patches."""
+_CELL_BYTES, _ROWS_AT_ONCE = 8, 2**12
 
 
 def read_csv(path: str | Path) -> pd.DataFrame:
@@ -27,9 +34,46 @@ def read_parquet(path: str | Path, *, needs: Sequence[str] = ()) -> pd.DataFrame
     Raises UserError for a damaged one, FileNotFoundError without one.
     """
     with whole(path):
-        table = pd.read_parquet(path)
+        table = read_modest_parquet(path)
         for name in table.select_dtypes(["object", "string"]):
             table[name].tolist()  # text is decoded when it is first used: that should fail here
         if missing := [name for name in needs if name not in table]:
             raise ValueError(f"no column {missing[0]!r}")
     return table
+
+
+def read_modest_parquet(path: str | Path) -> pd.DataFrame:
+    """A Parquet table of anybody's, without columns of lists and the like.
+
+    Raises ValueError for more than MOST_BYTES, and what pandas and pyarrow raise for damaged files.
+    """
+    with pq.ParquetFile(path) as file:
+        schema, metadata = file.schema_arrow, file.metadata
+    flat = [field.name for field in schema if not pa.types.is_nested(field.type)]
+    groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
+    chunks = [group.column(k) for group in groups for k in range(group.num_columns)]
+    size = max(_CELL_BYTES * metadata.num_rows * len(flat), sum(chunk.total_uncompressed_size for chunk in chunks))
+    if size > MOST_BYTES or _text_bytes(path, flat) > MOST_BYTES:
+        raise ValueError(
+            f"its {metadata.num_rows} rows would take more than {MOST_BYTES / 2**30:g} GiB of memory; leave out what is"
+            " not needed"
+        )
+    return pd.read_parquet(path, columns=flat if len(flat) < len(schema) else None)
+
+
+def _text_bytes(path: str | Path, names: Sequence[str]) -> int:
+    """Bytes of all text, or somewhat more than MOST_BYTES where it is more than that.
+
+    A file holds a text that comes a million times once: it is read like that, and its copies are only counted.
+    """
+    size = 0
+    with pq.ParquetFile(path, read_dictionary=names) as file:
+        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=names, use_threads=False):
+            for column in batch.columns:
+                if isinstance(column, pa.DictionaryArray) and not pa.types.is_primitive(column.type.value_type):
+                    size += pc.sum(pc.take(pc.binary_length(column.dictionary), column.indices)).as_py() or 0
+                elif not pa.types.is_primitive(column.type):
+                    size += column.nbytes
+            if size > MOST_BYTES:
+                break
+    return size

@@ -10,8 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stedm.errors import UserError
+from stedm.files import reason_of
 from stedm.models.layers import groups_for
-from stedm.models.model_folder import FolderModel
+from stedm.models.model_folder import FolderModel, read_config, refuse_pickles
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""What diffusers calls them."""
 
 
 class FirstStage(FolderModel):
@@ -63,12 +67,22 @@ class FirstStage(FolderModel):
 
     @classmethod
     def from_diffusers(cls, name: str) -> Self:
-        """Wrap a pretrained AutoencoderKL from a local folder, or from the hub when `name` is a hub id."""
+        """Wrap a pretrained AutoencoderKL from a local folder, or from the hub when `name` is a hub id.
+
+        Weights are safetensors alone: of a folder with pickles (`.bin`) and nothing else, none is opened. Nor are
+        weights in parts, whose list could name any file.
+        """
+        key, folder = "autoencoder.pretrained", Path(name)
+        if folder.is_dir():
+            refuse_pickles(folder, _WEIGHTS, key=key, fix="AutoencoderKL.save_pretrained")
+            if parts := sorted(folder.glob("*.index.json")):
+                raise UserError(f"{key}: {parts[0]}: weights in parts are not read; save them as one {_WEIGHTS}")
+            read_config(folder)  # refuses sizes that no network has
         try:
-            kl = AutoencoderKL.from_pretrained(name, local_files_only=Path(name).is_dir())
+            kl = AutoencoderKL.from_pretrained(name, local_files_only=folder.is_dir(), use_safetensors=True)
         except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"autoencoder.pretrained: cannot load {name!r} ({reason}); name a local folder") from error
+            fix = "name a local folder with config.json and safetensors"
+            raise UserError(f"{key}: cannot load {name!r} ({reason_of(error)}); {fix}") from error
         config = {key: value for key, value in kl.config.items() if not key.startswith("_")}
         stage = cls(kl=config)
         stage.kl.load_state_dict(kl.state_dict())

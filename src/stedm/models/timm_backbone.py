@@ -15,6 +15,7 @@ from torch import nn
 from stedm import hub
 from stedm.errors import UserError
 from stedm.files import reason_of
+from stedm.models.model_folder import WEIGHTS, refuse_pickles
 
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
 """A network's name; what has a scheme or a path in it could be fetched from somewhere."""
@@ -48,6 +49,8 @@ def timm_backbone(
     source, options = name, dict[str, Any]()
     if weights is not None:
         source = weights_source(weights, key=key)
+        if source.startswith("local-dir:"):
+            refuse_pickles(Path(source.partition(":")[2]), WEIGHTS, key=key, fix="timm.models.save_for_hf")
         model_args = _saved_args(source, key)
     elif not NAME.fullmatch(name):  # timm would fetch what `hf-hub:` and the like stand before
         raise UserError(f"{key}: {name!r} is no name of timm.list_models(); folders and hub ids are weights, not names")

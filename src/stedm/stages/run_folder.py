@@ -65,7 +65,10 @@ class RunFolder:
         path = self.data / "patches.parquet"
         if not path.is_file():
             raise UserError(f"{path}: not found; run `stedm prepare` first")
-        return read_parquet(path, needs=("patient", "split", "annotated", "image"))
+        patches = read_parquet(path, needs=("patient", "split", "annotated", "image"))
+        if patches.empty:
+            raise UserError(f"{path}: has no patch; run `stedm prepare` again")
+        return patches
 
     def classes(self) -> list[str]:
         """Class names in label order."""
@@ -91,6 +94,9 @@ class RunFolder:
 
         To measure with, and for the arm `full`, which is a ceiling: nothing else may read them.
         """
+        if "mask" not in patches or not patches["mask"].astype(bool).all():
+            path = self.data / "patches.parquet"
+            raise UserError(f"{path}: names no mask of patches that have one; run `stedm prepare` again")
         return LabelMaps(self.data, patches["mask"].tolist(), cache_bytes=0).label_maps(range(len(patches)))
 
 
