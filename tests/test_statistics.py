@@ -362,3 +362,4 @@ def test_interval_of_a_ratio_is_that_of_the_means() -> None:
     assert 0.38 < low < 0.4 < high < 0.42 and high - low == pytest.approx(4 * 0.1 / 20, rel=0.2)
     assert ratio_interval(np.array([0.4, np.nan, 0.6]), np.ones(3)) is not None
     assert ratio_interval(np.array([0.4, np.nan]), np.ones(2)) is None
+    assert ratio_interval(np.ones(2), np.array([1.0, 0.0])) is None

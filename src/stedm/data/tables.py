@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from stedm.errors import UserError
 from stedm.files import whole
 
-MOST_BYTES = 2**31
-"""Memory that the cells of one Parquet table may take: ten million patches."""
+MOST_BYTES = 2**32
+"""Memory that the cells of one Parquet table may take: the plan of ten million synthetic images needs 2.7e9."""
 _CELL_BYTES, _ROWS_AT_ONCE = 8, 2**12
 
 

@@ -24,13 +24,14 @@ def ratio_interval(a: np.ndarray, b: np.ndarray, *, resamples: int = 5000, seed:
     """95 % bootstrap interval over patients of mean(a) / mean(b).
 
     Args:
-        a, b: a value of each patient (P,), b above 0; patients in which either is NaN are left out.
+        a, b: a value of each patient (P,); patients in which either is NaN are left out.
 
     Returns:
-        None for fewer than two patients.
+        None for fewer than two patients, and where mean(b) is not above 0 for all that are drawn.
     """
     known = np.isfinite(a) & np.isfinite(b)
     if known.sum() < 2:
         return None
     weights = weights_of(np.random.default_rng(seed), int(known.sum()), resamples)
-    return interval_of((weights @ a[known]) / (weights @ b[known]))
+    below = weights @ b[known]
+    return interval_of((weights @ a[known]) / below) if below.min() > 0 else None
