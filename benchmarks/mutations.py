@@ -33,12 +33,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[""], help="formats whose names begin like this (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder for mutations.json")
     options = parser.parse_args()
-    from hostile_formats import FORMATS, models
+    from hostile_folders import ALL
+    from hostile_formats import models
 
     models()  # made once, before the processes part
     results = []
     print("| file | cases | read | refused | failed | CPU ms a case | most memory |\n|---|---|---|---|---|---|---|")
-    for form in FORMATS:
+    for form in ALL:
         if not form.name.startswith(tuple(options.only)):
             continue
         cases = options.checkpoints if form.name == "training/last.ckpt" else options.cases
