@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from hostile_folders import drawn, prepared, reported, segmented
+from hostile_folders import drawn, prepared, segmented
 from hostile_formats import models
 from mutations import DEPTH, LIMIT_S, UP, limits, tree
 
@@ -18,7 +18,11 @@ Spoil = Callable[[Path], object]
 
 
 def text(name: str, content: str) -> Spoil:
-    return lambda folder: (folder / name).write_text(content, encoding="utf-8")
+    def write(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+
+    return write
 
 
 def cut(name: str) -> Spoil:
@@ -58,20 +62,20 @@ def segment(folder: Path) -> list[str]:
 
 def generate(folder: Path) -> list[str]:
     return ["generate", "--model", str(folder / "generator"), "--style-images", str(folder / "slide.png"), "--n", "1",
-            "--layouts", str(folder / "layouts"), "--out", str(folder / "out"), "--patch-px", "32", "--mpp", "0.5",
-            "--style-set-size", "1", "--nfe", "1", "--min-tissue", "0"]  # fmt: skip
+            "--layouts", str(folder / "layouts"), "--out", str(folder / "out"), "--style-set-size", "1", "--nfe", "1",
+            "--min-tissue", "0"]  # fmt: skip
 
 
 def report(folder: Path) -> list[str]:
-    return ["report", str(folder)]
+    return ["report", str(folder), "--jobs", "1"]
 
 
 def export(folder: Path) -> list[str]:
     return ["export", str(folder), "--format", "folders", "--out", str(folder / "out")]
 
 
-def set_up(folder: Path, command: str) -> None:
-    """What the command wants to read, and none of what it writes."""
+def set_up(folder: Path, command: str, run: Path) -> None:
+    """What the command wants to read, and none of what it writes; `run` is a finished one."""
     match command:
         case "prepare":
             shutil.copytree(prepared(), folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("run"))
@@ -81,7 +85,7 @@ def set_up(folder: Path, command: str) -> None:
             (folder / "layouts").mkdir()
             shutil.copy(prepared() / "mask.png", folder / "layouts")
         case "report":
-            shutil.copytree(reported(), folder, dirs_exist_ok=True)
+            shutil.copytree(run, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("report"))
         case "export":
             shutil.copytree(drawn(), folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out"))
 
@@ -107,8 +111,8 @@ CASES: dict[str, Sequence[tuple[str, Spoil]]] = {
         ("half the weights", cut("segmenter/model.safetensors")),
         ("config of the model", text("segmenter/config.json", '{"class": "os.system"}')),
         ("deep config", text("segmenter/config.json", "[" * 100_000)),
-        ("record that is text", lambda folder: ((folder / "out").mkdir(), (folder / "out/slide.json").write_text("x"))),
-        ("a file of the user's", lambda folder: ((folder / "out").mkdir(), (folder / "out/slide.tif").touch())),
+        ("record that is text", text("out/slide.json", "x")),
+        ("a file of the user's", text("out/slide.tif", "")),
     ),
     "generate": (
         ("index of the model", cut("generator/model_index.json")),
@@ -117,7 +121,7 @@ CASES: dict[str, Sequence[tuple[str, Spoil]]] = {
         ("half a layout", cut("layouts/mask.png")),
         ("no layouts", lambda folder: shutil.rmtree(folder / "layouts")),
         ("half a style image", cut("slide.png")),
-        ("plan of another", lambda folder: ((folder / "out").mkdir(), (folder / "out/plan.parquet").write_text("x"))),
+        ("plan of another", text("out/plan.parquet", "x")),
     ),
     "report": (
         ("config", text("config.yaml", "a: &a [*a]")),
@@ -126,7 +130,7 @@ CASES: dict[str, Sequence[tuple[str, Spoil]]] = {
         ("half a table", cut("data/patches.parquet")),
         ("table of patients", text("evaluation/per_patient.csv", "patient,iou\n\x00\n")),
         ("half a picture", cut("diffusion/samples/style_by_layout.png")),
-        ("curves", text("diffusion/metrics.csv", "step,loss\nx,y\n")),
+        ("no curves", text("diffusion/metrics.csv", "")),
         ("classes", text("data/classes.json", '{"classes": [1, {}]}')),
     ),
     "export": (
@@ -149,14 +153,13 @@ SKIPS = {("segment", name) for name in ("half a slide", "slide that is text", "r
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_a_spoiled_file_is_one_line_of_the_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, name: str, spoil: Spoil
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], smallest_run: Path, command: str, name: str, spoil: Spoil
 ) -> None:
     folder = tmp_path / "deep" / "work" / "folder"
     (folder.parent / "beside").mkdir(parents=True)
     (folder.parent / "beside" / "x").write_bytes(b"precious")
     folder.mkdir()
-    (folder / "run").mkdir()
-    set_up(folder, command)
+    set_up(folder, command, smallest_run)
     spoil(folder)
     before = tree(folder.parents[DEPTH - 1], folder)
     with limits(10 * LIMIT_S):
@@ -170,8 +173,8 @@ def test_a_spoiled_file_is_one_line_of_the_command(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_same_command_does_its_work_on_good_files(tmp_path: Path, command: str) -> None:
+def test_the_same_command_does_its_work_on_good_files(tmp_path: Path, smallest_run: Path, command: str) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    set_up(folder, command)
+    set_up(folder, command, smallest_run)
     assert main(COMMANDS[command](folder)) == 0
