@@ -28,20 +28,23 @@ def main() -> None:
     """Try every format, a process each; exit code 1 when a case failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=100, help="cases of each format (default: 100)")
-    parser.add_argument("--checkpoints", type=int, default=20, help="cases of training/last.ckpt, which are slow")
+    parser.add_argument(
+        "--checkpoints", type=int, default=20, help="cases of training/last.ckpt and reports, which are slow"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the cases (default: 0)")
     parser.add_argument("--only", nargs="*", default=[""], help="formats whose names begin like this (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder for mutations.json")
     options = parser.parse_args()
-    from hostile_formats import FORMATS, models
+    from hostile_folders import ALL
+    from hostile_formats import models
 
     models()  # made once, before the processes part
     results = []
     print("| file | cases | read | refused | failed | CPU ms a case | most memory |\n|---|---|---|---|---|---|---|")
-    for form in FORMATS:
+    for form in ALL:
         if not form.name.startswith(tuple(options.only)):
             continue
-        cases = options.checkpoints if form.name == "training/last.ckpt" else options.cases
+        cases = options.checkpoints if form.name.startswith(("training/last.ckpt", "reported")) else options.cases
         result = in_a_process(form, cases, options.seed)
         results.append(result)
         print(

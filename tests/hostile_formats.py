@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import tifffile
 import yaml
-from mutations import Format
+from mutations import Format, Kind
 from PIL import Image
 
 from stedm.config import CohortConfig
@@ -320,7 +320,7 @@ def _part(name: str, file: str) -> Format:
 
 def _of_run(spoiled: str) -> Format:
     write, read = functools.partial(_run, spoiled=spoiled), functools.partial(_read_run, spoiled)
-    kinds: dict[str, Literal["text", "json", "png", "parquet"]] = {
+    kinds: dict[str, Kind] = {
         ".json": "json", ".csv": "text", ".yaml": "text", ".png": "png", ".parquet": "parquet"
     }  # fmt: skip
     return Format(f"run: {spoiled}", write, read, kinds.get(Path(spoiled).suffix, "bytes"))

@@ -23,6 +23,7 @@ import pandas as pd
 
 from stedm.errors import UserError
 
+Kind = Literal["bytes", "text", "json", "png", "parquet"]
 UP, ROOT = ".." + "/", "/"
 """Ways out of a folder."""
 ABSOLUTE = f"{ROOT}etc/x"
@@ -77,7 +78,7 @@ class Format:
     """Writes good files into a folder; the one that is spoiled."""
     read: Callable[[Path], Any]
     """Given the spoiled file, in its folder."""
-    kind: Literal["bytes", "text", "json", "png", "parquet"] = "bytes"
+    kind: Kind = "bytes"
     """How it is spoiled; a PNG's checksums are made good again, or nothing but them would ever be looked at, and
     cells of a Parquet table are exchanged."""
 
@@ -308,7 +309,7 @@ def _emptied(folder: Path) -> Path:
 def outcome(form: Format, path: Path, *, inside: Path) -> str:
     """`read` or `refused`; raises Failure for any other end. Beside the folder `inside`, nothing may change."""
     watched = inside.parents[DEPTH - 1]
-    before = _tree(watched, inside)
+    before = tree(watched, inside)
     started = time.process_time()
     try:
         with limits():
@@ -324,14 +325,17 @@ def outcome(form: Format, path: Path, *, inside: Path) -> str:
         raise Failure(f"{form.name}: {type(error).__name__}: {error}") from error
     if time.process_time() - started > LIMIT_S:
         raise Failure(f"{form.name}: more than {LIMIT_S} s")
-    if (after := _tree(watched, inside)) != before:
+    if (after := tree(watched, inside)) != before:
         raise Failure(f"{form.name}: written outside: {set(after.items()) ^ set(before.items())}")
     return found
 
 
 @contextmanager
-def limits() -> Iterator[None]:
-    """Time and memory of a case. Too little memory becomes a MemoryError, which is none of the allowed ends."""
+def limits(limit_s: float | None = None) -> Iterator[None]:
+    """Time and memory of a case; the time is LIMIT_S when not given.
+
+    Too little memory becomes a MemoryError, which is none of the allowed ends.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
@@ -340,7 +344,7 @@ def limits() -> Iterator[None]:
 
     earlier = signal.signal(signal.SIGPROF, too_long)
     resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT_BYTES, hard))
-    signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
+    signal.setitimer(signal.ITIMER_PROF, limit_s or LIMIT_S)
     try:
         yield
     finally:
@@ -349,7 +353,7 @@ def limits() -> Iterator[None]:
         signal.signal(signal.SIGPROF, earlier)
 
 
-def _tree(watched: Path, except_for: Path) -> dict[str, tuple[int, int]]:
+def tree(watched: Path, except_for: Path) -> dict[str, tuple[int, int]]:
     """Size and time of every file below `watched`, links not followed."""
     found = {}
     for path in watched.rglob("*"):

@@ -138,10 +138,10 @@ def _write_training(run: Path, rng: np.random.Generator) -> None:
         files.write_json(run / stage / "fingerprint.json", {"fingerprint": "x", "seconds": 70})
 
 
-@pytest.fixture(scope="module")
-def full_run(tmp_path_factory) -> Path:
-    run, rng = tmp_path_factory.mktemp("runs") / "night <1>", np.random.default_rng(0)
-    run.mkdir()
+def write_run(run: Path) -> None:
+    """What the stages of a whole run leave for its report."""
+    rng = np.random.default_rng(0)
+    run.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text("size: tiny\nfilter:\n  min_agreement: 0.5\ndiffusion:\n  style_set: patient\n")
     environment = {"python": "3.12.1", "torch": "2.9", "stedm": "0.1.0", "cpu": "a processor", "cores": 2}
     environment |= {"device": "cpu", "memory_gib": 4.0, "platform": "Linux"}
@@ -150,6 +150,12 @@ def full_run(tmp_path_factory) -> Path:
     _write_synthetic(run, rng, patches)
     _write_evaluation(run, rng, patches)
     _write_training(run, rng)
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "night <1>"
+    write_run(run)
     report(run)
     return run
 

@@ -39,7 +39,10 @@ def segment_slides(
 
     jobs: processes of each rank; with several GPUs they take them in turn.
     """
-    outlined(options, read_config(options.model[0])["classes"])  # a mistake there is not the slides'
+    classes = read_config(options.model[0]).get("classes")
+    if not isinstance(classes, list):
+        raise UserError(f"{options.model[0]}: config.json names no classes; name the folder of a segmenter")
+    outlined(options, classes)  # a mistake there is not the slides'
     world = place().world
     try:
         failed = together(_segment_hand, hands(slides, world), out, options, jobs, console if world == 1 else None)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from stedm.config import IGNORE
 from stedm.data.label_bands import LabelBands, LabelRows, Labels
 from stedm.errors import UserError
+from stedm.files import reason_of, whole
 
 TILE_PX = 512
 _SOFTWARE = "stedm"
@@ -82,6 +83,9 @@ def is_label_pyramid(path: Path) -> bool:
         return False
 
 
+_FIX = "delete it, and segment again"
+
+
 class LabelPyramid:
     """The finest level of a file of `write_label_pyramid`, read by rows; a context manager."""
 
@@ -90,11 +94,16 @@ class LabelPyramid:
             self._tiff = tifffile.TiffFile(path)
             self._page = self._tiff.pages.first
             self.height_px, self.width_px = self._page.shape
-        except (OSError, ValueError, struct.error, tifffile.TiffFileError) as error:
-            raise UserError(f"{path}: unreadable label map ({error}); delete it, and segment again") from None
+            self._path = path
+        except Exception as error:  # a damaged file can fail in many ways inside tifffile
+            raise UserError(f"{path}: unreadable label map ({reason_of(error)}); {_FIX}") from None
 
     def rows(self, start: int, stop: int) -> Labels:
-        """See `LabelRows.rows`."""
+        """See `LabelRows.rows`. Raises UserError for damaged tiles."""
+        with whole(self._path, fix=_FIX):
+            return self._rows(start, stop)
+
+    def _rows(self, start: int, stop: int) -> Labels:
         columns = -(-self.width_px // TILE_PX)
         first, last = start // TILE_PX, -(-stop // TILE_PX)
         rows = np.empty(((last - first) * TILE_PX, columns * TILE_PX), np.uint8)

@@ -80,11 +80,10 @@ class FirstStage(FolderModel):
             read_config(folder)  # refuses sizes that no network has
         try:
             kl = AutoencoderKL.from_pretrained(name, local_files_only=folder.is_dir(), use_safetensors=True)
+            stage = cls(kl={key: value for key, value in kl.config.items() if not key.startswith("_")})
         except Exception as error:
             fix = "name a local folder with config.json and safetensors"
             raise UserError(f"{key}: cannot load {name!r} ({reason_of(error)}); {fix}") from error
-        config = {key: value for key, value in kl.config.items() if not key.startswith("_")}
-        stage = cls(kl=config)
         stage.kl.load_state_dict(kl.state_dict())
         return stage
 

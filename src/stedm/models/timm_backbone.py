@@ -61,6 +61,7 @@ def timm_backbone(
         backbone = timm.create_model(source, pretrained=weights is not None, num_classes=0, **options)
     except Exception as error:
         raise UserError(f"{key}: timm cannot make {source!r} ({reason_of(error)}); {_fix(name, weights)}") from error
+    _refuse_other_images(backbone, key)
     fixed = getattr(backbone, "pretrained_cfg", {})
     size = {"img_size": list(fixed["input_size"][-2:])} if fixed.get("fixed_input_size") and not options else {}
     return backbone, size | _plain(model_args or {}, key)
@@ -88,6 +89,18 @@ def _saved_args(source: str, key: str) -> dict[str, Any]:
         fix = "timm.models.save_for_hf writes config.json and model.safetensors into a folder"
         raise UserError(f"{key}: {place}: its config.json cannot be read ({reason_of(error)}); {fix}") from error
     return _plain(found or {}, key)
+
+
+def _refuse_other_images(backbone: nn.Module, key: str) -> None:
+    """Raise UserError unless the weights say of their images what can be said of some in colour."""
+    said = timm.data.resolve_model_data_config(backbone)
+    for name in ("mean", "std", "input_size"):
+        value = said[name]
+        numbers = isinstance(value, list | tuple) and len(value) == 3 and _is_plain(value)
+        if not numbers or not all(isinstance(number, int | float) for number in value):
+            raise UserError(
+                f"{key}: {name} in config.json is {str(value)[:64]!r}: no three numbers; take other weights"
+            )
 
 
 def _plain(model_args: Any, key: str) -> dict[str, Any]:

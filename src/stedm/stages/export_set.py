@@ -16,11 +16,11 @@ from stedm.data.patches import LabelMaps, PatchImages
 from stedm.data.synthetic import SyntheticSet
 from stedm.data.tables import read_parquet
 from stedm.errors import UserError
-from stedm.files import read_json, whole
+from stedm.files import whole
 from stedm.stages.report_evidence import read_evidence
 from stedm.stages.report_pictures import class_colours
 from stedm.stages.report_run import data_source
-from stedm.stages.run_folder import RunFolder, common_mpp, train_patches
+from stedm.stages.run_folder import RunFolder, class_names, common_mpp, train_patches
 
 CLASSES = "classes.json"
 FACTS = {
@@ -107,6 +107,12 @@ def find_set(folder: str | Path, *, everything: bool = False, with_real: bool = 
         folder = RunFolder(run).synthetic
     else:
         raise UserError(f"{folder}: neither a run nor a synthetic set (no config.yaml, no manifest.parquet)")
+    with whole(folder / "manifest.parquet", fix="make the set again"):
+        return _set_in(folder, run, everything=everything, with_real=with_real)
+
+
+def _set_in(folder: Path, run: Path | None, *, everything: bool, with_real: bool) -> ExportSet:
+    """The set in a folder, of a run or of none."""
     manifest = _manifest(folder, run)
     again = run is not None and folder.resolve() == RunFolder(run).synthetic_set(SECOND_ROUND).resolve()
     judge = (
@@ -196,10 +202,10 @@ def _classes(folder: Path, run: Path | None) -> list[str]:
         raise UserError(
             f"{path}: not found; the same `stedm generate --model` command again writes it, and draws nothing"
         )
-    with whole(path, fix="run the same `stedm generate --model` command again"):
-        classes: list[str] = read_json(path)["classes"]
-        if not isinstance(classes, list) or not all(isinstance(name, str) and name.isprintable() for name in classes):
-            raise ValueError("classes are no list of names")
+    fix = "run the same `stedm generate --model` command again"
+    classes = class_names(path, fix=fix)
+    if not all(map(str.isprintable, classes)):
+        raise UserError(f"{path}: a class's name has control characters; {fix}")
     return classes
 
 

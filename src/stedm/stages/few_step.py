@@ -7,6 +7,8 @@ paths that are almost straight a few Euler steps are.
 
 import copy
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -30,6 +32,8 @@ from stedm.training.trainer import fit
 
 PAIRS = "training/pairs"
 DRAWN_AT_ONCE = 64
+
+_OF_PAIRS = ("seeds", "z", "layout", "style")
 
 
 def train_few_step(run: RunFolder, config: RunConfig) -> None:
@@ -78,11 +82,20 @@ def _pairs(run: RunFolder, config: RunConfig, teacher: StyleDiffusion) -> dict[s
                     torch.save(_draw_pairs(run, teacher, layouts, patches, rows, sampling), temporary)
             bar.update(start + len(rows), unit="pairs")
     everyones(None)  # all are written
-    parts = []
+    return read_pairs(paths)
+
+
+def read_pairs(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """The tensors of `_pairs` from their files. Raises UserError for a damaged one."""
+    parts: list[dict[str, Tensor]] = []
     for path in paths:
         with whole(path):
-            parts.append(torch.load(path, weights_only=True))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            part = {name: torch.load(path, weights_only=True)[name] for name in _OF_PAIRS}
+            for name, tensor in part.items():
+                if tensor.shape[1:] != (parts or [part])[0][name].shape[1:] or len(tensor) != len(part["seeds"]):
+                    raise ValueError(f"{name} {list(tensor.shape)}")
+            parts.append(part)
+    return {name: torch.cat([part[name] for part in parts]) for name in _OF_PAIRS}
 
 
 def _plan_config(config: RunConfig) -> RunConfig:

@@ -188,7 +188,7 @@ def generate_for_style(
     identity: dict[str, Any] = {"seed": seed, "model_digest": _digest(model)}
     plan = plan_for_style(layouts, style_sets, options, num_images=num_images, **identity)
     with _alone_in(out):
-        _refuse_another_set(out, plan)
+        refuse_another_set(out, plan)
         if is_first():
             with atomic_path(out / "plan.parquet") as temporary:
                 plan.to_parquet(temporary)
@@ -272,7 +272,7 @@ def _digest(model: StyleDiffusion) -> str:
     return digest.hexdigest()[:12]
 
 
-def _refuse_another_set(out: Path, plan: pd.DataFrame) -> None:
+def refuse_another_set(out: Path, plan: pd.DataFrame) -> None:
     """Raises UserError unless `out` is new or holds the beginning of this plan, or this plan and more."""
     path = out / "plan.parquet"
     if not path.exists():

@@ -24,6 +24,7 @@ from stedm.stages.alignment import alignment_notices
 from stedm.stages.inputs import EXTRACTED, INPUTS, Inputs, inputs_of, record
 from stedm.stages.prepare_slides import FOLDERS, FORMAT, cut_slides, records_of, slide_tasks
 from stedm.stages.roles import cohort as cohort_roles
+from stedm.stages.run_folder import class_names
 
 _TOLD = 5
 """Notices about annotation files on the terminal, at most."""
@@ -46,27 +47,29 @@ def prepare(out: Path, config: RunConfig, *, jobs: int = 1) -> None:
     inputs = inputs_of(config.cohort, out)
     key = _extraction_key(config, inputs)
     unchanged = _extracted_from(out) == key
-    whole = unchanged and (out / EXTRACTED).exists()
+    is_cut = unchanged and (out / EXTRACTED).exists()
     cohort_config = config.cohort if config.cohort.table else _phantom(out, config.cohort, reuse=unchanged)
-    laboratories = read_laboratories(cohort_config, read=read_table if whole else read_cohort)
+    laboratories = read_laboratories(cohort_config, read=read_table if is_cut else read_cohort)
     cohort = joined(laboratories)
     if config.split.fold and not config.cohort.table:  # its own roles are a suggestion
         cohort["split"] = cohort["split"].where(cohort["split"] == "unseen", "")
     splits = _splits(cohort, config)
-    if not whole:
+    if not is_cut:
         patients = usable_patients(cohort, config.split)
         _extract(out, config, inputs, laboratories, patients=patients, jobs=jobs)
     skipped = skipped_slides(out)
     if len(skipped):
         cohort = cohort[~cohort["image"].isin(skipped["image"])].reset_index(drop=True)
         splits = _splits_of_the_rest(cohort, config, skipped)
-    classes = read_json(out / "classes.json")["classes"]
-    patches = _with_roles(read_parquet(out / EXTRACTED), classes, splits)
+    fix = f"remove {out / EXTRACTED}, and run the same command again"
+    classes = class_names(out / "classes.json", fix=fix)
+    with whole(out / EXTRACTED, fix=fix):
+        patches = _with_roles(read_parquet(out / EXTRACTED), classes, splits)
+        _tell_roles(patches, classes)
     for name, table in (("cohort", cohort), ("patches", patches)):
         with atomic_path(out / f"{name}.parquet") as temporary:
             table.to_parquet(temporary)
     write_json(out / "splits.json", splits)
-    _tell_roles(patches, classes)
 
 
 def _tell_roles(patches: pd.DataFrame, classes: list[str]) -> None:

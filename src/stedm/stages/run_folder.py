@@ -72,12 +72,7 @@ class RunFolder:
 
     def classes(self) -> list[str]:
         """Class names in label order."""
-        path = self.data / "classes.json"
-        with whole(path, fix="run `stedm prepare` again"):
-            classes: list[str] = read_json(path)["classes"]
-            if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-                raise ValueError("classes are no list of names")
-        return classes
+        return class_names(self.data / "classes.json", fix="run `stedm prepare` again")
 
     def images(self, patches: pd.DataFrame) -> np.ndarray:
         """Images (n, H, W, 3) uint8 of these rows of the patches table."""
@@ -98,6 +93,17 @@ class RunFolder:
             path = self.data / "patches.parquet"
             raise UserError(f"{path}: names no mask of patches that have one; run `stedm prepare` again")
         return LabelMaps(self.data, patches["mask"].tolist(), cache_bytes=0).label_maps(range(len(patches)))
+
+
+def class_names(path: Path, *, fix: str) -> list[str]:
+    """Class names in label order, of a classes.json. Raises UserError, with the fix, for a damaged one."""
+    with whole(path, fix=fix):
+        classes: list[str] = read_json(path)["classes"]
+        if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+            raise ValueError("classes are no list of names")
+        if len(set(classes)) < len(classes):
+            raise ValueError("a class comes twice")
+    return classes
 
 
 def teachers(config: RunConfig, name: str = "synthetic") -> list[tuple[str, int]]:

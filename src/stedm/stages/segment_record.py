@@ -1,6 +1,7 @@
 """NAME.json beside the results of a slide: which slide they are of, what they depend on, and the area of each class."""
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ _OUTLINES = "outline_file"
 
 def is_record(value: Any) -> bool:
     """Whether a JSON value is a NAME.json of ours."""
-    return isinstance(value, dict) and all(isinstance(value.get(key), dict) for key in ("area_mm2", "fingerprints"))
+    if not isinstance(value, dict) or not isinstance(value.get("slide"), str):
+        return False
+    areas, fingerprints = value.get("area_mm2"), value.get("fingerprints")
+    return (
+        isinstance(areas, dict)
+        and isinstance(fingerprints, dict)
+        and all(isinstance(area, int | float) and 0 <= area < math.inf for area in areas.values())
+    )
 
 
 def identity(slide: Path) -> dict[str, str]:
