@@ -28,9 +28,7 @@ def main() -> None:
     """Try every format, a process each; exit code 1 when a case failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=100, help="cases of each format (default: 100)")
-    parser.add_argument(
-        "--checkpoints", type=int, default=20, help="cases of training/last.ckpt and reports, which are slow"
-    )
+    parser.add_argument("--checkpoints", type=int, default=20, help="cases of checkpoints and reports, which are slow")
     parser.add_argument("--seed", type=int, default=0, help="seed of the cases (default: 0)")
     parser.add_argument("--only", nargs="*", default=[""], help="formats whose names begin like this (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder for mutations.json")
