@@ -2,7 +2,7 @@
 
     python examples/timm_encoder.py --encoder vit_small_patch16_224 --weights FOLDER --out runs/own-encoder
 
-FOLDER is what `timm.models.save_for_hf(backbone, FOLDER)` writes (config.json, model.safetensors), or a download of a
+FOLDER is what `timm.models.save_for_hf(backbone, FOLDER, safe_serialization=True)` writes, or a download of a
 timm model's repository. Without --weights the backbone starts at random and is trained.
 """
 

@@ -109,7 +109,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_images(folder / "my_images", ["a.png", "b.png"])
     save_images(folder, ["slide.png"], side_px=160)
     torch.manual_seed(0)
-    timm.models.save_for_hf(timm.create_model("test_resnet", pretrained=False), folder / "weights")
+    timm.models.save_for_hf(
+        timm.create_model("test_resnet", pretrained=False), folder / "weights", safe_serialization=True
+    )
     rows = []
     for patient in ("p1", "p2"):
         for kind in ("truth", "prediction"):

@@ -89,7 +89,7 @@ def test_mixtures_lead_from_one_style_to_the_other(run: Path, tmp_path: Path) ->
 
 def test_a_timm_backbone_reads_the_style(tmp_path: Path) -> None:
     backbone, weights = timm.create_model("test_resnet", pretrained=False), tmp_path / "weights"
-    timm.models.save_for_hf(backbone, weights)
+    timm.models.save_for_hf(backbone, weights, safe_serialization=True)
     example("timm_encoder", "--weights", weights, "--out", tmp_path / "run", "--set", *SMALL)
     kept = load_file(tmp_path / "run/diffusion/style_encoder/model.safetensors")
     given = backbone.state_dict()["conv1.0.weight"]

@@ -176,9 +176,9 @@ def refuse_links(folder: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` atomically as UTF-8."""
+    """Write `text` atomically as UTF-8; what is no Unicode, as names of files may be, written out."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -122,7 +122,8 @@ def _write_areas(out: Path) -> None:
         if is_record(record):
             total = sum(record["area_mm2"].values())
             for name, area in record["area_mm2"].items():
-                rows.append((record["slide"], name, area, area / total if total else 0.0))
+                names = (text.encode("utf-8", "backslashreplace").decode() for text in (record["slide"], name))
+                rows.append((*names, area, area / total if total else 0.0))
     if rows:
         with atomic_path(out / AREAS) as temporary:
             pd.DataFrame(rows, columns=["slide", "class", "area_mm2", "share"]).to_csv(temporary, index=False)

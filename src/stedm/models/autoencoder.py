@@ -74,7 +74,7 @@ class FirstStage(FolderModel):
         """
         key, folder = "autoencoder.pretrained", Path(name)
         if folder.is_dir():
-            refuse_pickles(folder, _WEIGHTS, key=key, fix="AutoencoderKL.save_pretrained")
+            refuse_pickles(folder, _WEIGHTS, key=key, fix="AutoencoderKL.save_pretrained(FOLDER) writes such a folder")
             if parts := sorted(folder.glob("*.index.json")):
                 raise UserError(f"{key}: {parts[0]}: weights in parts are not read; save them as one {_WEIGHTS}")
             read_config(folder)  # refuses sizes that no network has

@@ -48,12 +48,12 @@ def refuse_pickles(folder: Path, weights: str, *, key: str, fix: str) -> None:
     """Raise UserError for a folder from elsewhere without the safetensors file `weights`.
 
     Libraries open pickles (`.bin`, `.pt`, ...) where there is nothing else, and a pickle can run anything.
-    key: of the config that names the folder. fix: the call that writes such a folder.
+    key: of the config that names the folder. fix: what writes such a folder.
     """
     if not (folder / weights).is_file():
         raise UserError(
             f"{key}: {folder}: no {weights} there, and other weights (.bin, .pt) could run anything when they are"
-            f" opened; save them as safetensors: {fix}"
+            f" opened; {fix}"
         )
 
 

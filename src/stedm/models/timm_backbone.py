@@ -19,6 +19,7 @@ from stedm.models.model_folder import WEIGHTS, refuse_pickles
 
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
 """A network's name; what has a scheme or a path in it could be fetched from somewhere."""
+_SAVE = "timm.models.save_for_hf(backbone, FOLDER, safe_serialization=True) writes such a folder"
 _STYLE_ENCODER = "diffusion.style_encoder"
 _MACHINERY = {
     *inspect.signature(timm.create_model).parameters,
@@ -50,7 +51,7 @@ def timm_backbone(
     if weights is not None:
         source = weights_source(weights, key=key)
         if source.startswith("local-dir:"):
-            refuse_pickles(Path(source.partition(":")[2]), WEIGHTS, key=key, fix="timm.models.save_for_hf")
+            refuse_pickles(Path(source.partition(":")[2]), WEIGHTS, key=key, fix=_SAVE)
         model_args = _saved_args(source, key)
     elif not NAME.fullmatch(name):  # timm would fetch what `hf-hub:` and the like stand before
         raise UserError(f"{key}: {name!r} is no name of timm.list_models(); folders and hub ids are weights, not names")
@@ -86,8 +87,7 @@ def _saved_args(source: str, key: str) -> dict[str, Any]:
         else:
             found = timm.models.load_model_config_from_hf(place)[2]
     except Exception as error:  # a missing or damaged file, or whatever the hub's library raises
-        fix = "timm.models.save_for_hf writes config.json and model.safetensors into a folder"
-        raise UserError(f"{key}: {place}: its config.json cannot be read ({reason_of(error)}); {fix}") from error
+        raise UserError(f"{key}: {place}: its config.json cannot be read ({reason_of(error)}); {_SAVE}") from error
     return _plain(found or {}, key)
 
 

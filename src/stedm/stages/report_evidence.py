@@ -67,10 +67,15 @@ def read_evidence(root: Path) -> Evidence:
     """Read what there is below `root`, a run folder or the folder of an experiment.
 
     Raises:
-        UserError: if it is neither.
+        UserError: if it is neither, or a file of it is damaged.
     """
     if not (root / "config.yaml").is_file():
         raise UserError(f"{root} is not a run folder: it has no config.yaml; name the folder given to `stedm run`")
+    with files.whole(root, fix="copy it again, or run the stage again"):
+        return _read(root)
+
+
+def _read(root: Path) -> Evidence:
     summary = json_of(root / "evaluation" / "summary.json")
     parts = _parts(root)
     run = _main_part(parts, summary)

@@ -27,7 +27,7 @@ def write_tables(folder: Path, evidence: Evidence) -> None:
     """Write every table there is as `<name>.csv` into `folder`, which holds nothing else afterwards."""
     with atomic_folder(folder) as temporary:
         for name, table in tables(evidence).items():
-            table.map(_for_spreadsheet).to_csv(temporary / f"{name}.csv", index=False)
+            table.map(_for_spreadsheet).to_csv(temporary / f"{name}.csv", index=False, errors="backslashreplace")
 
 
 def _for_spreadsheet(cell: Any) -> Any:
