@@ -223,3 +223,20 @@ def test_yaml_tags_make_no_objects(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UserError, match=r"c\.yaml: not valid YAML"):
         load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("theirs", [False, True])
+def test_a_network_of_a_thousand_layers_is_refused_at_once(generator: Path, tmp_path: Path, theirs: bool) -> None:
+    """Each takes time to make, whatever its size; of fewer, diffusers would make up those that the file lacks."""
+    folder = tmp_path / "deep"
+    if theirs:
+        FirstStage.new([16, 16], latent_channels=4, space_to_depth=1).kl.save_pretrained(folder)
+    else:
+        shutil.copytree(generator / "autoencoder", folder)
+    read: Callable[[str], Any] = FirstStage.from_diffusers if theirs else FirstStage.from_pretrained
+    config = read_json(folder / "config.json")
+    for layers, message in ((1000, "too large"), (3, "resnets|conv")):
+        (config if theirs else config["kl"])["layers_per_block"] = layers
+        write_json(folder / "config.json", config)
+        with pytest.raises(UserError, match=message):
+            read(str(folder))

@@ -79,7 +79,11 @@ class FirstStage(FolderModel):
                 raise UserError(f"{key}: {parts[0]}: weights in parts are not read; save them as one {_WEIGHTS}")
             read_config(folder)  # refuses sizes that no network has
         try:
-            kl = AutoencoderKL.from_pretrained(name, local_files_only=folder.is_dir(), use_safetensors=True)
+            kl, info = AutoencoderKL.from_pretrained(
+                name, local_files_only=folder.is_dir(), use_safetensors=True, output_loading_info=True
+            )
+            if missing := [*info["missing_keys"], *info["mismatched_keys"]]:  # diffusers would make some up
+                raise ValueError(f"no weights of {missing[0]}, which config.json has")
             stage = cls(kl={key: value for key, value in kl.config.items() if not key.startswith("_")})
         except Exception as error:
             fix = "name a local folder with config.json and safetensors"

@@ -1,6 +1,7 @@
 """Model folders: config.json + model.safetensors. Loading executes nothing and fetches nothing."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,8 +14,10 @@ from stedm.errors import UserError
 from stedm.files import atomic_path, reason_of, write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_MOST_NUMBER, _MOST_ENTRIES, _MOST_TEXT = 2**16, 256, 1000
+_MOST_NUMBER, _MOST_ENTRIES, _MOST_TEXT, _MOST_LAYERS = 2**16, 256, 1000, 64
 """No size of a network, list or name in a config.json is larger: what is would take memory and time without end."""
+_COUNTS = re.compile("layers|blocks|depth")
+"""Names of numbers of layers, each of which takes time to make whatever its size."""
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -30,18 +33,20 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON ({reason_of(error)}); copy the model folder again") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a JSON object; copy the model folder again")
-    if not _is_modest(config):
+    if not is_modest(config):
         raise UserError(f"{path}: holds values that are too large for a network; copy the model folder again")
     return config
 
 
-def _is_modest(value: Any) -> bool:
-    if isinstance(value, dict | list):
-        entries = [*value, *value.values()] if isinstance(value, dict) else value
-        return len(value) <= _MOST_ENTRIES and all(map(_is_modest, entries))
+def is_modest(value: Any, name: str = "") -> bool:
+    """Whether a JSON value, under that name, can be a setting of a network that is made in seconds."""
+    if isinstance(value, dict):
+        return len(value) <= _MOST_ENTRIES and all(is_modest(name) and is_modest(value[name], name) for name in value)
+    if isinstance(value, list):
+        return len(value) <= _MOST_ENTRIES and all(is_modest(entry, name) for entry in value)
     if isinstance(value, str):
         return len(value) <= _MOST_TEXT and value.isprintable()
-    return value is None or abs(value) <= _MOST_NUMBER
+    return value is None or abs(value) <= (_MOST_LAYERS if _COUNTS.search(name) else _MOST_NUMBER)
 
 
 def refuse_pickles(folder: Path, weights: str, *, key: str, fix: str) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from stedm import hub
 from stedm.errors import UserError
 from stedm.files import reason_of
-from stedm.models.model_folder import WEIGHTS, refuse_pickles
+from stedm.models.model_folder import WEIGHTS, is_modest, refuse_pickles
 
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
 """A network's name; what has a scheme or a path in it could be fetched from somewhere."""
@@ -110,7 +110,12 @@ def _plain(model_args: Any, key: str) -> dict[str, Any]:
     given = {name: value for name, value in model_args.items() if value is not None and name != "num_classes"}
     for name, value in given.items():
         named = isinstance(value, str) and _CLASSES.search(str(name))
-        if not _WORD.fullmatch(str(name)) or name in _MACHINERY or named or not _is_plain(value):
+        if (
+            not _WORD.fullmatch(str(name))
+            or name in _MACHINERY
+            or named
+            or not (_is_plain(value) and is_modest(value, name))
+        ):
             raise UserError(
                 f"{key}: model_args of config.json has {str(name)[:64]!r}: {str(value)[:64]!r}; it may set numbers,"
                 " words and lists of them, and names no classes and no files; take other weights"
