@@ -21,6 +21,7 @@ from stedm.files import reason_of, whole
 
 TILE_PX = 512
 _SOFTWARE = "stedm"
+_FIX = "delete it, and segment again"
 
 
 def halved(labels: Labels) -> Labels:
@@ -81,9 +82,6 @@ def is_label_pyramid(path: Path) -> bool:
             return bool(tiff.pages.first.software == _SOFTWARE)
     except (OSError, ValueError, struct.error, tifffile.TiffFileError):
         return False
-
-
-_FIX = "delete it, and segment again"
 
 
 class LabelPyramid:

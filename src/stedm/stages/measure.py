@@ -52,10 +52,9 @@ def measure(run: RunFolder, config: RunConfig) -> None:
         measured["images_per_second"] = throughput["images"] / throughput["seconds"]
         measured["device"] = f"{throughput['device']} ({throughput['cores']} threads)"
     training = run.images(train_patches(run.patches()))
-    between = nearest_others(training)[0]
+    between = np.array(measured["nearest_real_between"])  # their median is that of the distances
     measured |= {
         "nearest_real_ratio": nearest_real_ratio(manifest["nearest_real_distance"].to_numpy(), between),
-        "nearest_real_between": np.quantile(between, np.linspace(0, 1, _QUANTILES)).tolist(),
         "memorised_rate_set": copied_share(_portions(drawn), training, below=measured["memorised_below"]),
     }
     write_json(run.evaluation / "generation.json", measured)
@@ -127,7 +126,7 @@ def _groups(
 
 def _memorisation(
     groups: dict[str, list[StyleProbe]], found: dict[str, dict[str, Any]], training: np.ndarray, patients: list[str]
-) -> dict[str, float | None]:
+) -> dict[str, float | list[float] | None]:
     """Shares of images that are copies of a training image (`are_copies`), also written into each group.
 
     At the top level `memorised_rate` is that of all drawn images, and `memorised_rate_real`, the floor, that of the
@@ -146,6 +145,7 @@ def _memorisation(
         "nearest_real_ratio": nearest_real_ratio(nearest_distances(np.concatenate(drawn), training)[0], between)
         if drawn
         else None,
+        "nearest_real_between": np.quantile(between, np.linspace(0, 1, _QUANTILES)).tolist(),
         "memorised_rate": copied(drawn),
         "memorised_rate_real": copied([probe.real for probe in groups["unseen"]]),
         "memorised_below": limit,

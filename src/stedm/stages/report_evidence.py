@@ -17,6 +17,7 @@ from stedm.stages.run_folder import RunFolder
 from stedm.yaml_text import parse_yaml
 
 _SECTIONS = [field.name for field in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(field.default_factory)]
+_CONFIG_AGAIN = "copy the run folder again, or run it with its config"
 _PART = re.compile(r"budget(\d+|all)(?:-draw(\d+))?(?:-fold(\d+))?")
 
 
@@ -77,7 +78,8 @@ def read_evidence(root: Path) -> Evidence:
 
 def _read(root: Path) -> Evidence:
     summary = json_of(root / "evaluation" / "summary.json")
-    parts = _parts(root)
+    with files.whole(root / "config.yaml", fix=_CONFIG_AGAIN):
+        parts = _parts(root)
     run = _main_part(parts, summary)
     per_patient = table_of(root / "evaluation" / "per_patient.csv")
     if per_patient is not None and summary is not None and "budget" in per_patient:
@@ -102,7 +104,7 @@ def _read(root: Path) -> Evidence:
 def config_of(run: Path) -> Mapping[str, Any]:
     """config.yaml of a run folder. Raises UserError where it is damaged."""
     path = run / "config.yaml"
-    with files.whole(path, fix="copy the run folder again, or run it with its config"):
+    with files.whole(path, fix=_CONFIG_AGAIN):
         config = parse_yaml(path.read_text(encoding="utf-8")) or {}
         if not isinstance(config, Mapping):
             raise ValueError("no keys and values")
@@ -132,11 +134,7 @@ def _parts(root: Path) -> tuple[Path, ...]:
 
     Those of an earlier config, which `root` no longer asks for, are left out.
     """
-    with files.whole(root / "config.yaml", fix="copy the run folder again, or run it with its config"):
-        return _parts_of(root, config_of(root))
-
-
-def _parts_of(root: Path, config: Mapping[str, Any]) -> tuple[Path, ...]:
+    config = config_of(root)
     experiment, split = config.get("experiment") or {}, config.get("split") or {}
     budgets = experiment.get("budgets") or [split.get("label_budget") or "all"]
     draws, folds = experiment.get("draws") or 1, experiment.get("folds") or 1
