@@ -14,6 +14,7 @@ from stedm.evaluation.features import (
 )
 from stedm.evaluation.generation import (
     Scale,
+    colour_drift,
     colour_errors,
     energy_distance,
     kid,
@@ -157,11 +158,21 @@ def test_composition_is_not_style():
 def test_colour_errors_are_differences_of_means_and_deviations():
     images, maps = _phantom(0, seed=1)
     own = region_colours(images, maps, 3)
-    assert np.array_equal(colour_errors(own, own), [0, 0])
+    assert np.array_equal(colour_errors(own - own), [0, 0])
     darker = region_colours((images * 0.5).astype(np.uint8), maps, 3)
-    mean, std = colour_errors(own, darker)
+    mean, std = colour_errors(own - darker)
     assert mean == pytest.approx(np.nanmean(own[0]) / 2, abs=0.005) and 0 < std < mean
     assert np.nanmax(own) <= 1 and np.isnan(region_colours(images, np.full_like(maps, 255), 3)).all()
+
+
+def test_drift_is_what_all_patients_have_in_common():
+    off = np.full((1, 2, 3, 3), 0.1)
+    assert colour_drift(np.concatenate([off, -off])) == pytest.approx([0, 0])
+    assert colour_drift(np.concatenate([off, off / 2])) == pytest.approx([0.075, 0.075])
+    lacking = off.copy()
+    lacking[:, :, 0] = np.nan
+    assert colour_drift(np.concatenate([lacking, 3 * off])) == pytest.approx([(0.3 + 0.2 + 0.2) / 3] * 2)
+    assert np.isnan(colour_drift(np.full((2, 2, 3, 3), np.nan))).all()
 
 
 def test_spread_is_zero_for_copies():

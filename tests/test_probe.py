@@ -77,10 +77,17 @@ def test_perfect_generator_reaches_the_floors(perfect):
     assert found["style_ratio"] < 0.15 and found["style_sensitivity"] == 1 - found["style_ratio"]
     assert found["style_distance_matched"] - found["style_distance_real"] < 0.1 * found["style_distance_shuffled"]
     assert found["colour_mean_error"] < 2 * found["colour_mean_error_real"] < 0.05
+    assert 0 <= found["colour_mean_drift"] <= found["colour_mean_error"]
     assert found["layout_agreement"] == 1 and found["layout_agreement_relative"] == 1 / 0.8
     assert found["layout_sensitivity"] > 0.3 and 0.2 < found["diversity"] < 1.5
     assert found["kid_images"] == [24, 18] and set(found["style_ratio_by_class"]) == set(CLASSES)
     assert real_agreement(perfect) == 1
+
+
+def test_one_colour_for_all_is_a_drift(perfect):
+    darker = [dataclasses.replace(p, drawn=(p.drawn * 0.8).astype(np.uint8)) for p in perfect]
+    found = figures(darker)
+    assert found["colour_mean_drift"] > 0.08 > 0.02 > figures(perfect)["colour_mean_drift"]
 
 
 def test_ignored_conditions_show(perfect):

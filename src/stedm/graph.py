@@ -75,6 +75,7 @@ def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
             ("seed", *keys_of("evaluate", EvaluateConfig, without=("bootstrap",))),
             ("filter", _segmenter_name(*judge)),
             marker="measure.json",
+            extra="colour drift",  # what it measures more than older versions of this format did
         ),
         Stage(
             "evaluate",

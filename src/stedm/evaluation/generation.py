@@ -145,9 +145,19 @@ def region_colours(images: np.ndarray, label_maps: np.ndarray, num_classes: int)
     return colours
 
 
-def colour_errors(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return |mean| and |deviation| differences of two `region_colours`, mean over channels and classes: (2,)."""
-    return mean_over_classes(np.abs(a - b).mean(2))
+def colour_errors(difference: np.ndarray) -> np.ndarray:
+    """Return (2,), the size of the difference (2, C, 3) of two `region_colours`: a mean over channels and classes."""
+    return mean_over_classes(np.abs(difference).mean(2))
+
+
+def colour_drift(differences: np.ndarray) -> np.ndarray:
+    """Return (2,), the size of what the differences (P, 2, C, 3) of P patients' `region_colours` have in common.
+
+    Patients that are too dark and patients that are too bright cancel: what is left is the generator's own colour.
+    """
+    known = np.isfinite(differences)
+    total = np.where(known, differences, 0).sum(axis=0)
+    return colour_errors(np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan))
 
 
 def kid(features_a: np.ndarray, features_b: np.ndarray) -> float:

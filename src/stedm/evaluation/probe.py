@@ -13,6 +13,7 @@ from stedm.evaluation.encoders import Encoder
 from stedm.evaluation.features import class_features
 from stedm.evaluation.generation import (
     Scale,
+    colour_drift,
     colour_errors,
     kid,
     kid_over_patients,
@@ -27,7 +28,12 @@ from stedm.evaluation.segmentation import mean_over_classes
 FIGURES = (
     *(f"style_distance_{kind}" for kind in ("matched", "shuffled", "real")),
     *("style_ratio", "style_ratio_ci95", "style_sensitivity", "style_ratio_by_class", "diversity"),
-    *(f"colour_{kind}_error{floor}" for floor in ("", "_real") for kind in ("mean", "std")),
+    *(
+        f"colour_{kind}_{what}{floor}"
+        for what in ("error", "drift")
+        for floor in ("", "_real")
+        for kind in ("mean", "std")
+    ),
     *("layout_agreement", "layout_sensitivity", "layout_agreement_real", "layout_agreement_relative"),
     *("kid", "kid_real", "kid_images"),
 )
@@ -179,21 +185,26 @@ def style_figures(probes: Sequence[StyleProbe], *, scale: Scale, classes: Sequen
 
 
 def colour_figures(probes: Sequence[StyleProbe]) -> dict[str, float | None]:
-    """Colour errors of drawn images against references, and of one half of a patient's real images against the other.
+    """Colours of drawn images against references, and of one half of a patient's real images against the other.
 
     Returns:
-        colour_mean_error, colour_std_error and the same with _real: 0 to 1, means over patients.
+        colour_mean_error, colour_std_error: how far off a patient is, mean over patients; colour_mean_drift,
+        colour_std_drift: how far all are off in one direction (`colour_drift`); and the same with _real: 0 to 1.
     """
     drawn, real = [], []
     for probe in probes:
         C = probe.num_classes
         own = region_colours(probe.references, probe.reference_maps, C)
-        drawn.append(colour_errors(region_colours(probe.drawn, probe.layouts, C), own))
+        drawn.append(region_colours(probe.drawn, probe.layouts, C) - own)
         halves = [region_colours(probe.real[start::2], probe.real_maps[start::2], C) for start in (0, 1)]
-        real.append(colour_errors(*halves))
-    columns = [*np.array(drawn).T, *np.array(real).T]
-    names = ("colour_mean_error", "colour_std_error", "colour_mean_error_real", "colour_std_error_real")
-    return {name: mean_or_none(column) for name, column in zip(names, columns, strict=True)}
+        real.append(halves[0] - halves[1])
+    found = {}
+    for floor, differences in (("", np.array(drawn)), ("_real", np.array(real))):  # (P, 2, C, 3) each
+        errors = np.array([colour_errors(of_patient) for of_patient in differences])  # (P, 2)
+        for k, kind in enumerate(("mean", "std")):
+            found[f"colour_{kind}_error{floor}"] = mean_or_none(errors[:, k])
+            found[f"colour_{kind}_drift{floor}"] = mean_or_none(colour_drift(differences)[k])
+    return found
 
 
 def layout_figures(probes: Sequence[StyleProbe]) -> dict[str, float | None]:

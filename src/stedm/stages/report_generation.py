@@ -11,6 +11,13 @@ ROWS = (
     ("style_ratio", "matched / shuffled", None, 2),
     ("colour_mean_error", "error of the mean colour per class, 0 to 1", "colour_mean_error_real", 3),
     ("colour_std_error", "error of the colour's deviation per class, 0 to 1", "colour_std_error_real", 3),
+    (
+        "colour_mean_drift",
+        "the same of all patients together: too dark cancels too bright",
+        "colour_mean_drift_real",
+        3,
+    ),
+    ("colour_std_drift", "the same of the deviation", "colour_std_drift_real", 3),
     ("layout_agreement", "layout agreement, mean IoU with the judge", "layout_agreement_real", 3),
     ("layout_sensitivity", "agreement lost when layouts are shuffled", None, 3),
     ("diversity", "diversity within a style and layout, relative to real images of one patient", None, 2),
