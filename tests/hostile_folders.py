@@ -180,7 +180,7 @@ def _layout_tiff(folder: Path) -> Path:
 
 def _read_layouts(path: Path) -> Any:
     layouts = LayoutFiles(path.parent, classes=CLASSES, size_px=32)
-    return layouts.padded, layouts.of(layouts.choose(0, np.random.default_rng(0)))
+    return layouts.notices(), layouts.of(layouts.choose(0, np.random.default_rng(0)))
 
 
 # Networks from elsewhere

@@ -290,7 +290,6 @@ def test_style_sets_are_disjoint() -> None:
 
 def test_layout_files_are_checked_against_the_classes(tmp_path: Path) -> None:
     Image.fromarray(np.full((PX, PX), 255, np.uint8)).save(tmp_path / "a.png")
-    assert LayoutFiles(tmp_path, classes=CLASSES, size_px=PX).padded == 0
     Image.fromarray(np.full((PX, PX), 3, np.uint8)).save(tmp_path / "b.png")
     with pytest.raises(UserError, match=r"b\.png.* 3 .*0 background, 1 stroma, 2 epithelium, 255 unknown"):
         LayoutFiles(tmp_path, classes=CLASSES, size_px=PX)
@@ -300,6 +299,19 @@ def test_layout_files_are_checked_against_the_classes(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no label map"):
         LayoutFiles(tmp_path / "empty", classes=CLASSES, size_px=PX)
+
+
+def test_binary_masks_and_small_label_maps_are_told(tmp_path: Path) -> None:
+    def told(*values: int, size_px: int = PX) -> str:
+        label_map = np.resize(np.array(values, np.uint8), (size_px, size_px))
+        Image.fromarray(label_map).save(tmp_path / "a.png")
+        return " ".join(LayoutFiles(tmp_path, classes=CLASSES, size_px=PX).notices())
+
+    assert told(0, 1, 255) == told(0) == ""
+    assert "have 0 (background) and 255 alone" in told(0, 255) and "1 stroma, 2 epithelium" in told(0, 255)
+    assert "have 255 alone" in told(255)
+    small = told(0, 1, size_px=PX - 1)
+    assert f"1 of 1 label maps are smaller than {PX} px" in small and str(tmp_path) in small
 
 
 def test_windows_of_a_large_label_map_differ_and_stay_inside(tmp_path: Path) -> None:

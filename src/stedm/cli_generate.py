@@ -102,6 +102,8 @@ def draw(options: argparse.Namespace) -> None:
     if not options.style_slide and options.style_mpp is None and model.mpp is not None:
         print(f"style images are taken to have the model's {model.mpp:g} microns per pixel; --style-mpp says otherwise")
     layouts = find_layouts(options.layouts, options.run or run_of(options.model), model)
+    for notice in layouts.notices():
+        print(notice)
     chosen = {"source_mpp": source_mpp, "seed": options.seed}
     sets = find_style_sets(sources, model, set_size=options.style_set_size, min_tissue=options.min_tissue, **chosen)
     generate_for_style(

@@ -31,13 +31,26 @@ class LayoutFiles:
         """File names, sorted."""
         if not self.names:
             raise UserError(f"{folder}: holds no label map; put PNG or TIFF files of class values there")
-        self._shapes = {name: self._checked(name, classes) for name in self.names}
+        self._classes = list(classes)
+        self._shapes, self._values = {}, set[int]()
+        for name in self.names:
+            self._shapes[name], values = self._checked(name)
+            self._values |= values
         self._read = functools.lru_cache(maxsize=64)(lambda name: read_mask(self.folder / name))
 
-    @property
-    def padded(self) -> int:
-        """How many label maps are smaller than a layout."""
-        return sum(min(shape) < self.size_px for shape in self._shapes.values())
+    def notices(self) -> list[str]:
+        """What a user may not have meant: a sentence each."""
+        padded = sum(min(shape) < self.size_px for shape in self._shapes.values())
+        found = [f"{padded} of {len(self.names)} label maps are smaller than {self.size_px} px: unknown around them"]
+        shown = sorted(self._values - {IGNORE})
+        if IGNORE in self._values and len(shown) <= 1 < len(self._classes):
+            only = "".join(f"{value} ({self._classes[value]}) and " for value in shown)
+            known = ", ".join(f"{value} {name}" for value, name in enumerate(self._classes))
+            alone = (
+                f"the label maps have {only}{IGNORE} alone, which is unknown: the generator draws there what it likes"
+            )
+            found.append(f"{alone}; if a class is meant, save it as its value ({known})")
+        return [f"{self.folder}: {sentence}" for sentence in found[0 if padded else 1 :]]
 
     def choose(self, k: int, rng: np.random.Generator) -> dict[str, Any]:
         """Columns of a plan's row k: files take turns; which window of the file."""
@@ -55,16 +68,16 @@ class LayoutFiles:
         room = length - self.size_px
         return int(rng.integers(room + 1)) if room >= 0 else -(-room // 2)
 
-    def _checked(self, name: str, classes: Sequence[str]) -> tuple[int, int]:
-        """Height and width of a label map all of whose values are classes or 255."""
+    def _checked(self, name: str) -> tuple[tuple[int, int], set[int]]:
+        """Height and width of a label map, and its values, which must be classes or 255."""
         label_map = read_mask(self.folder / name)
-        values = np.unique(label_map)
-        wrong = values[(values >= len(classes)) & (values != IGNORE)].tolist()
+        values = set(np.unique(label_map).tolist())
+        wrong = sorted(value for value in values if value >= len(self._classes) and value != IGNORE)
         if wrong:
-            known = ", ".join(f"{value} {name}" for value, name in enumerate(classes))
+            known = ", ".join(f"{value} {name}" for value, name in enumerate(self._classes))
             raise UserError(
                 f"{self.folder / name}: value(s) {', '.join(map(str, wrong[:8]))} are no class of the model"
                 f" ({known}, {IGNORE} unknown); save the label map with these values"
             )
         height, width = label_map.shape
-        return height, width
+        return (height, width), values

@@ -46,6 +46,10 @@ class Layouts(Protocol):
         """Layout (H, W) uint8 of a plan row."""
         ...
 
+    def notices(self) -> list[str]:
+        """What a user may not have meant: a sentence each."""
+        ...
+
 
 class RunLayouts:
     """Layouts of a run's annotated patients, as stage `generate` draws them."""
@@ -69,6 +73,10 @@ class RunLayouts:
     def of(self, row: Any) -> np.ndarray:
         """See `Layouts`."""
         return self.layouts.of(row)
+
+    def notices(self) -> list[str]:
+        """See `Layouts`."""
+        return []
 
 
 def load_generator(folder: str | Path, *, patch_px: int | None = None, mpp: float | None = None) -> StyleDiffusion:

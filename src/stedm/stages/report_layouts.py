@@ -51,7 +51,8 @@ def layouts_figure(statistics: Mapping[str, Mapping[str, Any]]) -> str:
             share = [_border(found, pair) for pair in pairs]
             borders.plot(share, np.arange(len(pairs)) + shift, "o", ms=5, c=KINDS[kind])
         sizes.set_xscale("log")
-        sizes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = sizes.get_xlim()
+        sizes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,)))
         sizes.xaxis.set_major_formatter("{x:,.0f}")
         sizes.xaxis.set_minor_locator(NullLocator())
         _label(fractions, classes, "class fractions", "share of a map, mean ± std")
