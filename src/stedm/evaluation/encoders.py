@@ -38,11 +38,21 @@ def kid_encoder(name: str | None, *, device: torch.device | None = None) -> tupl
         UserError: if the network or its weights cannot be had.
     """
     if name is None:
-        return FIXED, kid_features
-    device = device or torch.device("cpu")
-    if name.startswith(_INCEPTION):
-        return name, _inception(Path(name.removeprefix(_INCEPTION)).expanduser(), device)
-    return f"timm:{name}", _timm(name, device)
+        return full_name(name), kid_features
+    device, file = device or torch.device("cpu"), inception_file(name)
+    return full_name(name), _timm(name, device) if file is None else _inception(file, device)
+
+
+def full_name(name: str | None) -> str:
+    """What results call an encoder that the config calls `name`."""
+    if name is None:
+        return FIXED
+    return name if name.startswith(_INCEPTION) else f"timm:{name}"
+
+
+def inception_file(name: str) -> Path | None:
+    """PATH of `inception:PATH`; None for timm's."""
+    return Path(name.removeprefix(_INCEPTION)).expanduser() if name.startswith(_INCEPTION) else None
 
 
 def standardised(encoder: Encoder, images: np.ndarray) -> Encoder:
