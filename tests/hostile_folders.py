@@ -12,7 +12,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import tifffile
-from hostile_formats import CLASSES, FORMATS, _cohort, _geojson, _mask, _plain, _pyramid, models, pixels, read_slide
+from hostile_formats import (
+    APERIO,
+    CLASSES,
+    FORMATS,
+    _cohort,
+    _geojson,
+    _mask,
+    _mask_tiff,
+    _plain,
+    _pyramid,
+    models,
+    pixels,
+    read_slide,
+)
+from hostile_slides import SLIDES
 from mutations import Format, Kind
 from PIL import Image
 
@@ -25,6 +39,7 @@ from stedm.run import run_all
 from stedm.segment import write_areas
 from stedm.stages.export_set import find_set
 from stedm.stages.report import report
+from stedm.stages.run_folder import RunFolder
 from stedm.stages.segment import SegmentOptions, segment_slide
 
 KINDS: dict[str, Kind] = {".json": "json", ".csv": "text", ".yaml": "text", ".png": "png", ".parquet": "parquet"}
@@ -183,6 +198,23 @@ def _read_layouts(path: Path) -> Any:
     return layouts.notices(), layouts.of(layouts.choose(0, np.random.default_rng(0)))
 
 
+# Uploads to the studio
+
+
+def _lend_style(path: Path) -> Any:
+    from stedm.studio.styles import StyleBook
+
+    return StyleBook(RunFolder(path.parent), pd.DataFrame(), patch_px=32, mpp=0.5).of_images([path, path]).images
+
+
+def _open_layout(path: Path) -> Any:
+    from stedm.studio.layouts import LayoutBook
+    from stedm.studio.styles import refuse_oversized
+
+    refuse_oversized(path)
+    return LayoutBook(RunFolder(path.parent), pd.DataFrame(), classes=CLASSES, patch_px=32).from_file(path)
+
+
 # Networks from elsewhere
 
 
@@ -256,6 +288,14 @@ FOLDERS = (
     *(_folder("segmented", segmented, f"out/slide.{end}", _segment) for end in ("json", "tif", "geojson")),
     _folder("outlined again", segmented, "out/slide.tif", functools.partial(_segment, again=True)),
     *(_folder("reported", reported, name, report) for name in REPORTED),
+    Format("studio: PNG of a style", _plain(".png"), _lend_style, "png"),
+    Format("studio: JPEG of a style", _plain(".jpg"), _lend_style),
+    Format("studio: TIFF of a style", _plain(".tif", compression="tiff_lzw"), _lend_style, "tiff"),
+    Format(
+        "studio: SVS of a style", _pyramid("slide.svs", description=APERIO, compression="jpeg"), _lend_style, "tiff"
+    ),
+    Format("studio: PNG of a layout", _mask, _open_layout, "png"),
+    Format("studio: TIFF of a layout", _mask_tiff, _open_layout, "tiff"),
     _folder("first stage", elsewhere, "diffusers/config.json", _diffusers),
     _folder("first stage", elsewhere, "diffusers/diffusion_pytorch_model.safetensors", _diffusers),
     _folder("backbone", elsewhere, "timm/config.json", _timm),
@@ -263,4 +303,4 @@ FOLDERS = (
     _folder("few-step pairs", elsewhere, "0.pt", _pairs),
 )
 """Those with networks at the end: they need torch."""
-ALL = (*FORMATS, *FOLDERS)
+ALL = (*FORMATS, *SLIDES, *FOLDERS)

@@ -62,10 +62,12 @@ def _plain(suffix: str, **options: Any) -> Callable[[Path], Path]:
     return write
 
 
-def _pyramid(name: str, *, description: str | None = None, ome: bool = False, **options: Any) -> Callable[[Path], Path]:
+def _pyramid(
+    name: str, *, description: str | None = None, ome: bool = False, big: bool = False, **options: Any
+) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         image = pixels(256, 192)
-        with tifffile.TiffWriter(folder / name, ome=ome) as tiff:
+        with tifffile.TiffWriter(folder / name, ome=ome, bigtiff=big) as tiff:
             for level in range(2):
                 extra: dict[str, Any] = {"subifds": 1} if ome and level == 0 else {}
                 extra |= (

@@ -20,10 +20,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from mutations_tiff import other_tiff
 
 from stedm.errors import UserError
 
-Kind = Literal["bytes", "text", "json", "png", "parquet"]
+Kind = Literal["bytes", "text", "json", "png", "parquet", "tiff"]
 UP, ROOT = ".." + "/", "/"
 """Ways out of a folder."""
 ABSOLUTE = f"{ROOT}etc/x"
@@ -80,7 +81,7 @@ class Format:
     """Given the spoiled file, in its folder."""
     kind: Kind = "bytes"
     """How it is spoiled; a PNG's checksums are made good again, or nothing but them would ever be looked at, and
-    cells of a Parquet table are exchanged."""
+    cells of a Parquet table, fields of a TIFF's directories are exchanged."""
 
 
 class Failure(AssertionError):
@@ -116,6 +117,8 @@ def _spoiled(content: bytes, rng: np.random.Generator, *, kind: str) -> bytes:
         return json.dumps(_other_value(json.loads(content), rng)).encode()
     if kind == "png" and rng.random() < 0.6:
         return _other_png(content, rng)
+    if kind == "tiff" and rng.random() < 0.6:
+        return other_tiff(content, rng)
     changes = _TEXT_CHANGES if kind in ("text", "json") else _BINARY_CHANGES
     for _ in range(int(rng.integers(1, 4))):
         content = changes[int(rng.integers(len(changes)))](content, rng)

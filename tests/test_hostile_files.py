@@ -20,6 +20,7 @@ import tifffile
 from hostile_folders import ALL
 from hostile_formats import pixels
 from mutations import Failure, Format, limits, mutants, outcome, with_checksums
+from mutations_tiff import chained
 from PIL import Image
 
 from stedm.cli import main
@@ -37,8 +38,8 @@ from stedm.stages.report import report
 
 CASES, SLOW = 25, {"training/last.ckpt": 3, "reported": 2}
 """Cases of a format in a test, and of those whose names begin like this; benchmarks/mutations.py tries thousands."""
-MADE_AGAIN = ("run: data/fingerprint", "prepared: run/data/", "segmented: out/slide")
-"""Names of formats of which what is damaged is made again, without a word."""
+MADE_AGAIN = ("run: data/fingerprint", "prepared: run/data/", "segmented: out/slide", "MRXS: slide.mrxs")
+"""Names of formats of which what is damaged is made again, or not looked at (a thumbnail), without a word."""
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -148,7 +149,8 @@ def test_a_header_that_claims_much_is_refused(tmp_path: Path, size_px: tuple[int
         read_mask(path)
 
 
-def test_a_tiff_that_claims_much_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_that_claims_much_is_refused(tmp_path: Path, big: bool) -> None:
     """Sparse tiles of a slide 17 million pixels wide; one strip whose bytes are not there; a tile of 4 GiB."""
     image = pixels(256, 192)
     for name, tag, value in (
@@ -157,7 +159,7 @@ def test_a_tiff_that_claims_much_is_refused(tmp_path: Path) -> None:
         ("tall", "ImageLength", 2**31),
     ):
         path = tmp_path / f"{name}.tif"
-        with tifffile.TiffWriter(path) as tiff:
+        with tifffile.TiffWriter(path, bigtiff=big) as tiff:
             for level in range(2):
                 tiff.write(image[:: 2**level, :: 2**level], tile=(64, 64), photometric="rgb", subfiletype=level)
         with tifffile.TiffFile(path, mode="r+") as tiff:
@@ -166,6 +168,38 @@ def test_a_tiff_that_claims_much_is_refused(tmp_path: Path) -> None:
                 tiff.pages.first.tags["TileLength"].overwrite(2**16, dtype="I")
         with limits(), pytest.raises(UserError, match=name), Slide.open(path, mpp=1.0) as slide:
             slide.read(0, 0, size_px=64, mpp=1.0)
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize(("levels", "target"), [(3, 0), (3, 2), (3, 1), (150, 0)])
+def test_a_tiff_whose_directories_lead_in_a_circle_is_refused(
+    tmp_path: Path, big: bool, levels: int, target: int
+) -> None:
+    """tifffile reads on for ever: it looks for circles among the first hundred directories, and not while it counts."""
+    path = tmp_path / "circle.tif"
+    with tifffile.TiffWriter(path, bigtiff=big) as tiff:
+        for level in range(levels):
+            side = 64 if level == 0 else 32
+            tiff.write(pixels(side, side), tile=(16, 16), photometric="rgb", subfiletype=min(level, 1), metadata=None)
+    path.write_bytes(chained(path.read_bytes(), target))
+    with limits(), pytest.raises(UserError, match=r"circle\.tif.*circle"), Slide.open(path, mpp=1.0) as slide:
+        slide.read(0, 0, size_px=64, mpp=1.0)
+
+
+def test_a_tiff_whose_directories_overlap_is_refused(tmp_path: Path) -> None:
+    """10 kB in which every fourth byte begins a directory of hundreds of entries."""
+    number, step, content = 400, 4, bytearray(b"II*\0" + struct.pack("<I", 8) + bytes(2 * 10**4))
+    for at in range(8, 8 + 1000 * step, step):
+        content[at : at + 2] = struct.pack("<H", number)
+        follows = at + 2 + 12 * number
+        content[follows : follows + 4] = struct.pack("<I", at + step)
+    (tmp_path / "overlap.tif").write_bytes(content)
+    with (
+        limits(),
+        pytest.raises(UserError, match=r"overlap\.tif.*circle"),
+        Slide.open(tmp_path / "overlap.tif", mpp=1.0),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(("mpp", "target"), [(1e4, 1e-4), (1e300, 0.5), (1.0, 1e-9)])

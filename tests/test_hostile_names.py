@@ -3,6 +3,7 @@
 import csv
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from stedm import files
 from stedm.cli import main
 from stedm.config import CohortConfig
 from stedm.data.cohort import read_cohort, read_table
+from stedm.data.tables import read_own_csv, write_csv
 from stedm.errors import UserError
+from stedm.segment import write_areas
 from stedm.stages.report import report
 
 PATIENTS = [
@@ -181,3 +184,59 @@ def test_names_in_tables_are_no_formulas(evil_report: Path) -> None:
     assert "'=HYPERLINK(1)" in cells and "<script>alert(1)</script>" in cells
     numbers = re.compile(r"-\d+\.?\d*(e-?\d+)?")
     assert [cell for cell in cells if cell[:1] in "=+-@" and cell and not numbers.fullmatch(cell)] == []
+
+
+FORMULAS = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "'=1", "''-x", "-", "=", "+4 9", "-rf"]
+OTHERS = ["-5", "+0.25", "'-5", "real+stain", "a=b", "'", "'x", "", "0012", "NA", "Müller"]
+
+
+def test_a_table_of_ours_holds_no_formula_and_reads_back_as_it_was(tmp_path: Path) -> None:
+    names = [*FORMULAS, *OTHERS]
+    numbers = [-0.5 * k for k in range(len(names))]
+    table = pd.DataFrame({"patient": names, "iou": numbers, "seed": range(len(names)), "=1+1": names})
+    write_csv(table, tmp_path / "a.csv")
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["patient", "iou", "seed", "'=1+1"]
+    assert [row[0] for row in rows[len(FORMULAS) :]] == OTHERS and [row[1] for row in rows] == [*map(str, numbers)]
+    assert all(row[0][0] == "'" for row in rows[: len(FORMULAS)])
+    again = read_own_csv(tmp_path / "a.csv")
+    assert again.fillna("").to_dict("list") == table.to_dict("list")
+
+
+@given(st.lists(st.text(st.sampled_from("'=+-@\t\r\n15.ax"), min_size=1, max_size=6), min_size=1, max_size=20))
+def test_no_two_names_become_one(names: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_csv(pd.DataFrame({"patient": names}), Path(folder) / "a.csv")
+        assert read_own_csv(Path(folder) / "a.csv")["patient"].tolist() == names
+
+
+def test_slides_and_classes_in_areas_are_no_formulas(tmp_path: Path) -> None:
+    record = {"slide": "=cmd|' '!A0.tif", "area_mm2": {"@SUM(1)": 1.5, "gland": 0.5, "\udcff": 0.0}}
+    files.write_json(tmp_path / "a.json", record | {"fingerprints": {}})
+    (tmp_path / "a.tif").touch()
+    write_areas(tmp_path)
+    rows = list(csv.reader((tmp_path / "areas.csv").open(encoding="utf-8")))[1:]
+    assert [row[:2] for row in rows] == [["'=cmd|' '!A0.tif", cell] for cell in ("'@SUM(1)", "gland", "\\udcff")]
+    assert [row[2:] for row in rows] == [["1.5", "0.75"], ["0.5", "0.25"], ["0.0", "0.0"]]
+
+
+def test_damaged_slides_named_like_formulas_are_left_out(tmp_path: Path) -> None:
+    """skipped.csv is read again: the name in it must lead to the same slide."""
+    table = write_cohort(tmp_path, [f"p{k}" for k in range(10)])
+    rows = pd.read_csv(table, dtype=str)
+    (tmp_path / "=1+1.png").write_bytes((tmp_path / "i0.png").read_bytes()[:300])
+    rows.loc[0, ["image", "slide"]] = "=1+1.png"
+    rows.to_csv(table, index=False)
+    for _ in range(2):  # the second time from the file
+        assert prepare(table, tmp_path / "run") == 0
+    patches = pd.read_parquet(tmp_path / "run" / "data" / "patches.parquet")
+    assert set(patches["patient"]) == {f"p{k}" for k in range(1, 10)}
+    assert "'=1+1.png" in (tmp_path / "run" / "data" / "skipped.csv").read_text()
+
+
+def test_only_one_place_writes_tables_of_names() -> None:
+    """The phantom's names are our own; those of the inputs are hashed."""
+    source = Path(files.__file__).parent
+    found = {str(path.relative_to(source)) for path in source.rglob("*.py") if ".to_csv(" in path.read_text()}
+    assert found == {"data/tables.py", "data/phantom.py", "stages/inputs.py"}

@@ -232,7 +232,16 @@ def test_inception_reads_tensors_and_nothing_else(tmp_path, monkeypatch):
     features = encoder(IMAGES)
     assert features.shape == (3, 2048) and np.allclose(features[:1], encoder(IMAGES[:1]), atol=1e-4)
     torch.save(print, tmp_path / "code.pth")
-    with pytest.raises(UserError, match="no InceptionV3 weights"):
-        kid_encoder(f"inception:{tmp_path / 'code.pth'}")
+    torch.save({name: tensor * torch.nan for name, tensor in network.state_dict().items()}, tmp_path / "nan.pth")
+    torch.save({"any": torch.zeros(3)}, tmp_path / "other.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "weights.pth").read_bytes()[: 10**6])
+    (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "empty.pth").touch()
+    for name in ("code", "nan", "other", "cut", "text", "empty"):
+        with pytest.raises(UserError, match=rf"{name}\.pth is no InceptionV3 weights file .*; download") as caught:
+            kid_encoder(f"inception:{tmp_path / name}.pth")
+        assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(UserError, match="not found"):
+        kid_encoder(f"inception:{tmp_path}")
     with pytest.raises(UserError, match="not found"):
         kid_encoder("inception:nowhere.pth")

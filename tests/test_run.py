@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from stedm.config import RunConfig
 from stedm.config_file import load_config
 from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
-from stedm.files import read_json
+from stedm.evaluation.encoders import full_name
+from stedm.files import read_json, write_json
 from stedm.graph import stages_of
 from stedm.run import run_all
 from stedm.stage import Stage
+from stedm.stages.own_encoders import kid_digest
 from stedm.stages.run_folder import RunFolder
 from stedm.workers import Workers
 
@@ -242,12 +245,48 @@ def test_an_encoder_that_cannot_be_had_is_refused_before_anything_is_done(
     assert run.ran == [] and not run.folder.exists() and no_sockets == []
 
 
-def test_an_encoder_that_is_gone_stops_nothing_that_does_not_read_it(run: Recorder, tmp_path: Path) -> None:
+def weigh(run: Recorder, option: str) -> None:
+    """What the stage `measure` says of the encoder that it measured with."""
+    config = load_config(overrides=[*BASE, option])
+    path, name = run.folder / "evaluation" / "generation.json", config.evaluate.kid_encoder
+    write_json(path, {"kid_encoder": full_name(name), "kid_weights": kid_digest(name, measured=path)})
+
+
+@pytest.mark.parametrize("kind", ["timm", "inception"])
+def test_other_weights_of_the_kid_measure_again_and_the_place_does_not_count(
+    run: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("stedm.run.check_encoders", lambda *_: None)  # it may be no network
     save_weights(tmp_path / "weights", seed=0)
-    option = f"evaluate.kid_encoder={tmp_path / 'weights'}"
-    run(option)
+    place, prefix = tmp_path / "weights", ""
+    if kind == "inception":
+        place, prefix = tmp_path / "weights" / "model.safetensors", "inception:"
+    option = f"evaluate.kid_encoder={prefix}{place}"
+    assert run() == ALL and run(option) == {"measure", *END} and run(option) == set()
+    shutil.copytree(tmp_path / "weights", tmp_path / "copy")
+    assert run(option.replace(str(tmp_path / "weights"), str(tmp_path / "copy"))) == set()
+    save_weights(tmp_path / "weights", seed=1)
+    assert run(option) == {"measure", *END}
+    assert run() == {"measure", *END}
+
+
+@pytest.mark.parametrize("kind", ["timm", "inception"])
+def test_an_encoder_that_is_gone_stops_nothing_that_does_not_read_it(
+    run: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    save_weights(tmp_path / "weights", seed=0)
+    names = {"timm": f"{tmp_path / 'weights'}", "inception": f"inception:{tmp_path / 'weights' / 'model.safetensors'}"}
+    option = f"evaluate.kid_encoder={names[kind]}"
+    with monkeypatch.context() as patch:
+        patch.setattr("stedm.run.check_encoders", lambda *_: None)
+        run(option)
+    weigh(run, option)
     (tmp_path / "weights").rename(tmp_path / "moved")
     assert run(option, "cohort.licence=CC0") == {"report"}
+    with pytest.raises(UserError, match=r"evaluate\.kid_encoder"):
+        run(option, "cohort.licence=CC0", "evaluate.images_per_style=5")
+    with pytest.raises(UserError, match=r"evaluate\.kid_encoder"):  # another one, of which nothing is known
+        run(option.replace(str(tmp_path / "weights"), str(tmp_path / "elsewhere")), "cohort.licence=CC0")
 
 
 def test_adding_arms_or_seeds_to_a_finished_run_redoes_nothing_that_exists(run: Recorder) -> None:

@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import timm
 import torch
 from hostile_formats import Killed, train
-from mutations import UP
+from mutations import UP, limits
 from safetensors.torch import load_file, save_file
 
 from stedm import Segmenter, StyleDiffusion
@@ -23,8 +24,10 @@ from stedm.evaluation.encoders import kid_encoder
 from stedm.files import read_json, write_json
 from stedm.models.autoencoder import FirstStage
 from stedm.models.style import StyleExtractor
+from stedm.models.tensor_file import read_tensors
 from stedm.models.timm_backbone import timm_backbone
 from stedm.selftest import untrained
+from stedm.stages.few_step import read_pairs
 
 SOURCES = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))
 BUILTINS = {"eval", "exec", "compile", "__import__"}
@@ -132,6 +135,40 @@ def test_a_pickle_as_checkpoint_is_refused(tmp_path: Path) -> None:
     assert not hit.exists()
     shutil.rmtree(last.parent)
     train(tmp_path / "run")
+
+
+def packed(path: Path, entry: str) -> None:
+    """Pack the archive that torch wrote, with a gigabyte of zeros behind what is in the entry that ends like this."""
+    with zipfile.ZipFile(path) as archive:
+        found = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, content in found.items():
+            archive.writestr(name, content + bytes(2**30 if name.endswith(entry) else 0))
+
+
+@pytest.mark.parametrize("kind", ["tensors", "pairs", "checkpoint"])
+def test_what_would_unpack_to_more_than_it_is_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "0.pt"
+    if kind == "checkpoint":
+        with pytest.raises(Killed):
+            train(tmp_path / "run", killed_at=3)
+        path = tmp_path / "run" / "training" / "last.ckpt"
+    else:
+        torch.save({"seeds": torch.arange(2)}, path)
+        assert torch.equal(read_tensors(path)["seeds"], torch.arange(2))
+    packed(path, "data.pkl")
+    assert path.stat().st_size < 2**24
+    read = {"tensors": lambda: read_tensors(path), "pairs": lambda: read_pairs([path])}
+    with limits(), pytest.raises((UserError, ValueError), match="would unpack to"):
+        read.get(kind, lambda: train(tmp_path / "run"))()
+
+
+def test_tensors_that_are_larger_than_their_file_are_refused(tmp_path: Path) -> None:
+    """A number that stands for a million million of them."""
+    pairs = {"seeds": 0, "z": 0, "layout": 0, "style": 0}
+    torch.save({name: torch.zeros(()).expand(2**40, 1) for name in pairs}, tmp_path / "0.pt")
+    with limits(), pytest.raises(UserError, match=r"0\.pt.* of 4 bytes"):
+        read_pairs([tmp_path / "0.pt"])
 
 
 BESIDE = ("diffusion_pytorch_model.bin", "pytorch_model.bin", "open_clip_pytorch_model.bin", "model.pth", "x.pth.tar")

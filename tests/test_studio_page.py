@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import urllib.error
@@ -18,6 +19,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
+from mutations import ROOT, UP, with_checksums
+from mutations_tiff import chained
 from PIL import Image
 
 from stedm.errors import UserError
@@ -267,6 +271,76 @@ def test_what_was_uploaded_is_taken(served: Served) -> None:
     assert went_well and "labels" in said
     went_well, said = event(served, STYLE, with_file(STYLE, served, given))
     assert went_well and "<figure>" in said
+
+
+def png(side: int, value: int = 1, mode: str = "L") -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (side, side), value).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+NAMES = [
+    f"{UP * 6}climbs.png",
+    "..\\..\\climbs.png",
+    f"{ROOT}tmp/absolute.png",
+    "%2e%2e%2fclimbs.png",
+    f"{UP * 3}stedm/x.png/..",
+    "..",
+    ".",
+    "a\x00b.png",
+    "x" * 5000 + ".png",
+    "<img src=x onerror=alert(1)>.png",
+    "$(touch x).png",
+    "-rf.png",
+    "CON.png",
+    "漢字 🧬.png",
+    "no suffix",
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:30])
+def test_no_name_of_an_upload_leads_out_of_its_folder(served: Served, name: str) -> None:
+    watched = served.bench.scratch.parent
+    before = {path for path in watched.rglob("*") if served.bench.uploads not in (path, *path.parents)}
+    try:
+        given = uploaded(served, name, png(served.bench.patch_px))
+    except (urllib.error.HTTPError, OSError) as error:
+        assert getattr(error, "code", 0) in (400, 404, 413, 422, 500), error  # refused: nothing is kept
+    else:
+        path = Path(given["path"])
+        assert path.resolve().is_relative_to(served.bench.uploads.resolve()) and path.is_file()
+        for kinds in (LABEL_MAP, STYLE):
+            went_well, said = event(served, kinds, with_file(kinds, served, given))
+            assert went_well or "Please upload a file that is one of these formats" in said, said
+            assert "<img src=x" not in said and "Traceback" not in said
+    assert before == {path for path in watched.rglob("*") if served.bench.uploads not in (path, *path.parents)}
+    assert ask(served.url)[0] == 200 and served.strangers == []
+
+
+@pytest.mark.parametrize("kinds", [LABEL_MAP, STYLE, SEGMENT], ids=lambda kinds: kinds[0])
+@pytest.mark.parametrize("kind", ["cut", "text", "empty", "bomb", "claims", "circle"])
+def test_a_damaged_upload_is_refused_in_one_line(served: Served, kind: str, kinds: list[str]) -> None:
+    tiff = io.BytesIO()
+    with tifffile.TiffWriter(tiff) as writer:
+        for side in (64, 32):
+            writer.write(np.zeros((side, side, 3), np.uint8), tile=(16, 16), photometric="rgb", metadata=None)
+    whole = png(served.bench.patch_px)
+    header = struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 0, 0, 0, 0)
+    content = {
+        "cut": whole[:40],
+        "text": b"not an image",
+        "empty": b"",
+        "bomb": png(8000, mode="1"),
+        "claims": with_checksums(whole[:16] + header + whole[29:]),
+        "circle": chained(tiff.getvalue(), 0),
+    }[kind]
+    given = uploaded(served, "damaged.tif" if kind == "circle" else "damaged.png", content)
+    went_well, said = event(served, kinds, with_file(kinds, served, given))
+    if kind == "circle" and kinds == LABEL_MAP:  # whose first image is whole
+        assert went_well
+        return
+    assert not went_well and "damaged." in said and "Traceback" not in said and str(served.bench.scratch) not in said
+    assert ask(served.url)[0] == 200
 
 
 @pytest.mark.parametrize("kinds", [LABEL_MAP, SEGMENT, STYLE, SEED], ids=lambda kinds: kinds[0])

@@ -141,6 +141,52 @@ def test_without_a_terminal_the_bars_of_workers_are_lines(
     assert said == ["diffusion: 16 %, 1.0 steps/s, 0:01:00 so far, 0:14:00 left"]
 
 
+DAMAGED = [
+    b"",
+    b"\xff\xfe",
+    b"5",
+    b"null",
+    b'"ab1"',
+    b"{}",
+    b'{"completed": 1, "total": 2, "note": ""}',
+    b"[1, 2]",
+    b'["1", 2, ""]',
+    b'[1, null, ""]',
+    b'[[], {}, ""]',
+    b"[1, 2, 3]",
+    b'[NaN, 2, ""]',
+    b'[1, Infinity, ""]',
+    b'[-1, 2, ""]',
+    b'[1, 1' + b"0" * 400 + b', ""]',
+    b"[" * 100_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=lambda content: content[:20].decode(errors="replace"))
+def test_a_damaged_file_of_progress_is_passed_over(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / PUBLISHED).parent.mkdir(parents=True)
+    (tmp_path / PUBLISHED).write_bytes(content)
+    with Board() as board:
+        board.show({"diffusion": tmp_path}, waiting=0)
+        task = board.progress.tasks[1]
+        assert (task.completed, task.total, task.fields["note"]) == (0, None, "")
+        (tmp_path / PUBLISHED).write_text('[3, 4, "loss 1"]')  # the worker's next one is shown
+        board.show({"diffusion": tmp_path}, waiting=0)
+        assert (task.completed, task.total, task.fields["note"]) == (3, 4, "loss 1")
+
+
+def test_names_and_notes_are_text_on_a_terminal_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As markup, `[/x]` would be an error of the thread that draws, and `[x]` would not be seen."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    (tmp_path / PUBLISHED).parent.mkdir(parents=True)
+    (tmp_path / PUBLISHED).write_text('[1, 4, "[/b] note"]')
+    with Board() as board:
+        board.show({"a[/red].svs": tmp_path}, waiting=0)
+        with board.progress.console.capture() as drawn:
+            board.progress.console.print(board.progress.make_tasks_table(board.progress.tasks), width=200)
+    assert "a[/red].svs" in drawn.get() and "[/b] note" in drawn.get()
+
+
 @pytest.mark.parametrize("dies", [True, False])
 def test_a_worker_that_dies_while_another_is_started_is_told_from_other_errors(dies: bool) -> None:
     """Starting a process takes pipes of the pool that are closed when it breaks: `bad value(s) in fds_to_keep`."""

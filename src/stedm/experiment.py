@@ -19,6 +19,7 @@ import pandas as pd
 from stedm.config import RunConfig
 from stedm.config_experiment import Budget, ExperimentConfig
 from stedm.config_file import load_config
+from stedm.data.tables import read_own_csv, write_csv
 from stedm.errors import UserError
 from stedm.evaluation.statistics import summary_table
 from stedm.files import atomic_path, read_json, write_json
@@ -135,18 +136,13 @@ def evaluate_root(run: RunFolder, config: RunConfig) -> None:
     budgets = annotated_patients(config, run.root)
     tables = []
     for part in _sub_runs(config, run.root):
-        table = pd.read_csv(
-            part.run.evaluation / "per_patient.csv",
-            dtype={"patient": str, "group": str},
-            keep_default_na=False,
-            na_values=[""],
-        )
+        table = read_own_csv(part.run.evaluation / "per_patient.csv")
         split = part.config.split
         fold = split.fold[0] if split.fold else 0
         tables.append(table.assign(budget=budgets[part.name], draw=split.draw, fold=fold))
     pooled = pd.concat(tables, ignore_index=True)
     with atomic_path(run.evaluation / "per_patient.csv") as temporary:
-        pooled.to_csv(temporary, index=False)
+        write_csv(pooled, temporary)
     summaries = {str(budget): _summary(pooled, config, budget) for budget in dict.fromkeys(budgets.values())}
     main = list(summaries.values())[-1]
     write_json(run.evaluation / "summary.json", main | {"budgets": summaries})

@@ -24,7 +24,7 @@ from stedm.config import (
 from stedm.data.composition import composition_digest
 from stedm.stage import Stage, keys_of, later
 from stedm.stages.inputs import inputs_of
-from stedm.stages.own_encoders import weights_digest
+from stedm.stages.own_encoders import kid_digest, weights_digest
 from stedm.stages.prepare import CUT_AS, prepare
 from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder, teachers, together
 
@@ -72,10 +72,11 @@ def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
             "measure",
             later("measure.measure", run, config),
             run.evaluation,
-            ("seed", *keys_of("evaluate", EvaluateConfig, without=("bootstrap",))),
+            ("seed", *keys_of("evaluate", EvaluateConfig, without=("bootstrap", "kid_encoder"))),
             ("filter", _segmenter_name(*judge)),
             marker="measure.json",
-            extra="colour drift",  # what it measures more than older versions of this format did
+            extra="colour drift "  # what it measures more than older versions of this format did
+            + kid_digest(config.evaluate.kid_encoder, measured=run.evaluation / "generation.json"),
         ),
         Stage(
             "evaluate",

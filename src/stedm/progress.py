@@ -28,6 +28,8 @@ _RATE_S = 1.0
 """No rate before."""
 _SHORT_S = 10.0
 """A bar of less says nothing at its end."""
+_MOST = 1e15
+"""No work has as many steps, images or bytes."""
 Listener = Callable[[float, float, str], None]
 """Called with what is done, what there is, and what is being done."""
 _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
@@ -48,9 +50,9 @@ class Bars(Progress):
 
     def __init__(self, *, shown: bool = True, auto_refresh: bool = True) -> None:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # names of slides, and notes read from files
             BarColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
@@ -127,6 +129,18 @@ class Bar:
             write_text(self.folder / PUBLISHED, json.dumps([completed, self.total, note]))
 
 
+def published(folder: Path) -> tuple[float, float, str] | None:
+    """What a worker has done in `folder`, of how much, and its note; None before it says, and for a damaged file."""
+    try:
+        found = json.loads((folder / PUBLISHED).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None  # not published yet, or just finished
+    match found:
+        case [int() | float() as completed, int() | float() as total, str() as note]:
+            return (completed, total, note) if 0 <= completed < _MOST and 0 <= total < _MOST else None
+    return None
+
+
 class Board:
     """The bars of all running workers."""
 
@@ -143,15 +157,13 @@ class Board:
         self.progress.stop()
 
     def show(self, running: dict[str, Path], *, waiting: int) -> None:
-        """running: stage name -> its folder."""
+        """running: stage name -> its folder. A stage without a readable file of progress has a bar without figures."""
         for name in set(self.tasks) - set(running) - {""}:
             self.progress.remove_task(self.tasks.pop(name))
         for name, folder in running.items():
             if name not in self.tasks:
                 self.tasks[name] = self.progress.add_task(name, total=None, note="")
-            try:
-                completed, total, note = json.loads((folder / PUBLISHED).read_text())
+            if (found := published(folder)) is not None:
+                completed, total, note = found
                 self.progress.update(self.tasks[name], completed=completed, total=total, note=note)
-            except (OSError, ValueError):
-                continue  # not published yet, or just finished
         self.progress.update(self.tasks[""], description=f"{waiting} more {self.noun}")

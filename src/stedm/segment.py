@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from stedm.data.tables import write_csv
 from stedm.errors import Stopped, UserError
 from stedm.files import atomic_path, locked, read_json, remove_temporaries
 from stedm.models.model_folder import read_config
@@ -126,7 +127,7 @@ def _write_areas(out: Path) -> None:
                 rows.append((*names, area, area / total if total else 0.0))
     if rows:
         with atomic_path(out / AREAS) as temporary:
-            pd.DataFrame(rows, columns=["slide", "class", "area_mm2", "share"]).to_csv(temporary, index=False)
+            write_csv(pd.DataFrame(rows, columns=["slide", "class", "area_mm2", "share"]), temporary)
 
 
 def _record(path: Path) -> Any:

@@ -17,6 +17,7 @@ from stedm.data.resampling import area_average
 from stedm.data.slide_formats import Backend, open_backend
 from stedm.data.slide_header import Box, Header
 from stedm.errors import UserError
+from stedm.files import reason_of
 from stedm.threads import in_threads
 
 _ALL_THREADS = -1
@@ -31,7 +32,7 @@ _DAMAGE = (
     ArithmeticError,
     EOFError,
     LookupError,
-    RecursionError,
+    RuntimeError,
     struct.error,
     UnidentifiedImageError,
     Image.DecompressionBombError,
@@ -165,7 +166,9 @@ class Slide:
         try:
             region = handle.region(level, inner_x[0], inner_y[0], width, height)
         except _DAMAGE as error:
-            raise DamagedSlide(f"{self.path}: pixels cannot be decoded ({error}); replace the file") from None
+            raise DamagedSlide(
+                f"{self.path}: pixels cannot be decoded ({reason_of(error)}); replace the file"
+            ) from None
         if region.shape == (y1 - y0, x1 - x0, 3):
             return region
         canvas = np.full((y1 - y0, x1 - x0, 3), 255, np.uint8)
@@ -214,5 +217,5 @@ def _open_handle(path: Path) -> Backend:
     except TooLarge as error:
         raise DamagedSlide(f"{path}: {error}; save it as a tiled TIFF pyramid") from None
     except _DAMAGE as error:
-        reason = "damaged header" if isinstance(error, _HEADER_DAMAGE) else error
+        reason = "damaged header" if isinstance(error, _HEADER_DAMAGE) else reason_of(error)
         raise DamagedSlide(f"{path}: unreadable image ({reason}); replace the file") from None

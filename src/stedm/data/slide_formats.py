@@ -12,7 +12,7 @@ from PIL import Image
 
 from stedm.data.images import colours, decode, flatten, open_image
 from stedm.data.slide_header import Header, downsamples, measured
-from stedm.data.slide_tiff import CACHE_BYTES, TiffPyramid
+from stedm.data.slide_tiff import CACHE_BYTES, TiffPyramid, refuse_claims
 
 PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _MOST_TILE_PX = 2**26
@@ -91,6 +91,7 @@ class OpenSlideImage:
     for_all_threads = False
 
     def __init__(self, path: Path) -> None:
+        refuse_claims(path)
         self._slide = openslide.OpenSlide(str(path))
         self._slide.set_cache(_openslide_cache(os.getpid()))
         self._factors = self._slide.level_downsamples  # OpenSlide's own, by which it finds a level's pixels

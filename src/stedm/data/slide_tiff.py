@@ -1,6 +1,8 @@
 """TIFF files that are read tile by tile, with tifffile: OME-TIFF and other pyramids."""
 
 import logging
+import os
+import struct
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ _MOST_TILE_BYTES, _MOST_RATIO = 2**28, 50
 """A larger tile must not take more than so many times the bytes it has in the file: a header can claim anything."""
 _PHOTOMETRIC = {tifffile.PHOTOMETRIC[name] for name in ("MINISWHITE", "MINISBLACK", "RGB", "YCBCR")}
 _TO_RGB = {tifffile.COMPRESSION[name] for name in ("OJPEG", "JPEG", "JPEG2000", "APERIO_JP2000_YCBC", "WEBP", "JPEGXL")}
+_MOST_ENTRIES = 4096
+"""Of a directory."""
 _UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it remarks on each damaged tag; we say what it comes to
@@ -53,6 +57,7 @@ class TiffPyramid:
             tiff = tifffile.TiffFile(path)
         except tifffile.TiffFileError:
             return None
+        _refuse_circle(tiff)
         series = _largest(tiff)
         _refuse_part(tiff, series)
         first, small = series.keyframe.index == 0, _size(series) < _MOST_PILLOW_PX
@@ -122,6 +127,40 @@ class TiffPyramid:
     def close(self) -> None:
         """See `Backend.close`."""
         self._tiff.close()
+
+
+def refuse_claims(path: Path) -> None:
+    """Raise ValueError for a TIFF with a tile of more bytes than the file has, or directories that do not end.
+
+    OpenSlide would take as much memory, and end the process where there is none. What is no TIFF is left alone.
+    """
+    try:
+        tiff = tifffile.TiffFile(path)
+    except tifffile.TiffFileError:
+        return
+    with tiff:
+        _refuse_circle(tiff)
+        for page in tiff.pages:
+            if max(page.databytecounts, default=0) > tiff.filehandle.size:
+                raise ValueError(f"a tile of {max(page.databytecounts)} bytes in a file of {tiff.filehandle.size}")
+
+
+def _refuse_circle(tiff: tifffile.TiffFile) -> None:
+    """Raise ValueError for directories that lead in a circle, or overlap: tifffile would read on, and on."""
+    form, handle, seen, read = tiff.tiff, tiff.filehandle, set[int](), 0
+    place = tiff.pages.first.offset
+    while 0 < place < handle.size:
+        if place in seen or read > handle.size:
+            raise ValueError("its directories lead in a circle")
+        seen.add(place)
+        handle.seek(place)
+        number = handle.read(form.tagnosize)
+        if len(number) < form.tagnosize or (entries := struct.unpack(form.tagnoformat, number)[0]) > _MOST_ENTRIES:
+            break  # tifffile stops there, too
+        read += entries * form.tagsize
+        handle.seek(entries * form.tagsize, os.SEEK_CUR)
+        following = handle.read(form.offsetsize)
+        place = struct.unpack(form.offsetformat, following)[0] if len(following) == form.offsetsize else 0
 
 
 def _refuse_part(tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> None:

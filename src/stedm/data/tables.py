@@ -1,7 +1,10 @@
-"""Tables: the user's CSV files, and the Parquet files that stages leave in a run folder."""
+"""Tables: the user's CSV files, and the CSV and Parquet files that stages leave in a run folder."""
 
-from collections.abc import Sequence
+import csv
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -14,6 +17,8 @@ from stedm.files import whole
 MOST_BYTES = 2**32
 """Memory that the cells of one Parquet table may take: the plan of ten million synthetic images needs 2.7e9."""
 _CELL_BYTES, _ROWS_AT_ONCE = 8, 2**12
+_FORMULA = re.compile(r"(?![-+]?\d+(\.\d+)?\Z)[-=+@\t\r\n]")
+"""How a text begins that spreadsheets calculate with: an apostrophe tells them not to. Numbers may stay."""
 
 
 def read_csv(path: str | Path) -> pd.DataFrame:
@@ -26,6 +31,47 @@ def read_csv(path: str | Path) -> pd.DataFrame:
     if not isinstance(table.index, pd.RangeIndex):
         raise UserError(f"{path}: rows have more cells than the header; name every column, and quote cells with commas")
     return table
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table of ours, without its index; `read_own_csv` reads the same names again.
+
+    Names are anybody's. One that a spreadsheet would take for a formula gets an apostrophe before it, and so does one
+    of which nothing but apostrophes kept it from that; what is no Unicode is written out.
+    """
+    texts = _each_text(table, _as_text)
+    cells = [*texts, *texts.select_dtypes(["object", "string"]).to_numpy().ravel()]
+    # A carriage return ends a row, but csv quotes it as of Python 3.13 only.
+    returns = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+    quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    texts.to_csv(path, index=False, errors="backslashreplace", quoting=quoting)
+
+
+def read_own_csv(path: Path, *, dtype: Any = None) -> pd.DataFrame:
+    """A table that `write_csv` wrote. Raises UserError for a damaged one, FileNotFoundError without one.
+
+    dtype: as of pandas; when not given, patients and groups are text (0012 stays 0012, and NA a name).
+    """
+    dtype = dtype or {"patient": str, "group": str}
+    with whole(path):
+        return _each_text(pd.read_csv(path, dtype=dtype, keep_default_na=False, na_values=[""]), _as_it_was)
+
+
+def _each_text(table: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
+    """The table with its texts and the names of its columns changed."""
+    changed = table.copy()
+    for name in table.select_dtypes(["object", "string"]):
+        changed[name] = table[name].map(change)
+    return changed.rename(columns=change)
+
+
+def _as_text(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell.lstrip("'")) else cell
+
+
+def _as_it_was(cell: Any) -> Any:
+    quoted = isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell.lstrip("'"))
+    return cell[1:] if quoted else cell
 
 
 def read_parquet(path: str | Path, *, needs: Sequence[str] = ()) -> pd.DataFrame:

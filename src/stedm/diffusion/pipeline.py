@@ -1,7 +1,7 @@
 """StyleDiffusion: the three networks together, and how an image is made."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +25,7 @@ from stedm.models.unet import UNet, one_hot_layout
 
 INDEX = "model_index.json"
 Images = NDArray[np.uint8]
+Places = Callable[[Images], Tensor]
 
 
 def to_network(images: Images, device: torch.device | None = None) -> Tensor:
@@ -166,20 +167,22 @@ class StyleDiffusion(nn.Module):
         return next(self.parameters()).device
 
     @torch.no_grad()
-    def extract_styles(self, style_images: Images | Sequence[Images]) -> Styles:
+    def extract_styles(self, style_images: Images | Sequence[Images], *, places: Places | None = None) -> Styles:
         """Style sets -> B styles. One array (B, N, H, W, 3) uint8, or a sequence of B sets (N_b, H, W, 3).
 
+        places: what `StyleExtractor.frozen_backbone` says of a set, (N, h', w', F), where that is kept.
         Raises ValueError, as drawing does, for what is no style set of images as large as the networks need.
         """
         _check_styles(style_images, self.first_stage.factor)
-        read = [self._read_style(to_network(images, self.device)) for images in style_images]
+        said = [None if places is None else places(images)[None] for images in style_images]
+        read = [self._read_style(to_network(x, self.device), kept) for x, kept in zip(style_images, said, strict=True)]
         return Styles(*(torch.stack(parts) for parts in zip(*read, strict=True)))
 
-    def _read_style(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _read_style(self, images: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Vectors (K, d + 2 C), grain, tones and bands of one style set (N, 3, H, W)."""
         with autocast(self.device):
             latents = self.first_stage.encode(images)  # (N, C, h, w)
-            vectors, found = self.style_extractor.describe(images[None], latents[None])
+            vectors, found = self.style_extractor.describe(images[None], latents[None], places=places)
             middle, middle_latents = middle_of(images, latents)
             reconstructed = self.first_stage.decode(middle_latents).float()
         grain, bands = measure_grain(middle, reconstructed), measure_bands(images, found[0])

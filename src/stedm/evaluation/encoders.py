@@ -14,6 +14,7 @@ from stedm.errors import UserError
 from stedm.evaluation.features import kid_features
 from stedm.evaluation.generation import Scale
 from stedm.files import reason_of
+from stedm.models.tensor_file import read_tensors
 from stedm.models.timm_backbone import timm_backbone
 
 FIXED = "stain+texture+random"
@@ -38,11 +39,21 @@ def kid_encoder(name: str | None, *, device: torch.device | None = None) -> tupl
         UserError: if the network or its weights cannot be had.
     """
     if name is None:
-        return FIXED, kid_features
-    device = device or torch.device("cpu")
-    if name.startswith(_INCEPTION):
-        return name, _inception(Path(name.removeprefix(_INCEPTION)).expanduser(), device)
-    return f"timm:{name}", _timm(name, device)
+        return full_name(name), kid_features
+    device, file = device or torch.device("cpu"), inception_file(name)
+    return full_name(name), _timm(name, device) if file is None else _inception(file, device)
+
+
+def full_name(name: str | None) -> str:
+    """What results call an encoder that the config calls `name`."""
+    if name is None:
+        return FIXED
+    return name if name.startswith(_INCEPTION) else f"timm:{name}"
+
+
+def inception_file(name: str) -> Path | None:
+    """PATH of `inception:PATH`; None for timm's."""
+    return Path(name.removeprefix(_INCEPTION)).expanduser() if name.startswith(_INCEPTION) else None
 
 
 def standardised(encoder: Encoder, images: np.ndarray) -> Encoder:
@@ -86,7 +97,7 @@ def _timm(name: str, device: torch.device) -> Encoder:
 
     encoder = _in_batches(pooled, device)
     try:
-        encoder(np.zeros((1, size_px, size_px, 3), np.uint8))
+        _try(encoder, size_px)
     except Exception as error:  # backbones that return something else fail in as many ways
         raise UserError(
             f"{_KEY}: {name} does not make one vector of an image ({reason_of(error)}); take another"
@@ -101,15 +112,23 @@ def _inception(weights: Path, device: torch.device) -> Encoder:
         raise UserError(f"{_KEY}: `inception:` needs torch-fidelity; pip install stedm[fid]") from None
     # torch-fidelity would unpickle whatever is in the file; it is given the tensors that the strict reader found.
     tensors = io.BytesIO()
+    if not weights.is_file():
+        raise UserError(f"{_KEY}: {weights} not found; name torch-fidelity's InceptionV3 weights file")
     try:
-        torch.save(torch.load(weights, map_location="cpu", weights_only=True), tensors)
+        torch.save(read_tensors(weights), tensors)
         tensors.seek(0)
         network: nn.Module = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=tensors)
-    except FileNotFoundError:
-        raise UserError(f"{_KEY}: {weights} not found; name torch-fidelity's InceptionV3 weights file") from None
+        encoder = _in_batches(lambda pixels: network(pixels)[0], device)
+        network.to(device).eval()
+        _try(encoder, 299)
     except Exception as error:
         raise UserError(
-            f"{_KEY}: {weights} is no InceptionV3 weights file ({str(error).splitlines()[0]}); download it again"
+            f"{_KEY}: {weights} is no InceptionV3 weights file ({reason_of(error)}); download it again"
         ) from error
-    network = network.to(device).eval()
-    return _in_batches(lambda pixels: network(pixels)[0], device)
+    return encoder
+
+
+def _try(encoder: Encoder, size_px: int) -> None:
+    """Raise ValueError unless the features of a black image are numbers: weights may be none."""
+    if not np.isfinite(encoder(np.zeros((1, size_px, size_px, 3), np.uint8))).all():
+        raise ValueError("its features are no numbers")

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from stedm.config import RunConfig
+from stedm.data.tables import write_csv
 from stedm.device import best_device
 from stedm.evaluation.segmentation import patch_scores
 from stedm.evaluation.statistics import summary_table
@@ -24,7 +25,7 @@ def evaluate(run: RunFolder, config: RunConfig) -> None:
     images, label_maps = run.images(test), run.label_maps(test)
     per_patient, predictions = _per_patient(run, config, test, images, label_maps)
     with atomic_path(run.evaluation / "per_patient.csv") as temporary:
-        per_patient.to_csv(temporary, index=False)
+        write_csv(per_patient, temporary)
     budget = len(read_json(run.data / "splits.json")["train_annotated"])
     summary = summary_table(
         per_patient,

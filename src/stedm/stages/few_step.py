@@ -20,6 +20,7 @@ from stedm.device import best_device
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.sampling import Sampling
 from stedm.files import atomic_path, whole
+from stedm.models.tensor_file import read_tensors
 from stedm.progress import Bar
 from stedm.ranks import everyones, is_first, share
 from stedm.stages.generate import composition_of, layouts_of, make_plan, style_images_of
@@ -90,8 +91,11 @@ def read_pairs(paths: Sequence[Path]) -> dict[str, Tensor]:
     parts: list[dict[str, Tensor]] = []
     for path in paths:
         with whole(path):
-            part = {name: torch.load(path, weights_only=True)[name] for name in _OF_PAIRS}
+            found = read_tensors(path)
+            part = {name: found[name] for name in _OF_PAIRS}
             for name, tensor in part.items():
+                if tensor.nbytes > tensor.untyped_storage().nbytes():
+                    raise ValueError(f"{name} {list(tensor.shape)} of {tensor.untyped_storage().nbytes()} bytes")
                 if tensor.shape[1:] != (parts or [part])[0][name].shape[1:] or len(tensor) != len(part["seeds"]):
                     raise ValueError(f"{name} {list(tensor.shape)}")
             parts.append(part)

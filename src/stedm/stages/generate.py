@@ -16,7 +16,7 @@ from stedm.config import RunConfig
 from stedm.data.composition import CompositionTable
 from stedm.data.tables import read_parquet
 from stedm.device import best_device
-from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.diffusion.pipeline import StyleDiffusion, Styles
 from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
 from stedm.files import atomic_path, write_json
@@ -24,6 +24,7 @@ from stedm.png import Writer
 from stedm.progress import Bar
 from stedm.ranks import everyones, is_first, place, share
 from stedm.stages.grids import sampling_of, style_set_rows
+from stedm.stages.latents import KeptPlaces
 from stedm.stages.layout_statistics import write_layout_statistics
 from stedm.stages.plan_layouts import LayoutSources, PlanLayouts
 from stedm.stages.run_folder import RunFolder, train_patches
@@ -58,10 +59,11 @@ def generate(run: RunFolder, config: RunConfig, *, name: str = "synthetic") -> N
     def conditions(rows: pd.DataFrame) -> Conditions:
         return np.stack([layouts.of(row) for _, row in rows.iterrows()]), style_images_of(run, patches, rows)
 
-    given = results(conditions, batches, ahead=made_ahead())
+    given, places = results(conditions, batches, ahead=made_ahead()), KeptPlaces.of(model.style_extractor, model.device)
     with Bar("drawing images", total=len(mine), completed=done, folder=folder) as bar, Writer() as writer:
         for rows, (maps, style_sets) in zip(batches, given, strict=True):
-            _draw(folder, config, model, rows, maps, style_sets, writer)
+            styles = None if style_sets is None else model.extract_styles(style_sets, places=places)
+            _draw(folder, config, model, rows, maps, styles, writer)
             bar.update(done := done + len(rows), unit="images")
     drawn = sum(everyones(len(todo)))
     if not is_first():
@@ -161,11 +163,10 @@ def _draw(
     model: StyleDiffusion,
     rows: pd.DataFrame,
     maps: np.ndarray,
-    style_sets: list[np.ndarray] | None,
+    styles: Styles | None,
     writer: Writer,
 ) -> None:
     """Draw one batch of plan rows and have image and mask of each written, the image last."""
-    styles = None if style_sets is None else model.extract_styles(style_sets)
     # A last, smaller batch is filled up: on some processors a result depends on the batch size in its last bit.
     fill = np.arange(config.generate.batch_size) % len(rows)
     images = model(

@@ -1,5 +1,7 @@
-"""Images to latents, and to features of a frozen backbone, many at once: what trainings and their watch cache."""
+"""Images to latents, and to features of a frozen backbone: what trainings, their watch and drawing keep."""
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +15,8 @@ from stedm.models.style import StyleExtractor
 from stedm.training.augment import dihedral
 
 _AT_ONCE = 64
+KEPT_BYTES = 2**30
+"""Of features that are kept while images are drawn, by each process."""
 MOST_BYTES = 2**32
 """Of kept features; a training with more lets the backbone look again in each step."""
 
@@ -46,6 +50,41 @@ def frozen_places(extractor: StyleExtractor, images: np.ndarray) -> Tensor | Non
     parts = [_in_eight(read, images[start : start + _AT_ONCE]) for start in range(0, len(images), _AT_ONCE) if fits]
     extractor.cpu().train()
     return torch.cat(parts) if fits else None
+
+
+class KeptPlaces:
+    """What a frozen backbone says of style images (N, H, W, 3) uint8: (N, h, w, F), asked about each image once.
+
+    Each is asked about alone, so that it makes no difference to any bit which images come before it, or with it, as
+    they do on one rank and on several, and after an interruption. Those last used are kept, KEPT_BYTES of them.
+    """
+
+    def __init__(self, read: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        self._read, self._device = read, device
+        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._bytes = 0
+
+    @classmethod
+    def of(cls, extractor: StyleExtractor, device: torch.device) -> "KeptPlaces | None":
+        """Of the extractor's backbone; None where its encoder is none that is frozen."""
+        read = extractor.frozen_backbone
+        return None if read is None else cls(read, device)
+
+    @torch.no_grad()
+    def __call__(self, images: np.ndarray) -> Tensor:
+        """See the class; on its device."""
+        return torch.stack([self._of(image).to(self._device) for image in images])
+
+    def _of(self, image: np.ndarray) -> Tensor:
+        key = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest()
+        if key not in self._kept:
+            with autocast(self._device):
+                self._kept[key] = self._read(to_network(image[None], self._device))[0].cpu()
+            self._bytes += self._kept[key].nbytes
+            while self._bytes > KEPT_BYTES and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        self._kept.move_to_end(key)
+        return self._kept[key]
 
 
 @torch.no_grad()

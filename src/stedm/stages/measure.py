@@ -27,6 +27,7 @@ from stedm.evaluation.probe import FIGURES, StyleProbe, group_figures, probe_sca
 from stedm.files import read_json, write_json
 from stedm.ranks import PORTION
 from stedm.stages.grids import save_probe_grid
+from stedm.stages.own_encoders import kid_digest
 from stedm.stages.probe import draw_probes
 from stedm.stages.run_folder import RunFolder, train_patches
 
@@ -74,6 +75,7 @@ def measure_generator(run: RunFolder, config: RunConfig) -> dict[str, Any]:
     patient has a single image: there is none to compare with what is drawn in its style.
     """
     encoder_name, encoder = kid_encoder(config.evaluate.kid_encoder, device=best_device())
+    weights = kid_digest(config.evaluate.kid_encoder, measured=run.evaluation / "generation.json")
     patches = run.patches()
     drawing = draw_probes(run, config)
     if drawing.groups["unseen"]:
@@ -92,6 +94,7 @@ def measure_generator(run: RunFolder, config: RunConfig) -> dict[str, Any]:
         **{key: groups[hardest][key] for key in FIGURES},
         **_memorisation(drawing.groups, groups, run.images(training), training["patient"].tolist()),
         "kid_encoder": encoder_name,
+        "kid_weights": weights,
         "unseen_are": "unseen" if (patches["split"] == "unseen").any() else "val",
         **groups,
     }

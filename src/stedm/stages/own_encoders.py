@@ -7,8 +7,9 @@ from pathlib import Path
 
 from stedm.config import RunConfig
 from stedm.errors import UserError
-from stedm.files import reason_of
+from stedm.files import read_json, reason_of
 
+_KID = "evaluate.kid_encoder"
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")
 """Files that timm would read weights from."""
 
@@ -28,7 +29,7 @@ def check_encoders(config: RunConfig, keys: Container[str] | None) -> None:
         from stedm.models.segmenter import Segmenter
 
         Segmenter(classes=["any"], encoder=segmentation.encoder).load_encoder(segmentation.encoder_weights)
-    if config.evaluate.kid_encoder and (keys is None or "evaluate.kid_encoder" in keys):
+    if config.evaluate.kid_encoder and (keys is None or "evaluate.images_per_style" in keys):
         from stedm.evaluation.encoders import kid_encoder
 
         kid_encoder(config.evaluate.kid_encoder)
@@ -55,6 +56,34 @@ def weights_digest(weights: str | None, *, key: str) -> str:
     except OSError as error:
         raise UserError(f"{key}: {weights} cannot be read ({reason_of(error)}); copy the folder again") from None
     return digest.hexdigest()
+
+
+def kid_digest(name: str | None, *, measured: Path) -> str:
+    """What the weights of `evaluate.kid_encoder` are, as of `weights_digest`; of a file by its content too.
+
+    measured: generation.json, which says it of weights that are gone since it was measured by them: they stop nothing
+    that does not read them. Raises UserError for all others that cannot be read.
+    """
+    if name is None:
+        return ""
+    from stedm.evaluation.encoders import full_name, inception_file
+
+    try:
+        file = inception_file(name)
+        return weights_digest(name, key=_KID) if file is None else _file_digest(file)
+    except UserError:
+        known = read_json(measured) if measured.is_file() else None
+        if not isinstance(known, dict) or known.get("kid_encoder") != full_name(name) or not known.get("kid_weights"):
+            raise
+        return str(known["kid_weights"])
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        state = path.stat()
+        return _sha256(path, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        raise UserError(f"{_KID}: {path} cannot be read ({reason_of(error)}); name a weights file") from None
 
 
 @functools.cache  # gigabytes, which every part of an experiment asks for

@@ -17,7 +17,7 @@ from stedm.data.composition import CompositionTable
 from stedm.data.laboratories import Laboratory, joined, read_laboratories, resolve_label_maps
 from stedm.data.phantom import PHANTOM_LABELS, write_cohort
 from stedm.data.splits import split_patients, usable_patients
-from stedm.data.tables import read_parquet
+from stedm.data.tables import read_own_csv, read_parquet, write_csv
 from stedm.errors import UserError
 from stedm.files import atomic_path, link, read_json, whole, write_json
 from stedm.stages.alignment import alignment_notices
@@ -86,8 +86,7 @@ def _tell_roles(patches: pd.DataFrame, classes: list[str]) -> None:
 def skipped_slides(out: Path) -> pd.DataFrame:
     """The damaged slides that data folder `out` does without: slide, patient, image, reason; possibly none."""
     path = out / SKIPPED
-    with whole(path):
-        return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame(columns=["image"])
+    return read_own_csv(path, dtype=str).fillna("") if path.exists() else pd.DataFrame(columns=["image"])
 
 
 def _splits(cohort: pd.DataFrame, config: RunConfig) -> dict[str, list[str]]:
@@ -138,7 +137,7 @@ def _extract(
     records = records_of(out, tasks, columns).astype(dict.fromkeys(fractions, float))
     if len(skipped):
         with atomic_path(out / SKIPPED) as temporary:
-            skipped.to_csv(temporary, index=False)
+            write_csv(skipped, temporary)
     record(out, inputs, cut={task.source for task in tasks})
     with atomic_path(out / EXTRACTED) as temporary:
         records.to_parquet(temporary)

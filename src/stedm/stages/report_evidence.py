@@ -11,7 +11,7 @@ import pandas as pd
 
 from stedm import files
 from stedm.config import RunConfig
-from stedm.data.tables import read_parquet
+from stedm.data.tables import read_own_csv, read_parquet
 from stedm.errors import UserError
 from stedm.stages.run_folder import RunFolder
 from stedm.yaml_text import parse_yaml
@@ -125,8 +125,7 @@ def table_of(path: Path) -> pd.DataFrame | None:
         return None
     if path.suffix == ".parquet":
         return read_parquet(path)
-    with files.whole(path):
-        return pd.read_csv(path, dtype={"patient": str, "group": str}, keep_default_na=False, na_values=[""])
+    return read_own_csv(path)
 
 
 def _parts(root: Path) -> tuple[Path, ...]:

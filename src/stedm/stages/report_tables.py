@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from stedm.data.tables import write_csv
 from stedm.files import atomic_folder
 from stedm.stages.report_evidence import Evidence
 from stedm.stages.report_generation import figures_by_group
@@ -27,12 +28,7 @@ def write_tables(folder: Path, evidence: Evidence) -> None:
     """Write every table there is as `<name>.csv` into `folder`, which holds nothing else afterwards."""
     with atomic_folder(folder) as temporary:
         for name, table in tables(evidence).items():
-            table.map(_for_spreadsheet).to_csv(temporary / f"{name}.csv", index=False, errors="backslashreplace")
-
-
-def _for_spreadsheet(cell: Any) -> Any:
-    """A name that a spreadsheet would take for a formula, with the apostrophe that makes it text."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
+            write_csv(table, temporary / f"{name}.csv")
 
 
 def tables(evidence: Evidence) -> dict[str, pd.DataFrame]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stedm.data.tables import read_own_csv
 from stedm.device import best_device
 from stedm.errors import UserError
 from stedm.files import read_json
@@ -28,12 +29,7 @@ class Results:
         self._run, self._patches = run, patches
         self.summary: dict[str, Any] = read_json(path)
         """evaluation/summary.json."""
-        self.per_patient = pd.read_csv(  # patients and groups are text: 0012 stays 0012, and NA a name
-            run.evaluation / "per_patient.csv",
-            dtype={"patient": str, "group": str},
-            keep_default_na=False,
-            na_values=[""],
-        )
+        self.per_patient = read_own_csv(run.evaluation / "per_patient.csv")
         """evaluation/per_patient.csv."""
         self._segmenter = functools.lru_cache(maxsize=8)(self._load)
 

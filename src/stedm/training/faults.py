@@ -8,6 +8,7 @@ import torch
 
 from stedm.errors import SharedError, UserError
 from stedm.files import reason_of
+from stedm.models.tensor_file import refuse_packed
 from stedm.training.divergence import Diverged
 from stedm.training.tasks import Task
 
@@ -20,6 +21,8 @@ def explained(description: str, task: Task, last: Path, saved_step: Callable[[],
     """
     kind = SharedError if task.shared else UserError
     try:
+        if last.exists():
+            refuse_packed(last)
         yield
     except Diverged as error:
         kept = f"the state of step {saved_step()} stays in {last}" if last.exists() else "no state was saved yet"
