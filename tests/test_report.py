@@ -632,8 +632,7 @@ def test_arms_of_a_second_laboratory_are_chosen_in_its_stains_and_the_report_say
     assert "best of its kind on validation patients in the target&#39;s stains" in page
     assert "segmentation/real+synthetic/seed*/`, whose predictions `stedm segment` averages: the arm" in card
     assert "that is best on validation patients in the target's stains" in card
-    assert "Arms are chosen by the target\nlaboratory's training images, without a mask." in card
-    assert "choose among weights and arms" not in card
+    assert "choose among weights and arms, their images in the stains of the target's training patients; test" in card
 
 
 def test_model_card_names_data_licence_figures_and_limits(copied_run):
