@@ -615,21 +615,24 @@ def test_stale_tables_do_not_survive(copied_run):
     assert names == {"arms", "comparisons", "groups", "per_patient"}
 
 
-def test_arms_of_a_second_laboratory_are_chosen_by_their_steadiness_and_the_report_says_so(copied_run):
-    assert "mirror agreement" not in _page(copied_run)
+def test_arms_of_a_second_laboratory_are_chosen_in_its_stains_and_the_report_says_so(copied_run):
+    assert "re-stained" not in _page(copied_run).lower()
     path = copied_run / "evaluation" / "summary.json"
     summary = files.read_json(path)
     for arm, score in summary["arms"].items():
-        score["mirror_agreement"] = 0.987 if arm == "real+synthetic" else 0.5
-    files.write_json(path, summary | {"chosen_by": "mirror_agreement"})
+        score["restained_iou"] = 0.987 if arm == "real+synthetic" else 0.5
+    files.write_json(path, summary | {"chosen_by": "restained_iou"})
     report(copied_run)
     page, card = _page(copied_run), (copied_run / "report" / "model_card.md").read_text()
-    assert "mirror agreement, target" in page and "arms are chosen by it" in page and '<td class="n">0.987</td>' in page
-    assert "steadiest of its kind on the target&#39;s images without masks" in page
+    assert (
+        "validation IoU, re-stained" in page
+        and "weights and arms are chosen on their images" in page
+        and '<td class="n">0.987</td>' in page
+    )
+    assert "best of its kind on validation patients in the target&#39;s stains" in page
     assert "segmentation/real+synthetic/seed*/`, whose predictions `stedm segment` averages: the arm" in card
-    assert "that is steadiest on the target's images" in card
-    assert "Arms are chosen by the target\nlaboratory's training images, without a mask." in card
-    assert "choose among weights and arms" not in card
+    assert "that is best on validation patients in the target's stains" in card
+    assert "choose among weights and arms, their images in the stains of the target's training patients; test" in card
 
 
 def test_model_card_names_data_licence_figures_and_limits(copied_run):
@@ -763,7 +766,7 @@ def test_arms_of_folds_are_chosen_on_patients_that_other_folds_test(experiment, 
     folded, plain = {"split": {"fold": [0, 2]}}, {"split": {"fold": None}}
     assert "Validation patients of one fold are test patients of another" in folds_warning(folded, summary)[0]
     assert folds_warning(plain, summary) == folds_warning(folded, None) == []
-    assert folds_warning(folded, summary | {"chosen_by": "mirror_agreement"}) == []
+    assert folds_warning(folded, summary | {"chosen_by": "restained_iou"}) == []
 
 
 def test_links_of_an_experiment_lead_to_its_runs(experiment):

@@ -24,7 +24,6 @@ from stedm.files import write_json
 from stedm.models.ensemble import Ensemble
 from stedm.models.segmenter import Segmenter
 from stedm.segment import segment_slides
-from stedm.stages.run_folder import MIRROR_AGREEMENT
 from stedm.stages.segment import SegmentOptions, segment_slide
 from stedm.stages.segmenter_choice import chosen_segmenters
 
@@ -434,16 +433,16 @@ def test_a_run_stands_for_its_best_arm(tmp_path) -> None:
         tmp_path / "segmentation" / "real" / f"seed{seed}" for seed in (0, 1)
     )
     assert chosen_segmenters(best / "seed1") == (best / "seed1",)
-    for arm, agreement in {"real": 0.9, "real+stain": 0.8}.items():  # a second laboratory's images were read
+    for arm, score in {"full": 0.1, "real+stain": 0.8, "real": 0.9}.items():  # with a second laboratory
         for seed in (0, 1):
-            path = tmp_path / "segmentation" / arm / f"seed{seed}" / MIRROR_AGREEMENT
-            write_json(path, {"mirror_agreement": agreement})
+            log = tmp_path / "segmentation" / arm / f"seed{seed}" / "metrics.csv"
+            log.write_text(f"step,val_iou_restained\n1,{score}\n2,0.1\n")
     assert chosen_segmenters(tmp_path)[0].parent.name == "real"
     write_json(tmp_path / "evaluation" / "summary.json", {"arms": {"real+stain": {}, "full": {}}, "seeds": [1, 2]})
     assert chosen_segmenters(tmp_path) == (best / "seed1",)  # of what was evaluated
     (tmp_path / "evaluation" / "summary.json").unlink()
-    write_json(path, ["0.8"])
-    with pytest.raises(UserError, match=r"mirror_agreement\.json: damaged .*train this segmenter again"):
+    log.write_text("step,loss\n1,0.5\n")
+    with pytest.raises(UserError, match=r"metrics\.csv: damaged .*train this segmenter again"):
         chosen_segmenters(tmp_path)
     with pytest.raises(UserError, match="no trained segmenter"):
         chosen_segmenters(tmp_path / "segmentation" / "none")

@@ -14,6 +14,7 @@ from stedm.training.stain_transfer import (
     StainTransfer,
     macenko,
     reinhard,
+    restained,
     stain_vectors,
 )
 
@@ -130,3 +131,14 @@ def test_draw_takes_both_methods_every_target_and_leaves_some_as_they_are() -> N
         still = (distinct[:, :9] == torch.eye(3).flatten()).all(1)
         assert counts[still].item() / 1500 == pytest.approx(UNCHANGED, abs=0.04)
         assert counts[~still].min() > 0.7 * counts[~still].max()
+
+
+def test_restained_images_are_all_changed_patient_by_patient_and_always_alike() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(60, 200, (6, 16, 16, 3), dtype=np.uint8)
+    pale = StainStatistics.measure((255 - (255 - images) // 4).astype(np.uint8))
+    patients = ["a", "b", "a", "b", "a", "b"]
+    found = restained(images, patients, [pale])
+    assert found.dtype == np.uint8 and found.shape == images.shape
+    assert (found.mean(axis=(1, 2, 3)) > images.mean(axis=(1, 2, 3)) + 50).all()
+    assert np.array_equal(found, restained(images, patients, [pale]))

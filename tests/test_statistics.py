@@ -265,7 +265,7 @@ def test_summary_table_has_the_contracted_keys_and_no_nan(per_patient):
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert summary["label_budget"] == 4 and summary["n_test_patients"] == 12 and summary["seeds"] == [0, 1]
     keys = {"patient_iou_mean", "patient_iou_std", "worst_decile_iou", "patient_dice_mean", "ci95"}
-    keys |= {"iou_by_seed", "validation_iou", "mirror_agreement", "gap_closed", "gap_closed_ci95"}
+    keys |= {"iou_by_seed", "validation_iou", "restained_iou", "gap_closed", "gap_closed_ci95"}
     assert all(set(arm) == keys for arm in summary["arms"].values())
     (comparison,) = summary["comparisons"]
     assert set(comparison) == {"arm", "baseline", "delta_iou", "ci95", "p_value", "p_adjusted"}
@@ -304,10 +304,10 @@ def test_headline_follows_validation_not_test_patients_and_joins_the_table():
     joined = summary_of("real", "real+stain+synthetic")
     assert joined["headline"]["baseline"] == "real" and len(joined["comparisons"]) == 1
     assert joined["arms"]["real"]["validation_iou"] == pytest.approx(0.1) and joined["chosen_by"] == "validation_iou"
-    # Another laboratory's images decide, where there are any:
-    steady = _levels(levels).assign(validation_iou=0.5, mirror_agreement=lambda table: table["iou"])
+    # With another laboratory its stains decide:
+    steady = _levels(levels).assign(validation_iou=0.5, restained_iou=lambda table: table["iou"])
     other = summary_table(steady, list(levels), label_budget=4, resamples=200)
-    assert other["chosen_by"] == "mirror_agreement"
+    assert other["chosen_by"] == "restained_iou"
     assert (other["headline"]["arm"], other["headline"]["baseline"]) == ("real+synthetic", "real+stain+consistency")
     # A pair that no rule but the headline's asks for:
     lone = summary_of("real+synthetic", "real+stain+consistency")

@@ -13,7 +13,7 @@ from stedm.config import CohortConfig, RunConfig, TargetConfig
 from stedm.config_file import load_config
 from stedm.data.laboratories import joined, read_laboratories, resolve_label_maps
 from stedm.errors import UserError
-from stedm.files import read_json, write_json
+from stedm.files import read_json
 from stedm.fingerprint import fingerprint_of
 from stedm.graph import stages_of
 from stedm.models.segmenter import Segmenter
@@ -21,8 +21,8 @@ from stedm.run import run_all
 from stedm.stages.evaluate import evaluate
 from stedm.stages.inputs import inputs_of
 from stedm.stages.prepare import prepare
-from stedm.stages.run_folder import MIRROR_AGREEMENT, RunFolder, train_patches
-from stedm.stages.segmentation import _batches, _measure_mirror_agreement
+from stedm.stages.run_folder import RunFolder, train_patches
+from stedm.stages.segmentation import _batches, _validation
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DISC_UM = 20.0
@@ -211,11 +211,11 @@ def test_two_tables_two_budgets_and_two_folds_from_end_to_end(tmp_path: Path, co
     parts = {(budget, j): root / f"budget{budget}-fold{j}" for budget in (1, 2) for j in (0, 1)}
     for folder in parts.values():
         checked(RunFolder(folder))
-        trained = len(train_patches(RunFolder(folder).patches()).query("laboratory == 'target'"))
         for path in folder.glob("segmentation/*/seed0"):
-            steady = read_json(path / "mirror_agreement.json")
-            assert steady["images"] == trained > 0 and 0 <= steady["mirror_agreement"] <= 1
-        assert read_json(folder / "evaluation" / "summary.json")["chosen_by"] == "mirror_agreement"
+            log = pd.read_csv(path / "metrics.csv")
+            assert 0 <= log["val_iou_restained"].max() <= 1 and "val_iou" not in log
+        summary = read_json(folder / "evaluation" / "summary.json")
+        assert summary["chosen_by"] == "restained_iou" and summary["arms"]["real"]["validation_iou"] is None
     scores = pd.read_csv(root / "evaluation" / "per_patient.csv", dtype={"patient": str})
     for _, rows in scores.groupby(["budget", "arm"]):
         assert sorted(rows["patient"]) == [f"b-{k}" for k in range(5)]  # everyone with masks, once
@@ -224,12 +224,28 @@ def test_two_tables_two_budgets_and_two_folds_from_end_to_end(tmp_path: Path, co
     assert len(ceilings) == 4  # each was trained on the masks of other patients
 
 
-def test_a_run_that_lost_its_target_keeps_no_agreement_with_it(tmp_path: Path) -> None:
-    left = tmp_path / MIRROR_AGREEMENT
-    write_json(left, {"mirror_agreement": 0.9})
-    table = pd.DataFrame({"split": ["train"], "laboratory": ["source"]})
-    _measure_mirror_agreement(SimpleNamespace(patches=lambda: table), None, tmp_path)  # type: ignore[arg-type]
-    assert not left.exists()
+class ByDarkness:
+    """Reads as gland what is darker than the target's pink: in a stain of its own it would read something else."""
+
+    def __init__(self) -> None:
+        self.trained = self
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        self.shown = images
+        return (images[..., 1] < 110).astype(np.uint8)
+
+
+def test_validation_patients_are_shown_in_the_targets_stains(tmp_path: Path, config: RunConfig) -> None:
+    """The target's images, made three times as pale: validation images become as pale, their masks stay."""
+    for path in (tmp_path / "b").glob("*_?.png"):
+        pale = 255 - (255 - np.asarray(Image.open(path)).astype(int)) // 3
+        Image.fromarray(pale.astype(np.uint8)).save(path)
+    run = RunFolder(run_all(load_config(tmp_path / "two.yaml", SMOKE), tmp_path / "run", until="prepare"))
+    patches, reader = run.patches(), ByDarkness()
+    best = _validation(run)
+    assert best.name == "val_iou_restained" and best.score(reader) < 0.6  # nothing is dark there
+    of = {name: run.images(patches[patches["laboratory"] == name]).mean() for name in ("source", "target")}
+    assert of["source"] + 40 < of["target"] and abs(reader.shown.mean() - of["target"]) < 8
 
 
 def test_patches_are_cut_once_though_a_budget_leaves_patients_out(tmp_path: Path, config: RunConfig) -> None:

@@ -189,9 +189,14 @@ def _whoever_is_annotated(stage: Stage, digest: str) -> Stage:
 
 def _leaves_out_unannotated(config: RunConfig) -> bool:
     """Whether training patients who are not annotated are left out: those of the source, beside a target."""
+    return _two_laboratories(config) and not config.split.keep_source
+
+
+def _two_laboratories(config: RunConfig) -> bool:
+    """Whether another laboratory than the annotated one is named, or drawn."""
     cohort, phantom = config.cohort, config.cohort.phantom
     drawn = cohort.table is None and (phantom.annotated_families is not None or phantom.annotated_scanners is not None)
-    return (cohort.target is not None or drawn) and not config.split.keep_source
+    return cohort.target is not None or drawn
 
 
 def _cohort_keys() -> tuple[str, ...]:
@@ -272,5 +277,5 @@ def _segmenter_stage(run: RunFolder, config: RunConfig, arm: str, seed: int) -> 
         run.segmenter(arm, seed),
         tuple(f"segmentation.{key}" for key in keys),
         ("prepare", *pairs, *([_labelling_name(teacher)] if teacher else [])),
-        extra=f"{arm} {seed} {weights}",
+        extra=f"{arm} {seed} {weights}" + (" re-stained validation" if _two_laboratories(config) else ""),
     )

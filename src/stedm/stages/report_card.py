@@ -44,7 +44,7 @@ def model_card(template: jinja2.Template, evidence: Evidence, cautions: Sequence
         score=summary["arms"][arm] if summary and arm else None,
         summary=summary,
         chosen=" ".join(CHOSEN[(summary or {}).get("chosen_by", "validation_iou")]),
-        masks_unseen=(summary or {}).get("chosen_by") == "mirror_agreement",
+        restained=(summary or {}).get("chosen_by") == "restained_iou",
         trained_on=trained_on(arm) if arm else "",
         group_rows=_group_table(summary, arm),
         cautions=list(map(in_markdown, cautions)),

@@ -14,7 +14,7 @@ SURE = 0.05
 """Adjusted p-value up to which a difference is claimed."""
 CHOSEN = {
     "validation_iou": ("best", "on validation patients"),
-    "mirror_agreement": ("steadiest", "on the target's images without masks"),
+    "restained_iou": ("best", "on validation patients in the target's stains"),
 }
 """How the arms of the headline were chosen, by `choice.CRITERIA`."""
 

@@ -19,8 +19,8 @@ MOST_TEACHERS = 3
 """Segmenters behind second round and self-training, at most: those of the first seeds, so that more change nothing."""
 JUDGE_ARM = FULL_ARM
 """The segmenter that measures drawn images, at the run's own seed: it trains and filters nothing."""
-MIRROR_AGREEMENT = "mirror_agreement.json"
-"""In a segmenter's folder, where there is a second laboratory: how steadily it reads that one's training images."""
+VALIDATION_COLUMNS = {"restained_iou": "val_iou_restained", "validation_iou": "val_iou"}
+"""Where a segmenter's metrics.csv keeps what it may be chosen by, `choice.CRITERIA`: one of the two."""
 
 
 class RunFolder:
@@ -137,12 +137,16 @@ def common_mpp(patches: pd.DataFrame) -> float | None:
 def criteria_of(segmenter: Path) -> dict[str, float]:
     """What a trained segmenter may be chosen by, `choice.CRITERIA`; NaN for what was not measured.
 
-    `validation_iou` is that of the weights that were kept, the best of their training.
+    It is that of the weights that were kept, the best of their training.
     """
-    log, views = segmenter / "metrics.csv", segmenter / MIRROR_AGREEMENT
-    fix = "train this segmenter again"
-    with whole(log, fix=fix):
-        validation = float(pd.read_csv(log)["val_iou"].max()) if log.is_file() else math.nan
-    with whole(views, fix=fix):
-        agreement = float(read_json(views)["mirror_agreement"]) if views.is_file() else math.nan
-    return {"mirror_agreement": agreement, "validation_iou": validation}
+    log = segmenter / "metrics.csv"
+    with whole(log, fix="train this segmenter again"):
+        if not log.is_file():
+            return dict.fromkeys(VALIDATION_COLUMNS, math.nan)
+        table = pd.read_csv(log)
+        if not set(VALIDATION_COLUMNS.values()) & set(table.columns):
+            raise ValueError("no column of validation patients")
+        return {
+            criterion: float(table[column].max()) if column in table else math.nan
+            for criterion, column in VALIDATION_COLUMNS.items()
+        }

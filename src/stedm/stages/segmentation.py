@@ -1,7 +1,6 @@
 """Stage `train segmentation`: one segmenter per arm and seed, the best by validation patients."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,26 +10,21 @@ from stedm.arms import FULL_ARM, ingredients, self_training_teacher, synthetic_s
 from stedm.config import RunConfig
 from stedm.data.laboratories import TARGET
 from stedm.data.synthetic import SyntheticSet
-from stedm.device import best_device
 from stedm.errors import UserError
-from stedm.evaluation.choice import mirror_agreement
 from stedm.evaluation.segmentation import patch_scores
-from stedm.files import write_json
 from stedm.models.segmenter import Segmenter
 from stedm.stages.report_pictures import class_colours
-from stedm.stages.run_folder import MIRROR_AGREEMENT, RunFolder, common_mpp, train_patches
+from stedm.stages.run_folder import VALIDATION_COLUMNS, RunFolder, common_mpp, train_patches
 from stedm.stages.self_training import self_labelled
 from stedm.training.batches import Pairs, SegmentationBatches, ViewBatches
 from stedm.training.consistency import Consistency, MeanTeacher, PseudoLabels
 from stedm.training.loader import BatchOfStep
-from stedm.training.stain_transfer import StainStatistics, StainTransfer
+from stedm.training.stain_transfer import StainStatistics, StainTransfer, restained
 from stedm.training.tasks import SegmentationTask
 from stedm.training.trainer import BestByValidation, fit
 
 DECODER = [64, 48, 32, 16]
 """Channels of the decoder's levels, coarse to fine; a fold of the pixels leaves out the coarsest."""
-_MOST_MIRRORED = 1024
-"""Images that are read twice to see how steadily, at most."""
 
 
 def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -> None:
@@ -58,27 +52,8 @@ def train_segmenter(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -
     )
     batches = _batches(run, config, arm=arm, seed=seed)
     folder = run.segmenter(arm, seed)
-    best = BestByValidation(_validation(run, config), name="val_iou")
-    fit(task, batches, folder=folder, description=f"segmenter {arm} seed {seed}", best=best)
+    fit(task, batches, folder=folder, description=f"segmenter {arm} seed {seed}", best=_validation(run))
     task.trained.save_pretrained(folder)
-    _measure_mirror_agreement(run, task.trained, folder)
-
-
-def _measure_mirror_agreement(run: RunFolder, segmenter: Segmenter, folder: Path) -> None:
-    """Leave behind how steadily a second laboratory's training images are read; nothing where there is none."""
-    patches = train_patches(run.patches())
-    rows = np.flatnonzero(patches["laboratory"] == TARGET)
-    if len(rows) == 0:
-        (folder / MIRROR_AGREEMENT).unlink(missing_ok=True)  # of a config that named one
-        return
-    shown = patches.iloc[rows[np.linspace(0, len(rows) - 1, min(len(rows), _MOST_MIRRORED)).astype(int)]]
-    found = mirror_agreement(
-        segmenter.to(best_device()).predict,
-        run.images(shown),
-        patients=shown["patient"].tolist(),
-        classes=run.classes(),
-    )
-    write_json(folder / MIRROR_AGREEMENT, {"mirror_agreement": found, "images": len(shown)})
 
 
 def _consistency(segmenter: Segmenter, config: RunConfig, arm: str) -> list[Consistency]:
@@ -152,14 +127,20 @@ def _synthetic(run: RunFolder, config: RunConfig, name: str) -> Pairs:
     return Pairs(synthetic.images(kept), synthetic.label_maps(kept), weight)
 
 
-def _validation(run: RunFolder, config: RunConfig):  # type: ignore[no-untyped-def]
-    """Mean IoU over validation patients."""
-    patches = run.patches()
+def _validation(run: RunFolder) -> BestByValidation:
+    """Mean IoU over validation patients: with a second laboratory, over their images in its patients' stains."""
+    patches, classes = run.patches(), run.classes()
     val = patches[(patches["split"] == "val") & patches["annotated"]]
-    images, label_maps, classes = run.images(val), run.label_maps(val), run.classes()
+    images, label_maps = run.images(val), run.label_maps(val)
+    training = train_patches(patches)
+    others = training[training["laboratory"] == TARGET]
+    criterion = "restained_iou" if len(others) else "validation_iou"
+    if len(others):
+        towards = [StainStatistics.measure(run.images(rows)) for _, rows in others.groupby("patient")]
+        images = restained(images, val["patient"].tolist(), towards)
 
     def score(task: SegmentationTask) -> float:
         maps = task.trained.predict(images)
         return float(patch_scores(maps, label_maps, val, classes=classes)["iou"].mean())
 
-    return score
+    return BestByValidation(score, name=VALIDATION_COLUMNS[criterion])

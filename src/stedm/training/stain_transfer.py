@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from stedm.diffusion.pipeline import to_images, to_network
 from stedm.training.augment import StainChange
 
 # Reinhard's axes l, alpha, beta (2001, eq. 6), rows, here on log R, G, B instead of log cone responses.
@@ -24,6 +25,8 @@ _MOST_GAIN = 4.0
 """Contrast and amounts change at most by this factor, and at least by its inverse: noise is not to become tissue."""
 _CONTRASTS = (0.2, 3.0)
 """Least and most that an exchange of stain vectors may do to a contrast, whatever its colour."""
+_AT_ONCE = 256
+"""Images whose stain is changed at once."""
 UNCHANGED = 0.2
 """Share of annotated images that keep their stain; of the others half are transferred by either method."""
 
@@ -112,13 +115,26 @@ class StainTransfer:
         self.matrix = torch.tensor(np.array([[[m for m, _ in both] for both in row] for row in pairs])).float()
         self.offset = torch.tensor(np.array([[[o for _, o in both] for both in row] for row in pairs])).float()
 
-    def draw(self, sources: np.ndarray, rng: np.random.Generator) -> StainChange:
-        """One change for each image, given the position (n,) of its patient in `sources`."""
+    def draw(self, sources: np.ndarray, rng: np.random.Generator, *, unchanged: float = UNCHANGED) -> StainChange:
+        """One change for each image, given the position (n,) of its patient in `sources`; a share is left as it is."""
         target = rng.integers(self.matrix.shape[1], size=len(sources))
         method = rng.integers(2, size=len(sources))
-        kept = torch.from_numpy(rng.random(len(sources)) < UNCHANGED)
+        kept = torch.from_numpy(rng.random(len(sources)) < unchanged)
         still = StainChange.identity(len(sources))
         return StainChange(
             torch.where(kept[:, None, None], still.matrix, self.matrix[sources, target, method]),
             torch.where(kept[:, None], still.offset, self.offset[sources, target, method]),
         )
+
+
+def restained(images: np.ndarray, patients: Sequence[str], towards: Sequence[StainStatistics]) -> np.ndarray:
+    """Images (n, H, W, 3) uint8 of `patients` (n,), each in the stain of one of the others, whichever; always the same.
+
+    What is annotated then looks as another laboratory's images do, as far as a linear map of stains can tell.
+    """
+    names = sorted(set(patients))
+    position = np.searchsorted(names, patients)
+    own = [StainStatistics.measure(images[position == k]) for k in range(len(names))]
+    change = StainTransfer(own, towards).draw(position, np.random.default_rng(0), unchanged=0)
+    parts = np.array_split(np.arange(len(images)), max(1, len(images) // _AT_ONCE))
+    return np.concatenate([to_images(change[torch.from_numpy(rows)].apply(to_network(images[rows]))) for rows in parts])
