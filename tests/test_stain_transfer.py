@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stedm.diffusion.pipeline import to_network
+from stedm.training import stain_transfer
 from stedm.training.augment import StainChange
 from stedm.training.stain_transfer import (
     UNCHANGED,
@@ -142,3 +143,11 @@ def test_restained_images_are_all_changed_patient_by_patient_and_always_alike() 
     assert found.dtype == np.uint8 and found.shape == images.shape
     assert (found.mean(axis=(1, 2, 3)) > images.mean(axis=(1, 2, 3)) + 50).all()
     assert np.array_equal(found, restained(images, patients, [pale]))
+
+
+def test_of_very_many_images_some_are_measured_from_the_first_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(60, 200, (9, 16, 16, 3), dtype=np.uint8)
+    monkeypatch.setattr(stain_transfer, "_MOST_PIXELS", 3 * 16 * 16)
+    some, own = StainStatistics.measure(images), StainStatistics.measure(images[[0, 4, 8]])
+    assert np.array_equal(some.mean, own.mean) and np.array_equal(some.std, own.std)

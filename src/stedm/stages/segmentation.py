@@ -135,7 +135,7 @@ def _validation(run: RunFolder) -> BestByValidation:
     training = train_patches(patches)
     others = training[training["laboratory"] == TARGET]
     criterion = "restained_iou" if len(others) else "validation_iou"
-    if len(others):
+    if len(others) and len(val):
         towards = [StainStatistics.measure(run.images(rows)) for _, rows in others.groupby("patient")]
         images = restained(images, val["patient"].tolist(), towards)
 
