@@ -40,17 +40,24 @@ class LayoutFiles:
 
     def notices(self) -> list[str]:
         """What a user may not have meant: a sentence each."""
-        padded = sum(min(shape) < self.size_px for shape in self._shapes.values())
-        found = [f"{padded} of {len(self.names)} label maps are smaller than {self.size_px} px: unknown around them"]
+        found, small = [], sum(min(shape) < self.size_px for shape in self._shapes.values())
+        if small:
+            found.append(
+                f"{small} of {len(self.names)} label maps are smaller than {self.size_px} px: unknown around them"
+            )
         shown = sorted(self._values - {IGNORE})
         if IGNORE in self._values and len(shown) <= 1 < len(self._classes):
             only = "".join(f"{value} ({self._classes[value]}) and " for value in shown)
-            known = ", ".join(f"{value} {name}" for value, name in enumerate(self._classes))
-            alone = (
-                f"the label maps have {only}{IGNORE} alone, which is unknown: the generator draws there what it likes"
+            found.append(
+                f"the label maps have {only}{IGNORE} alone, which is unknown: the generator draws there what it likes;"
+                f" if a class is meant, save it as its value ({self._known})"
             )
-            found.append(f"{alone}; if a class is meant, save it as its value ({known})")
-        return [f"{self.folder}: {sentence}" for sentence in found[0 if padded else 1 :]]
+        return [f"{self.folder}: {sentence}" for sentence in found]
+
+    @property
+    def _known(self) -> str:
+        """The classes with their values, in words."""
+        return ", ".join(f"{value} {name}" for value, name in enumerate(self._classes))
 
     def choose(self, k: int, rng: np.random.Generator) -> dict[str, Any]:
         """Columns of a plan's row k: files take turns; which window of the file."""
@@ -74,10 +81,9 @@ class LayoutFiles:
         values = set(np.unique(label_map).tolist())
         wrong = sorted(value for value in values if value >= len(self._classes) and value != IGNORE)
         if wrong:
-            known = ", ".join(f"{value} {name}" for value, name in enumerate(self._classes))
             raise UserError(
                 f"{self.folder / name}: value(s) {', '.join(map(str, wrong[:8]))} are no class of the model"
-                f" ({known}, {IGNORE} unknown); save the label map with these values"
+                f" ({self._known}, {IGNORE} unknown); save the label map with these values"
             )
         height, width = label_map.shape
         return (height, width), values

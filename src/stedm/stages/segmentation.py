@@ -91,12 +91,14 @@ def _batches(run: RunFolder, config: RunConfig, *, arm: str, seed: int) -> Batch
 def _transfer(run: RunFolder, patches: pd.DataFrame, real: pd.DataFrame) -> tuple[StainTransfer, np.ndarray]:
     """Transfer from the patients of `real` to training patients without annotation (to all, if every one has some)."""
     sources = sorted(real["patient"].unique())
-    targets = sorted(set(patches["patient"]) - set(sources)) or sources
+    own = patches["patient"].isin(sources)
+    targets = patches[own if own.all() else ~own]
+    return StainTransfer(_stains(run, patches[own]), _stains(run, targets)), np.searchsorted(sources, real["patient"])
 
-    def measured(names: list[str]) -> list[StainStatistics]:
-        return [StainStatistics.measure(run.images(patches[patches["patient"] == name])) for name in names]
 
-    return StainTransfer(measured(sources), measured(targets)), np.searchsorted(sources, real["patient"])
+def _stains(run: RunFolder, patches: pd.DataFrame) -> list[StainStatistics]:
+    """What is measured of each patient's patches, patients sorted by name."""
+    return [StainStatistics.measure(run.images(rows)) for _, rows in patches.groupby("patient")]
 
 
 def _machine_labelled(run: RunFolder, config: RunConfig, arm: str) -> Pairs | None:
@@ -136,8 +138,7 @@ def _validation(run: RunFolder) -> BestByValidation:
     others = training[training["laboratory"] == TARGET]
     criterion = "restained_iou" if len(others) else "validation_iou"
     if len(others) and len(val):
-        towards = [StainStatistics.measure(run.images(rows)) for _, rows in others.groupby("patient")]
-        images = restained(images, val["patient"].tolist(), towards)
+        images = restained(images, val["patient"].tolist(), _stains(run, others))
 
     def score(task: SegmentationTask) -> float:
         maps = task.trained.predict(images)
