@@ -1,17 +1,20 @@
 """While images are drawn, a frozen backbone is asked about each style image once, and no bit depends on when."""
 
 from collections.abc import Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from stedm.diffusion.pipeline import StyleDiffusion, Styles
+from stedm.diffusion.sampling import Sampling
 from stedm.models.autoencoder import FirstStage
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
-from stedm.stages import latents
+from stedm.stages import few_step, latents
 from stedm.stages.latents import KeptPlaces
 
 PX, CPU = 32, torch.device("cpu")
@@ -55,6 +58,22 @@ def test_the_backbone_is_asked_about_each_image_once(model: StyleDiffusion, aske
     asked.clear()
     styles_of(model, PLAN, None)
     assert sum(asked) == sum(map(len, PLAN)), "without it, about each image of each row"
+
+
+def test_the_pairs_of_a_few_step_generator_ask_about_each_image_once(
+    model: StyleDiffusion, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = pd.DataFrame({"row": range(len(PLAN)), "seed": range(len(PLAN))})
+    layouts = SimpleNamespace(of=lambda row: np.zeros((PX, PX), np.uint8))
+    monkeypatch.setattr(few_step, "style_images_of", lambda _, __, rows: [IMAGES[list(PLAN[k])] for k in rows.row])
+    places = KeptPlaces.of(model.style_extractor, CPU)
+    drawn = [
+        few_step._draw_pairs(cast(Any, None), model, cast(Any, layouts), plan, rows, Sampling(nfe=1), places)
+        for rows in (plan[:3], plan[3:])
+    ]
+    assert asked == [1] * len({image for row in PLAN for image in row})
+    styles = torch.cat([part["style"] for part in drawn])
+    assert torch.equal(styles, styles_of(model, PLAN, KeptPlaces.of(model.style_extractor, CPU)).vectors)
 
 
 @pytest.mark.parametrize("orders", [[[5, 4, 3, 2, 1, 0]], [[1, 3, 5], [0, 2, 4]], [[4, 5]]], ids=str)

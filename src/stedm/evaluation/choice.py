@@ -14,9 +14,10 @@ import pandas as pd
 
 from stedm.arms import FULL_ARM
 
-CRITERIA = ("restained_iou", "validation_iou")
-"""Columns of the per-patient table and keys of an arm's summary: mean IoU over validation patients; with two
-laboratories, over their re-stained images. The first that is known of every arm decides."""
+CRITERIA = {"restained_iou": "val_iou_restained", "validation_iou": "val_iou"}
+"""Mean IoU over validation patients; with two laboratories, over their re-stained images. Columns of the per-patient
+table and keys of an arm's summary, and the columns of a training's metrics.csv, which has one of the two. The first
+that is known of every arm decides."""
 
 
 def means(table: pd.DataFrame) -> dict[str, float | None]:
@@ -32,5 +33,6 @@ def merits(arms: Mapping[str, Mapping[str, float | None]]) -> tuple[str, dict[st
         name: {arm: value for arm, score in scores.items() if (value := score.get(name)) is not None}
         for name in CRITERIA
     }
-    criterion = next((name for name in CRITERIA if known[name] and len(known[name]) == len(scores)), CRITERIA[-1])
+    complete = [name for name in CRITERIA if known[name] and len(known[name]) == len(scores)]
+    criterion = complete[0] if complete else "validation_iou"
     return criterion, known[criterion]

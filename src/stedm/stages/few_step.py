@@ -25,6 +25,7 @@ from stedm.progress import Bar
 from stedm.ranks import everyones, is_first, share
 from stedm.stages.generate import composition_of, layouts_of, make_plan, style_images_of
 from stedm.stages.grids import sampling_of, save_style_grid
+from stedm.stages.latents import KeptPlaces
 from stedm.stages.plan_layouts import PlanLayouts
 from stedm.stages.run_folder import RunFolder
 from stedm.training.batches import PairBatches
@@ -72,7 +73,7 @@ def _pairs(run: RunFolder, config: RunConfig, teacher: StyleDiffusion) -> dict[s
     full = dataclasses.replace(config, generate=dataclasses.replace(config.generate, generator="full"))
     sampling = dataclasses.replace(sampling_of(teacher, full), nfe=config.few_step.teacher_nfe)
     plan = make_plan(patches, _plan_config(config), sampling, composition=composition_of(run, config))
-    layouts = layouts_of(run, config, patches)
+    layouts, places = layouts_of(run, config, patches), KeptPlaces.of(teacher.style_extractor, teacher.device)
     starts = range(0, len(plan), DRAWN_AT_ONCE)
     paths = [run.few_step / PAIRS / f"{start}.pt" for start in starts]
     with Bar("drawing pairs", total=len(plan), folder=run.few_step) as bar:
@@ -80,7 +81,7 @@ def _pairs(run: RunFolder, config: RunConfig, teacher: StyleDiffusion) -> dict[s
             rows = plan.iloc[start : start + DRAWN_AT_ONCE]
             if not path.exists():
                 with atomic_path(path) as temporary:
-                    torch.save(_draw_pairs(run, teacher, layouts, patches, rows, sampling), temporary)
+                    torch.save(_draw_pairs(run, teacher, layouts, patches, rows, sampling, places), temporary)
             bar.update(start + len(rows), unit="pairs")
     everyones(None)  # all are written
     return read_pairs(paths)
@@ -117,10 +118,11 @@ def _draw_pairs(
     patches: pd.DataFrame,
     rows: pd.DataFrame,
     sampling: Sampling,
+    places: KeptPlaces | None,
 ) -> dict[str, Tensor]:
     maps = np.stack([layouts.of(row) for _, row in rows.iterrows()])
     style_sets = style_images_of(run, patches, rows)
-    vectors = None if style_sets is None else teacher.extract_styles(style_sets).vectors
+    vectors = None if style_sets is None else teacher.extract_styles(style_sets, places=places).vectors
     z = teacher.draw_latents(maps, vectors, sampling, seeds=rows["seed"].tolist())
     return {
         "seeds": torch.tensor(rows["seed"].tolist()),

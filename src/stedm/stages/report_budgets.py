@@ -76,7 +76,7 @@ def budgets_figure(budgets: Mapping[int, Mapping[str, Any]]) -> str:
         for number, arm in enumerate(arms):
             found = [(k, s["arms"][arm]) for k, s in enumerate(budgets.values()) if arm in s["arms"]]
             # Points of one budget stand side by side, so that their intervals can be told apart.
-            x = np.array([k for k, _ in found]) + 0.6 * ((number + 0.5) / len(arms) - 0.5)
+            x = np.array([k for k, _ in found]) + min(0.05, 0.6 / len(arms)) * (number - (len(arms) - 1) / 2)
             line = {"c": colours[arm], "marker": markers[arm], "ms": 5.5, "mec": "white", "mew": 0.8, "lw": 1.2}
             low, high = np.array([score["ci95"] for _, score in found]).T
             panels[0].vlines(x, low, high, colors=colours[arm], lw=1.6, alpha=0.45)

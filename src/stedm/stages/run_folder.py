@@ -11,6 +11,7 @@ from stedm.config import RunConfig
 from stedm.data.patches import LabelMaps, PatchImages
 from stedm.data.tables import read_parquet
 from stedm.errors import UserError
+from stedm.evaluation.choice import CRITERIA
 from stedm.files import read_json, whole
 
 TEACHER_ARM = "real+stain"
@@ -19,8 +20,6 @@ MOST_TEACHERS = 3
 """Segmenters behind second round and self-training, at most: those of the first seeds, so that more change nothing."""
 JUDGE_ARM = FULL_ARM
 """The segmenter that measures drawn images, at the run's own seed: it trains and filters nothing."""
-VALIDATION_COLUMNS = {"restained_iou": "val_iou_restained", "validation_iou": "val_iou"}
-"""Where a segmenter's metrics.csv keeps what it may be chosen by, `choice.CRITERIA`: one of the two."""
 
 
 class RunFolder:
@@ -142,11 +141,11 @@ def criteria_of(segmenter: Path) -> dict[str, float]:
     log = segmenter / "metrics.csv"
     with whole(log, fix="train this segmenter again"):
         if not log.is_file():
-            return dict.fromkeys(VALIDATION_COLUMNS, math.nan)
+            return dict.fromkeys(CRITERIA, math.nan)
         table = pd.read_csv(log)
-        if not set(VALIDATION_COLUMNS.values()) & set(table.columns):
+        if not set(CRITERIA.values()) & set(table.columns):
             raise ValueError("no column of validation patients")
         return {
             criterion: float(table[column].max()) if column in table else math.nan
-            for criterion, column in VALIDATION_COLUMNS.items()
+            for criterion, column in CRITERIA.items()
         }

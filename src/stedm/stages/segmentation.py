@@ -11,10 +11,11 @@ from stedm.config import RunConfig
 from stedm.data.laboratories import TARGET
 from stedm.data.synthetic import SyntheticSet
 from stedm.errors import UserError
+from stedm.evaluation.choice import CRITERIA
 from stedm.evaluation.segmentation import patch_scores
 from stedm.models.segmenter import Segmenter
 from stedm.stages.report_pictures import class_colours
-from stedm.stages.run_folder import VALIDATION_COLUMNS, RunFolder, common_mpp, train_patches
+from stedm.stages.run_folder import RunFolder, common_mpp, train_patches
 from stedm.stages.self_training import self_labelled
 from stedm.training.batches import Pairs, SegmentationBatches, ViewBatches
 from stedm.training.consistency import Consistency, MeanTeacher, PseudoLabels
@@ -144,4 +145,4 @@ def _validation(run: RunFolder) -> BestByValidation:
         maps = task.trained.predict(images)
         return float(patch_scores(maps, label_maps, val, classes=classes)["iou"].mean())
 
-    return BestByValidation(score, name=VALIDATION_COLUMNS[criterion])
+    return BestByValidation(score, name=CRITERIA[criterion])
