@@ -71,6 +71,13 @@ def test_patient_scores_pool_patches_before_dividing():
     assert list(table.columns[:5]) == ["patient", "group", "patches", "iou", "dice"]
 
 
+def test_a_patient_of_several_groups_counts_in_that_of_most_patches():
+    confusions = np.ones((5, 2, 2), int)
+    groups = ["polyp", "cancer", "cancer", "polyp", "cancer"]
+    table = patient_scores(["a", "a", "a", "b", "b"], confusions, classes=["background", "gland"], groups=groups)
+    assert table["group"].tolist() == ["cancer", "cancer"], "the second by name"
+
+
 @pytest.fixture(scope="module")
 def real_images() -> np.ndarray:
     blocks = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)

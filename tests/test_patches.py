@@ -13,12 +13,22 @@ from stedm.data.patches import (
     PatchImages,
     counted_once,
     extract_label_patch,
+    main_group,
     tile_grid,
 )
 from stedm.errors import UserError
 
 sizes = st.integers(1, 70)
 patch_sizes = st.integers(1, 20)
+
+
+@pytest.mark.parametrize(
+    ("groups", "main"),
+    [(["b", "a", "b"], "b"), (["b", "a"], "a"), (["", "", "a"], "a"), (["", None, float("nan")], ""), ([], "")],
+    ids=str,
+)
+def test_a_patient_counts_in_the_group_of_most_rows(groups, main):
+    assert main_group(groups) == main
 
 
 @given(width=sizes, height=sizes, patch_px=patch_sizes)

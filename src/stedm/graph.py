@@ -85,6 +85,7 @@ def _stages(config: RunConfig, run: RunFolder, digest: str) -> list[Stage]:
             ("evaluate.bootstrap", "seed", "segmentation.arms", "segmentation.seeds"),
             ("measure", *(_segmenter_name(*name) for name in names)),
             keeps_folder=True,
+            extra="main group",  # what a patient counts in: older versions of this format took the first patch's
         ),
         Stage(
             "report",

@@ -26,6 +26,12 @@ def tile_grid(width_px: int, height_px: int, patch_px: int) -> list[tuple[int, i
     return [(x, y) for y in _starts(height_px, patch_px) for x in _starts(width_px, patch_px)]
 
 
+def main_group(groups: Sequence[str]) -> str:
+    """The group a patient counts in: the one of most of its rows; of several, the first by name; "" if none has one."""
+    named = sorted(name for name in groups if name and not pd.isna(name))
+    return max(dict.fromkeys(named), key=named.count, default="")
+
+
 def counted_once(label_maps: np.ndarray, patches: pd.DataFrame) -> np.ndarray:
     """Label maps (n, P, P) in which every pixel of an image counts once: what an earlier patch shows too is ignore.
 

@@ -8,6 +8,7 @@ import pandas as pd
 from stedm.config import SplitConfig
 from stedm.data.labels import nearest_name
 from stedm.data.laboratories import SOURCE, TARGET
+from stedm.data.patches import main_group
 from stedm.errors import UserError
 
 ROLES = ("train_annotated", "train_unannotated", "val", "test", "unseen")
@@ -150,7 +151,7 @@ def _drawn_validation(
 
 
 def _patients(cohort: pd.DataFrame) -> pd.DataFrame:
-    """One row per patient: laboratory, split, group (its most frequent), has_mask, may_annotate."""
+    """One row per patient: laboratory, split, group (`main_group`), has_mask, may_annotate."""
     has_mask = (cohort["mask"] != "") | (cohort["annotation"] != "")
     allowed = cohort["may_annotate"] if "may_annotate" in cohort else pd.Series(True, index=cohort.index)
     rows = cohort.assign(has_mask=has_mask, may_annotate=has_mask & allowed).groupby("patient", sort=True)
@@ -158,7 +159,7 @@ def _patients(cohort: pd.DataFrame) -> pd.DataFrame:
         {
             "laboratory": rows["laboratory"].first() if "laboratory" in cohort else SOURCE,
             "split": rows["split"].first(),
-            "group": rows["group"].agg(lambda names: names.mode().iloc[0]),
+            "group": rows["group"].agg(main_group),
             "has_mask": rows["has_mask"].any(),
             "may_annotate": rows["may_annotate"].any(),
         }

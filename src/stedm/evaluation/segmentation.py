@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from stedm.config import IGNORE
-from stedm.data.patches import counted_once
+from stedm.data.patches import counted_once, main_group
 
 
 def confusion(prediction: np.ndarray, label_map: np.ndarray, num_classes: int) -> np.ndarray:
@@ -108,7 +108,7 @@ def patient_scores(
         patients: patient of each patch, length n.
         confusions: (n, C, C), one per patch.
         classes: the C class names.
-        groups: group of each patch; empty strings when not given.
+        groups: group of each patch, of which the patient gets the `main_group`; empty strings when not given.
 
     Returns:
         One row per patient, sorted: patient, group, patches, iou, dice (means over the classes present),
@@ -116,14 +116,14 @@ def patient_scores(
     """
     confusions = np.asarray(confusions)
     names, row_of = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    first = [int(np.flatnonzero(row_of == row)[0]) for row in range(len(names))]
+    group_of = pd.Series([""] * len(row_of) if groups is None else groups, dtype=object).groupby(row_of).agg(main_group)
     pooled = np.zeros((len(names), len(classes), len(classes)), dtype=np.int64)
     np.add.at(pooled, row_of, confusions)
     class_iou, class_dice = iou(pooled), dice(pooled)  # (P, C)
     table = pd.DataFrame(
         {
             "patient": names.astype(object),
-            "group": [groups[row] if groups is not None else "" for row in first],
+            "group": group_of.tolist(),
             "patches": np.bincount(row_of, minlength=len(names)),
             "iou": mean_over_classes(class_iou),
             "dice": mean_over_classes(class_dice),

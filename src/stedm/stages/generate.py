@@ -14,6 +14,7 @@ from stedm.ahead import made_ahead, results
 from stedm.arms import OUR_SETS, SECOND_ROUND
 from stedm.config import RunConfig
 from stedm.data.composition import CompositionTable
+from stedm.data.patches import main_group
 from stedm.data.tables import read_parquet
 from stedm.device import best_device
 from stedm.diffusion.pipeline import StyleDiffusion, Styles
@@ -134,7 +135,7 @@ def make_plan(
     for k, patient in enumerate(turns[: options.images]):
         ids = by_patient[patient]["patch_id"].to_numpy()
         lent = [] if options.styles == "none" else rng.permutation(ids)[style_set_rows(len(ids), config)]
-        group = str(by_patient[patient]["group"].iloc[0]) if composition is not None else ""
+        group = main_group(by_patient[patient]["group"]) if composition is not None else ""
         rows.append(
             {
                 "id": f"s{k:06d}",

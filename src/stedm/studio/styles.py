@@ -9,6 +9,7 @@ import pandas as pd
 from PIL import UnidentifiedImageError
 
 from stedm.data.images import TooLarge, open_image
+from stedm.data.patches import main_group
 from stedm.data.slide import Slide
 from stedm.data.style_pool import find_style_patches, read_style_set
 from stedm.errors import UserError
@@ -129,6 +130,6 @@ def _patient(name: str, rows: pd.DataFrame) -> Patient:
     split = str(rows["split"].iloc[0])
     annotated = bool(rows["annotated"].any())
     role = ("annotated" if annotated else "unannotated") if split == "train" else split
-    group = str(rows["group"].iloc[0]) if "group" in rows else ""
+    group = main_group(rows["group"]) if "group" in rows else ""
     slides = tuple(sorted(map(str, rows["slide"].unique())))
-    return Patient(name, role, group if group not in ("nan", "None") else "", slides, len(rows))
+    return Patient(name, role, group, slides, len(rows))
