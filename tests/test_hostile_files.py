@@ -202,6 +202,27 @@ def test_a_tiff_whose_directories_overlap_is_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_with_a_crowd_of_levels_is_refused(tmp_path: Path, big: bool) -> None:
+    """300,000 sub-IFDs, all of them the same one: tifffile would read each."""
+    path, number = tmp_path / "crowd.tif", 300_000
+    with tifffile.TiffWriter(path, bigtiff=big, ome=True) as tiff:
+        tiff.write(pixels(64, 64), tile=(16, 16), photometric="rgb", subifds=2)
+        for side in (32, 16):
+            tiff.write(pixels(side, side), tile=(16, 16), photometric="rgb", subfiletype=1)
+    with Slide.open(path, mpp=1.0) as slide:
+        assert slide.width_px == 64
+    with tifffile.TiffFile(path) as tiff:
+        tag = tiff.pages.first.tags["SubIFDs"]
+        header, level = tag.offset + 4, tag.value[0]
+    content, word = bytearray(path.read_bytes()), "<Q" if big else "<I"
+    struct.pack_into(word, content, header, number)
+    struct.pack_into(word, content, header + struct.calcsize(word), len(content))
+    path.write_bytes(content + struct.pack(word, level) * number)
+    with limits(), pytest.raises(UserError, match=r"crowd\.tif.*300000 levels"), Slide.open(path, mpp=1.0):
+        pass
+
+
 @pytest.mark.parametrize(("mpp", "target"), [(1e4, 1e-4), (1e300, 0.5), (1.0, 1e-9)])
 def test_resolutions_that_make_astronomical_sizes_are_refused(tmp_path: Path, mpp: float, target: float) -> None:
     Image.fromarray(pixels()).save(tmp_path / "a.png")

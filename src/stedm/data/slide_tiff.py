@@ -1,7 +1,6 @@
 """TIFF files that are read tile by tile, with tifffile: OME-TIFF and other pyramids."""
 
 import logging
-import os
 import struct
 from collections import OrderedDict
 from pathlib import Path
@@ -23,8 +22,9 @@ _MOST_TILE_BYTES, _MOST_RATIO = 2**28, 50
 """A larger tile must not take more than so many times the bytes it has in the file: a header can claim anything."""
 _PHOTOMETRIC = {tifffile.PHOTOMETRIC[name] for name in ("MINISWHITE", "MINISBLACK", "RGB", "YCBCR")}
 _TO_RGB = {tifffile.COMPRESSION[name] for name in ("OJPEG", "JPEG", "JPEG2000", "APERIO_JP2000_YCBC", "WEBP", "JPEGXL")}
-_MOST_ENTRIES = 4096
-"""Of a directory."""
+_MOST_ENTRIES, _MOST_LEVELS = 4096, 64
+"""Of a directory, and of levels below it."""
+_SUB_IFDS = 330
 _UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it remarks on each damaged tag; we say what it comes to
@@ -57,7 +57,7 @@ class TiffPyramid:
             tiff = tifffile.TiffFile(path)
         except tifffile.TiffFileError:
             return None
-        _refuse_circle(tiff)
+        _refuse_endless(tiff)
         series = _largest(tiff)
         _refuse_part(tiff, series)
         first, small = series.keyframe.index == 0, _size(series) < _MOST_PILLOW_PX
@@ -139,14 +139,14 @@ def refuse_claims(path: Path) -> None:
     except tifffile.TiffFileError:
         return
     with tiff:
-        _refuse_circle(tiff)
+        _refuse_endless(tiff)
         for page in tiff.pages:
             if max(page.databytecounts, default=0) > tiff.filehandle.size:
                 raise ValueError(f"a tile of {max(page.databytecounts)} bytes in a file of {tiff.filehandle.size}")
 
 
-def _refuse_circle(tiff: tifffile.TiffFile) -> None:
-    """Raise ValueError for directories that lead in a circle, or overlap: tifffile would read on, and on."""
+def _refuse_endless(tiff: tifffile.TiffFile) -> None:
+    """Raise ValueError for directories in a circle, overlapping, or with a crowd below: tifffile would read on."""
     form, handle, seen, read = tiff.tiff, tiff.filehandle, set[int](), 0
     place = tiff.pages.first.offset
     while 0 < place < handle.size:
@@ -158,7 +158,11 @@ def _refuse_circle(tiff: tifffile.TiffFile) -> None:
         if len(number) < form.tagnosize or (entries := struct.unpack(form.tagnoformat, number)[0]) > _MOST_ENTRIES:
             break  # tifffile stops there, too
         read += entries * form.tagsize
-        handle.seek(entries * form.tagsize, os.SEEK_CUR)
+        tags = handle.read(entries * form.tagsize)
+        whole = tags[: len(tags) // form.tagsize * form.tagsize]
+        for code, _, count, _ in struct.iter_unpack(form.byteorder + ("HHQ8s" if form.is_bigtiff else "HHI4s"), whole):
+            if code == _SUB_IFDS and count > _MOST_LEVELS:
+                raise ValueError(f"{count} levels below one directory")
         following = handle.read(form.offsetsize)
         place = struct.unpack(form.offsetformat, following)[0] if len(following) == form.offsetsize else 0
 
