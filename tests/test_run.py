@@ -112,7 +112,7 @@ def test_unchanged_stages_are_skipped(run: Recorder) -> None:
         ("generate.nfe=5", AFTER_DIFFUSION),
         ("generate.images=12", AFTER_DIFFUSION),
         ("filter.tolerance=2", AFTER_GENERATION),
-        ("filter.tolerance=null", AFTER_GENERATION),
+        ("filter.min_agreement=0.5", AFTER_GENERATION),
         ("filter.hard_sampling=1", AFTER_GENERATION),
         ("segmentation.consistency_weight=2", set()),
         ("segmentation.synthetic_share=0.4", {*SYNTHETIC, *END}),

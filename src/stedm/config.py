@@ -191,14 +191,18 @@ class GenerateConfig:
 
 @dataclass
 class FilterConfig:
-    """What a real-trained segmenter makes of each synthetic pair."""
+    """What a real-trained segmenter makes of each synthetic pair: it is always asked, and heeded where these say so.
 
-    tolerance: Optional[float] = 1.5
+    Off by default: within a laboratory it was worth nothing that could be seen, between two it harmed
+    (benchmarks/results/shift.md).
+    """
+
+    tolerance: Optional[float] = None
     """Pixels whose loss exceeds `tolerance` x their class's mean loss on real data become ignore; null: none do."""
     max_loss: float = 1.0
     """Pixels with a cross entropy below this many nats are never ignored, however easy their class is on real data."""
-    min_agreement: Optional[float] = None
-    """Images whose layout agreement (mean IoU, 0 to 1) with the segmenter is lower are dropped; 0 keeps all."""
+    min_agreement: float = 0.0
+    """Images whose layout agreement (mean IoU, 0 to 1) with it is lower are dropped, 0.5 say; 0 keeps all."""
     least_kept: float = 0.1
     """Share of the images, those of highest agreement, that stays whatever `min_agreement` says; the report warns."""
     hard_sampling: float = 0.0

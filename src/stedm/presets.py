@@ -21,7 +21,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "few_step": {"pairs": 16, "steps": 4, "batch_size": 4},
         "generate": {"images": 48},
-        "filter": {"min_agreement": 0.0},
         "segmentation": {"encoder": "tu-test_resnet", "space_to_depth": 2, "steps": 8, "batch_size": 8},
     },
     "tiny": {
@@ -36,7 +35,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "few_step": {"pairs": 2048, "steps": 800, "batch_size": 16},
         "generate": {"images": 512},
-        "filter": {"min_agreement": 0.5},
         "segmentation": {"encoder": "tu-resnet10t", "space_to_depth": 2, "steps": 480, "batch_size": 16},
     },
     "small": {
@@ -51,7 +49,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "few_step": {"pairs": 8192, "steps": 3000, "batch_size": 32},
         "generate": {"images": 2048},
-        "filter": {"min_agreement": 0.5},
         "segmentation": {"encoder": "resnet18", "space_to_depth": 1, "steps": 1600, "batch_size": 16},
     },
     "base": {
@@ -66,7 +63,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "few_step": {"pairs": 50_000, "steps": 50_000, "batch_size": 64},
         "generate": {"images": 20_000},
-        "filter": {"min_agreement": 0.5},
         "segmentation": {"encoder": "resnet34", "space_to_depth": 1, "steps": 5000, "batch_size": 32},
     },
 }

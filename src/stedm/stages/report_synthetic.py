@@ -20,12 +20,13 @@ def filtered(evidence: Evidence) -> dict[str, Any] | None:
     threshold = _threshold(evidence)
     return {
         **_verdict(manifest, threshold),
+        "heeded": bool(threshold) or (evidence.config.get("filter") or {}).get("tolerance") is not None,
         "second_round": second_round(evidence),
         "agreement_figure": figures.histogram_figure(
             manifest["agreement"].to_numpy(float),
             label="agreement of segmenter and layout, mean IoU",
             limits=(0.0, 1.0),
-            threshold=threshold,
+            threshold=threshold or None,
         ),
         "dropped": pictures.dropped_gallery(evidence.run, manifest),
     }
