@@ -307,6 +307,17 @@ def test_control_is_shown_only_where_it_was_trained(copied_run):
     assert "trained on annotated images only" not in _page(copied_run)
 
 
+@pytest.mark.parametrize(
+    ("filtered", "heeded"),
+    [("{tolerance: null, min_agreement: 0}", False), ("{tolerance: 2}", True), ("{min_agreement: 0.5}", True)],
+)
+def test_the_report_says_whether_the_filter_is_heeded(copied_run, filtered, heeded):
+    (copied_run / "config.yaml").write_text(f"filter: {filtered}\n")
+    report(copied_run)
+    page = _page(copied_run)
+    assert ("The filter is off" not in page) == heeded == ("It kept " in page) == ("synthetic images kept" in page)
+
+
 def test_a_second_round_of_an_earlier_config_warns_of_nothing(copied_run):
     again = copied_run / "synthetic-second-round"
     again.mkdir()
