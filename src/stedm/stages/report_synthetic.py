@@ -20,13 +20,13 @@ def filtered(evidence: Evidence) -> dict[str, Any] | None:
     threshold = _threshold(evidence)
     return {
         **_verdict(manifest, threshold),
-        "heeded": bool(threshold) or (evidence.config.get("filter") or {}).get("tolerance") is not None,
+        "heeded": threshold is not None or (evidence.config.get("filter") or {}).get("tolerance") is not None,
         "second_round": second_round(evidence),
         "agreement_figure": figures.histogram_figure(
             manifest["agreement"].to_numpy(float),
             label="agreement of segmenter and layout, mean IoU",
             limits=(0.0, 1.0),
-            threshold=threshold or None,
+            threshold=threshold,
         ),
         "dropped": pictures.dropped_gallery(evidence.run, manifest),
     }
@@ -56,8 +56,9 @@ def self_labelled(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def _threshold(evidence: Evidence) -> float | None:
+    """The agreement below which images are dropped; None where none is."""
     threshold: float | None = (evidence.config.get("filter") or {}).get("min_agreement")
-    return threshold
+    return threshold or None
 
 
 def _verdict(manifest: pd.DataFrame, threshold: float | None) -> dict[str, Any]:
