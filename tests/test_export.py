@@ -365,6 +365,15 @@ def test_a_second_round_says_who_judged_it(run: Path) -> None:
     assert of_first.startswith("A segmenter trained on real images kept ")
 
 
+def test_a_filter_that_is_off_is_said_to_have_changed_nothing(run: Path) -> None:
+    path = run / "synthetic" / "manifest.parquet"
+    manifest = pd.read_parquet(path).assign(keep=True)
+    for ignored, said in ((0.0, "changed nothing"), (0.1, "kept 6 of 6")):
+        manifest.assign(ignored_fraction=ignored).to_parquet(path)
+        found = find_set(run / "synthetic")
+        assert said in found.origin[-1] and len(found.pairs) == 6
+
+
 def test_a_control_set_says_which_generator_drew_it(run: Path) -> None:
     for name, words in (
         ("synthetic-annotated-only", "the annotated-only generator of the run"),

@@ -324,9 +324,10 @@ def test_a_second_round_of_an_earlier_config_warns_of_nothing(copied_run):
     manifest = pd.read_parquet(copied_run / "synthetic" / "manifest.parquet")
     manifest.assign(keep=[True] + [False] * (len(manifest) - 1)).to_parquet(again / "manifest.parquet")
     for arms, warned in (("[real+synthetic]", False), ("[real+synthetic, real+second-round]", True)):
-        (copied_run / "config.yaml").write_text(f"segmentation: {{arms: {arms}}}\n")
+        (copied_run / "config.yaml").write_text(f"segmentation: {{arms: {arms}}}\nfilter: {{min_agreement: 0.5}}\n")
         report(copied_run)
-        assert ("The filter kept 5 %" in _page(copied_run)) == warned
+        page = _page(copied_run)
+        assert ("The filter kept 5 %" in page) == warned == (f"together kept 1 of {len(manifest)}" in page)
 
 
 VALIDATION = {

@@ -155,6 +155,8 @@ def _chosen(manifest: pd.DataFrame, *, everything: bool, in_run: bool, judge: st
             raise UserError("the synthetic set has not been filtered; run `stedm filter` first, or export --all of it")
         return manifest, "No segmenter has judged the images: label maps are layouts as drawn."
     kept = manifest["keep"].to_numpy(bool)
+    if kept.all() and not manifest.get("ignored_fraction", pd.Series([1.0])).any():
+        return manifest, f"{judge} read the images and changed nothing: all are here, with their layouts as drawn."
     counts = f"{judge} kept {kept.sum()} of {len(kept)} images"
     masks = "pixels where it disagrees with the layout are 255 (ignore)"
     if everything:
