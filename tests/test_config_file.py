@@ -112,6 +112,12 @@ def test_wrong_type_names_key_and_what_is_expected(tmp_path: Path, text: str, ke
         ("autoencoder.batch_size=0", "autoencoder.batch_size"),
         ("generate.nfe=0", "generate.nfe"),
         ("diffusion.style_images=0", "diffusion.style_images"),
+        ("generate.style_images=0", "generate.style_images"),
+        ("autoencoder.latent_channels=0", "autoencoder.latent_channels"),
+        ("diffusion.multipliers=[]", "diffusion.multipliers"),
+        ("diffusion.ema_decay=1.5", "diffusion.ema_decay"),
+        ("filter.least_kept=3", "filter.least_kept"),
+        ("segmentation.stain_strength=-1", "segmentation.stain_strength"),
     ],
 )
 def test_nonsense_is_refused_before_anything_runs(override: str, key: str) -> None:

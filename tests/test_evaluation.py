@@ -17,6 +17,7 @@ from stedm.evaluation.memorisation import (
     nearest_real_ratio,
 )
 from stedm.evaluation.segmentation import confusion, dice, iou, mean_over_classes, patient_scores
+from stedm.stages.evaluate import _shown_arms
 
 LABELS = arrays(np.uint8, (6, 5), elements=st.sampled_from([0, 1, 2, IGNORE]))
 PREDICTIONS = arrays(np.uint8, (6, 5), elements=st.integers(0, 2))
@@ -186,3 +187,9 @@ def test_images_of_one_colour_are_no_copies_of_each_other_but_copied_tissue_is(r
     assert not are_copies(glass[6:], training, below=0.1).any()
     assert are_copies(np.ascontiguousarray(real_images[:, ::-1]), training, below=0.1).all()
     assert not are_copies(255 - real_images, training, below=0.1).any()
+
+
+@pytest.mark.parametrize("arms", [["real+synthetic", "real"], ["real", "real+synthetic"]])
+def test_best_and_worst_patients_are_told_by_the_arm_of_the_headline(arms: list[str]) -> None:
+    summary = {"arms": dict.fromkeys(arms), "headline": {"baseline": "real", "arm": "real+synthetic"}}
+    assert _shown_arms(summary) == ["real", "real+synthetic"]

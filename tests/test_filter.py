@@ -31,7 +31,7 @@ def test_limit_is_tolerance_times_the_mean_loss_of_each_class() -> None:
     p = np.empty((1, 3, 2, 2), np.float32)
     p[0, :, 0, 0], p[0, :, 0, 1] = [0.5, 0.25, 0.25], [0.25, 0.5, 0.25]
     p[0, :, 1, 0], p[0, :, 1, 1] = [0.1, 0.8, 0.1], [0.1, 0.8, 0.1]
-    limits = loss_limits(class_losses(p, maps), 1.5)
+    limits = loss_limits(class_losses([(p, maps)]), 1.5)
     np.testing.assert_allclose(limits[:2], [1.5 * (np.log(2) + np.log(4)) / 2, 1.5 * -np.log(0.8)], rtol=1e-6)
     assert limits[2] == np.inf  # a class never seen on real data cannot be judged
 
@@ -52,7 +52,7 @@ def test_larger_tolerance_ignores_less(tolerance: float) -> None:
     maps = rng.integers(0, 3, (8, 16, 16)).astype(np.uint8)
     p = rng.dirichlet(np.ones(3), (8, 16, 16)).transpose(0, 3, 1, 2).astype(np.float32)
     ignored = [
-        (ignore_unlikely(maps, p, loss_limits(class_losses(p, maps), factor)) == IGNORE).mean()
+        (ignore_unlikely(maps, p, loss_limits(class_losses([(p, maps)]), factor)) == IGNORE).mean()
         for factor in (tolerance, 2 * tolerance)
     ]
     assert ignored[0] > ignored[1]

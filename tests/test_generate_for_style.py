@@ -17,6 +17,7 @@ from stedm.config import CohortConfig, PhantomConfig, RunConfig, SplitConfig
 from stedm.data.layout_files import LayoutFiles
 from stedm.data.style_pool import StylePatch, deal_style_sets, find_style_patches, read_style_set
 from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.diffusion.sampling import Sampling
 from stedm.errors import UserError
 from stedm.models.autoencoder import FirstStage
 from stedm.models.style import StyleExtractor
@@ -332,4 +333,14 @@ def test_a_plan_row_depends_on_seed_and_position_alone(inputs: Path) -> None:
         for n, seed in ((9, 0), (4, 0), (4, 1))
     ]
     assert plans[0].head(4).equals(plans[1]) and not plans[1].equals(plans[2])
-    assert plans[0]["style_set"].tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0]
+    assert plans[0]["style_set"].tolist() == [0, 1, 1, 0, 0, 1, 1, 0, 0]
+
+
+def test_every_style_set_meets_every_kind_of_layout() -> None:
+    class Kinds:
+        def choose(self, k: int, rng: np.random.Generator) -> dict[str, str]:
+            return {"layout_kind": ("real", "prior")[k % 2]}
+
+    sets = [[StylePatch("a", 64.0 * k, 0.0)] for k in range(16)]
+    plan = stage.plan_for_style(Kinds(), sets, Sampling(), num_images=64, seed=0, model_digest="")
+    assert (pd.crosstab(plan["style_set"], plan["layout_kind"]) == 2).all(axis=None)

@@ -1,6 +1,7 @@
 """Mask values become classes; what nobody named is refused."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,13 @@ def test_values_ranges_and_ignore():
     mask = np.array([[0, 1, 254], [255, 300, 7]], np.uint16)
     assert labels.classes == ["background", "gland"]
     assert labels.apply(mask, source="m.png").tolist() == [[0, 1, 1], [IGNORE, 1, 1]]
+
+
+@pytest.mark.parametrize("source", ["m.jpg", Path("m.JPG")])
+def test_unknown_values_of_a_jpeg_are_said_to_be_its_blur(source):
+    labels = LabelMap.from_config({"a": [0], "b": [1]})
+    with pytest.raises(UserError, match=r"m\.(jpg|JPG).*JPEG blurs"):
+        labels.apply(np.array([[0, 9]], np.uint8), source=source)
 
 
 def test_unknown_value_names_file_and_values():

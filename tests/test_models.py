@@ -843,6 +843,12 @@ def test_decoding_undoes_the_standardisation_and_stays_in_range() -> None:
         assert stage.decode(100 * torch.randn(2, 4, 8, 8)).abs().max() <= 1
 
 
+@pytest.mark.parametrize("channels", [[48, 64], [96, 160], [16, 24]])
+def test_first_stage_takes_widths_of_any_group(channels: list[int]) -> None:
+    stage = FirstStage.new(channels, latent_channels=2, space_to_depth=2)
+    assert stage.encode(images(1, 3, 16, 16)).shape == (1, 2, 4, 4)
+
+
 @pytest.mark.parametrize(("levels", "fold", "factor"), [(1, 1, 1), (2, 2, 4), (3, 2, 8), (3, 1, 4)])
 def test_factor_is_pixels_per_latent_cell(levels: int, fold: int, factor: int) -> None:
     stage = FirstStage.new([16] * levels, latent_channels=2, space_to_depth=fold)

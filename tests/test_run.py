@@ -89,6 +89,13 @@ def test_every_stage_runs_once_after_what_it_needs(run: Recorder) -> None:
         assert all(run.ran.index(need) < run.ran.index(name) for need in (*stages[name].needs, *stages[name].after))
 
 
+@pytest.mark.parametrize("given", ["nfe=5000", "bands=2", "grain=1e9", "style_guidance=1e9"])
+def test_sampling_that_no_generator_takes_is_refused_before_one_is_trained(run: Recorder, given: str) -> None:
+    with pytest.raises(UserError, match=f"^generate.{given.split('=')[0]} "):
+        run(f"generate.{given}")
+    assert run.ran == []
+
+
 def test_unchanged_stages_are_skipped(run: Recorder) -> None:
     run()
     before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("result-*")}

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,7 +24,7 @@ from stedm.models.segmenter import Segmenter
 from stedm.models.style import StyleExtractor
 from stedm.models.unet import UNet
 from stedm.stages import diffusion, latents
-from stedm.stages.autoencoder import train_autoencoder
+from stedm.stages.autoencoder import _check_grid, train_autoencoder
 from stedm.stages.latents import frozen_places
 from stedm.stages.run_folder import RunFolder, common_mpp
 from stedm.training import loader, trainer
@@ -342,8 +343,16 @@ def test_best_by_validation_is_the_one_kept(tmp_path: Path) -> None:
 
 
 def test_validation_without_a_score_keeps_weights_all_the_same(tmp_path: Path) -> None:
-    best = BestByValidation(lambda task: float("nan"), name="val_score")
-    fit(segmentation_task(2), segmentation_batches(), folder=tmp_path, description="no score", best=best, stretches=1)
+    seen: list[dict[str, Tensor]] = []
+
+    def score(task: Task) -> float:
+        seen.append({key: value.detach().clone() for key, value in task.state_dict().items()})
+        return float("nan")
+
+    task = segmentation_task(4)
+    best = BestByValidation(score, name="val_score")
+    fit(task, segmentation_batches(), folder=tmp_path, description="no score", best=best, stretches=2)
+    assert [equal(task.state_dict(), state) for state in seen] == [True, False]
 
 
 @pytest.mark.parametrize("step", [0, 3])
@@ -746,3 +755,14 @@ def test_patches_too_small_for_the_measures_are_refused_before_any_training(tmp_
     config = load_config(overrides=["size=smoke", "prepare.patch_px=16"])
     with pytest.raises(UserError, match=r"prepare\.patch_px: 16: texture is measured on 32 or more"):
         train_autoencoder(RunFolder(tmp_path), config)
+
+
+@pytest.mark.parametrize(("side_px", "multipliers", "fits"), [(48, [1, 2], True), (48, [1, 2, 2], False)])
+def test_patches_that_a_pretrained_first_stage_does_not_divide_are_refused(
+    side_px: int, multipliers: list[int], fits: bool
+) -> None:
+    config = load_config(
+        overrides=["size=smoke", f"prepare.patch_px={side_px}", f"diffusion.multipliers={multipliers}"]
+    )
+    with nullcontext() if fits else pytest.raises(UserError, match=r"patch_px: 48 is not a multiple of 32"):
+        _check_grid(8, config)

@@ -27,13 +27,16 @@ from stedm.stages.inputs import inputs_of
 from stedm.stages.own_encoders import kid_digest, weights_digest
 from stedm.stages.prepare import CUT_AS, prepare
 from stedm.stages.run_folder import JUDGE_ARM, TEACHER_ARM, RunFolder, teachers, together
+from stedm.stages.sampling_settings import check_sampling
 
 
 def stages_of(config: RunConfig, run: RunFolder) -> list[Stage]:
     """Every stage of a run, in order; first stage and ceiling are the same for every label budget.
 
     Not so with a second laboratory unless `keep_source`: then the budget decides who of the first is trained on at all.
+    Raises UserError for sampling settings that no generator takes.
     """
+    check_sampling(config.generate)
     digest = f"{inputs_of(config.cohort, run.data).digest} {CUT_AS}"
     blind = () if _leaves_out_unannotated(config) else ("autoencoder", f"segmentation {FULL_ARM} ")
     return [

@@ -125,6 +125,8 @@ def _check_shares(config: RunConfig) -> None:
         "segmentation.consistency_confidence": config.segmentation.consistency_confidence,
         "segmentation.self_training_confidence": config.segmentation.self_training_confidence,
         "filter.min_agreement": config.filter.min_agreement,
+        "filter.least_kept": config.filter.least_kept,
+        "diffusion.ema_decay": config.diffusion.ema_decay,
         "prepare.min_tissue": config.prepare.min_tissue,
     }
     for key, value in shares.items():
@@ -135,6 +137,10 @@ def _check_shares(config: RunConfig) -> None:
 def _check_counts(config: RunConfig) -> None:
     at_least_one = {
         "generate.nfe": 1 if config.generate.nfe is None else config.generate.nfe,
+        "generate.style_images": config.generate.style_images,
+        "autoencoder.latent_channels": config.autoencoder.latent_channels,
+        "autoencoder.channels": len(config.autoencoder.channels),
+        "diffusion.multipliers": len(config.diffusion.multipliers),
         "few_step.nfe": config.few_step.nfe,
         "few_step.teacher_nfe": config.few_step.teacher_nfe,
         "few_step.pairs": config.few_step.pairs,
@@ -159,6 +165,8 @@ def _check_counts(config: RunConfig) -> None:
     for key, number in at_least_one.items():
         if number < 1:
             raise UserError(f"{key}: {number} is too few; give 1 or more")
+    if config.segmentation.stain_strength < 0:
+        raise UserError(f"segmentation.stain_strength: {config.segmentation.stain_strength} is below 0; 0 changes none")
     if config.filter.hard_sampling < 0:
         raise UserError(f"filter.hard_sampling: {config.filter.hard_sampling} is below 0; 0 draws all images alike")
     if config.split.unseen_patients < 0:
@@ -242,7 +250,7 @@ def _check_target(config: RunConfig) -> None:
 
 def _check_patch_px(config: RunConfig) -> None:
     multiple = config.autoencoder.space_to_depth * 2 ** (
-        len(config.autoencoder.channels or [1]) + len(config.diffusion.multipliers or [1]) - 2
+        len(config.autoencoder.channels) + len(config.diffusion.multipliers) - 2
     )
     multiple = max(16, multiple)
     for key, side_px in (

@@ -131,7 +131,7 @@ class LabelMap:
             values = np.unique(mask[unknown]).tolist()
             shown = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
             fix = f"add them to a class or to ignore in {self.key}"
-            if source.lower().endswith((".jpg", ".jpeg")):
+            if str(source).lower().endswith((".jpg", ".jpeg")):
                 fix = "JPEG blurs class values: save masks as PNG"
             raise UserError(f"{source}: unknown label value(s) {shown}; {fix}")
         return label_map.astype(np.uint8)

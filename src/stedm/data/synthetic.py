@@ -14,7 +14,7 @@ from stedm.errors import UserError
 class SyntheticSet:
     """The folder written by `generate` and judged by `filter`; positions are rows of `manifest`."""
 
-    def __init__(self, folder: str | Path, *, mask: str = "mask", cache_bytes: int = 2**30) -> None:
+    def __init__(self, folder: str | Path, *, mask: str = "mask", cache_bytes: int = 0) -> None:
         """mask: the manifest's column of label maps; `mask`: as filtered, `layout`: as drawn."""
         path = Path(folder) / "manifest.parquet"
         if not path.is_file():

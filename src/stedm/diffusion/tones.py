@@ -1,8 +1,8 @@
-"""Tones: how dark and how light a style gets, measured on the style set; drawn images keep within.
+"""Tones: how dark and how light a style gets, measured on the style set; decoded images are kept within.
 
 A velocity network that is asked a few times, and guided, overshoots a little where tissue is darkest. On screen nobody
 sees it, but optical density is a logarithm: a handful of pixels that are black in one colour give a patch a skewness
-and a correlation between its colours that no tissue has.
+and a correlation between its colours that no tissue has. (The bands, matched afterwards, may go beyond a little.)
 """
 
 import torch

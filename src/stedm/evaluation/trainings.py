@@ -21,4 +21,4 @@ def trainings_by_patients(per_patient: pd.DataFrame, arm: str, *, metric: str = 
     index = ["draw", "seed"] if len(draws_of(per_patient)) > 1 else ["seed"]
     rows = per_patient[per_patient["arm"] == arm]
     frame = rows.pivot(index=index, columns="patient", values=metric).sort_index(axis=0).sort_index(axis=1)
-    return frame if index == ["seed"] else frame.groupby("draw").mean(skipna=False)
+    return frame if index == ["seed"] else frame.groupby("draw").agg(lambda scores: scores.mean(skipna=False))

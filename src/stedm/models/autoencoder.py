@@ -1,5 +1,6 @@
 """First stage: image <-> latent. A diffusers AutoencoderKL behind a space-to-depth fold and measured statistics."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -58,7 +59,7 @@ class FirstStage(FolderModel):
                 "block_out_channels": list(channels),
                 "layers_per_block": 1,
                 "latent_channels": latent_channels,
-                "norm_num_groups": min(groups_for(c) for c in channels),
+                "norm_num_groups": math.gcd(*(groups_for(c) for c in channels)),
                 "mid_block_add_attention": False,
             },
             space_to_depth=space_to_depth,

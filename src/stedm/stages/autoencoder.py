@@ -38,6 +38,7 @@ def train_autoencoder(run: RunFolder, config: RunConfig) -> None:
     torch.manual_seed(config.seed)
     if options.pretrained:
         first_stage = FirstStage.from_diffusers(options.pretrained)
+        _check_grid(first_stage.factor, config)
         if is_first():
             write_text(run.autoencoder / "metrics.csv", "step,loss\n")
     else:
@@ -73,6 +74,16 @@ def train_autoencoder(run: RunFolder, config: RunConfig) -> None:
     first_stage.cpu()
     first_stage.save_pretrained(run.autoencoder)
     _save_reconstructions(run, first_stage, sample[:12])
+
+
+def _check_grid(factor: int, config: RunConfig) -> None:
+    """Of a first stage of our own the config knows the factor; that of a pretrained one is known once it is here."""
+    side_px, multiple = config.prepare.patch_px, factor * 2 ** (len(config.diffusion.multipliers) - 1)
+    if side_px % multiple:
+        raise UserError(
+            f"prepare.patch_px: {side_px} is not a multiple of {multiple}, as autoencoder.pretrained ({factor} pixels a"
+            " latent cell) and diffusion.multipliers need; change it to one, or give fewer multipliers"
+        )
 
 
 def _batches(images: np.ndarray, device: torch.device, size: int = 32) -> Iterator[torch.Tensor]:

@@ -50,7 +50,8 @@ def _shown_arms(summary: dict[str, Any]) -> list[str]:
     arms, headline = list(summary["arms"]), summary["headline"]
     if headline is None:
         return arms[-_MOST_SHOWN:]
-    return list(dict.fromkeys([arms[0], headline["baseline"], headline["arm"]]))
+    others = [arm for arm in (arms[0], headline["baseline"]) if arm != headline["arm"]]
+    return [*dict.fromkeys(others), headline["arm"]]
 
 
 def _per_patient(

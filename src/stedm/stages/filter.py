@@ -3,6 +3,8 @@
 After FreeMask (Yang 2023).
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -16,7 +18,7 @@ from stedm.evaluation.segmentation import confusion, iou, mean_over_classes
 from stedm.files import atomic_path
 from stedm.models.ensemble import Ensemble
 from stedm.png import write_png_atomically
-from stedm.ranks import is_first, pooled, portions
+from stedm.ranks import PORTION, is_first, pooled, portions
 from stedm.stages.hard_sampling import layout_hardness, sampling_weight, style_hardness
 from stedm.stages.run_folder import RunFolder, train_patches
 
@@ -31,7 +33,8 @@ def filter_synthetic(run: RunFolder, config: RunConfig, *, name: str = "syntheti
     patches = run.patches()
     annotated = train_patches(patches, annotated=True)
     teacher = Ensemble.from_pretrained(run.teachers(config, name)).to(best_device())
-    losses = class_losses(teacher.probabilities(run.images(annotated), views=4), run.label_maps(annotated))
+    some = (annotated.iloc[start : start + PORTION] for start in range(0, len(annotated), PORTION))
+    losses = class_losses((teacher.probabilities(run.images(rows), views=4), run.label_maps(rows)) for rows in some)
     limits = loss_limits(losses, config.filter.tolerance, least=config.filter.max_loss)
     synthetic = SyntheticSet(folder)
     manifest = synthetic.manifest.assign(mask="filtered/" + synthetic.manifest["id"] + ".png")
@@ -79,13 +82,19 @@ def pixel_losses(probabilities: np.ndarray, label_maps: np.ndarray) -> np.ndarra
     return np.where(known, -np.log(np.maximum(likelihood, 1e-6)), 0.0)
 
 
-def class_losses(probabilities: np.ndarray, label_maps: np.ndarray) -> np.ndarray:
-    """Mean loss of each class, (N,) nats; infinite for a class that no label map has."""
-    losses = pixel_losses(probabilities, label_maps)
-    means = [
-        losses[label_maps == k].mean() if (label_maps == k).any() else np.inf for k in range(probabilities.shape[1])
-    ]
-    return np.array(means)
+def class_losses(portions: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Mean loss of each class, (N,) nats, over portions: probabilities (n, N, H, W) and label maps (n, H, W) each.
+
+    Infinite for a class that no label map has.
+    """
+    sums, pixels = np.zeros(256), np.zeros(256)
+    num_classes = 0
+    for probabilities, label_maps in portions:
+        num_classes, labels = probabilities.shape[1], label_maps.ravel()
+        sums += np.bincount(labels, pixel_losses(probabilities, label_maps).ravel(), minlength=256)
+        pixels += np.bincount(labels, minlength=256)
+    with np.errstate(invalid="ignore"):
+        return np.where(pixels > 0, sums / pixels, np.inf)[:num_classes]
 
 
 def loss_limits(losses: np.ndarray, tolerance: float | None, *, least: float = 0.0) -> np.ndarray:

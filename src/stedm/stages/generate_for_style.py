@@ -158,7 +158,7 @@ def plan_for_style(
     rows = []
     for k in range(num_images):
         rng = np.random.default_rng([seed, 2, k])
-        style_set = k % len(style_sets)
+        style_set = (k + k // len(style_sets)) % len(style_sets)  # not in step with layouts, which take turns too
         rows.append(
             {
                 "id": f"s{k:06d}",

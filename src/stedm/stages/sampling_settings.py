@@ -1,7 +1,12 @@
 """The sampling settings in force: those that travel with a generator, changed by what a config gives."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+from stedm.config import GenerateConfig
+from stedm.diffusion.sampling import Sampling
+from stedm.errors import UserError
 
 GUIDANCE = ("guidance", "layout_guidance", "style_guidance")
 
@@ -18,3 +23,12 @@ def in_force(own: Mapping[str, Any], generate: Mapping[str, Any]) -> dict[str, A
     kept = GUIDANCE if generate.get("generator") == "few-step" else ()
     given = {name: generate.get(name) for name in own if name not in kept}
     return {**own, **{name: value for name, value in given.items() if value is not None}}
+
+
+def check_sampling(options: GenerateConfig) -> None:
+    """Raise UserError for settings that no generator can be asked with: before one is trained, not after."""
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Sampling)}
+    try:
+        Sampling(**{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise UserError(f"generate.{error}") from None

@@ -54,7 +54,7 @@ def dihedral(x: Tensor, code: int) -> Tensor:
 
 
 def random_affine(images: Tensor, label_maps: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Flip, rotate by any angle, zoom 0.8 to 1.25, shift by up to 10 %: images (B, 3, H, W), label maps (B, H, W).
+    """Flip, rotate by any angle, zoom 0.8 to 1.25, shift by up to 5 %: images (B, 3, H, W), label maps (B, H, W).
 
     Borders are mirrored; label maps are sampled nearest, so no new value appears.
     """
