@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from stedm.config import CohortConfig
-from stedm.data.cohort import read_cohort, resolve_labels
+from stedm.data.cohort import read_cohort, resolve_labels, same_name
 from stedm.errors import UserError
 
 
@@ -168,9 +168,28 @@ def test_a_table_with_other_separators_is_told_so(tmp_path, rows, separator, nam
         read_cohort(CohortConfig(table=str(tmp_path / "table.csv")))
 
 
-def test_patients_that_differ_in_capitals_alone_are_refused(tmp_path, rows):
-    rows[3]["patient"] = "B"
-    assert "row 5: patient 'B' is 'b' above" in refusal(tmp_path, rows)
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("b", "B"),
+        ("1", "1.0"),
+        ("1", "001"),
+        ("P 1", "P  1"),
+        ("P-1", "P\u20131"),
+        ("P1", "P1\u200b"),
+        ("M\u00fcller", "Mu\u0308ller"),
+    ],
+)
+def test_two_spellings_of_a_patient_are_refused(tmp_path, rows, one, other):
+    for row in rows:
+        row["patient"] = {"b": one}.get(row["patient"], row["patient"])
+    rows[3]["patient"] = other
+    assert f"row 5: patient '{other}' is '{one}' above" in refusal(tmp_path, rows)
+
+
+@pytest.mark.parametrize(("one", "other"), [("1", "10"), ("P1", "P01"), ("1.5", "15"), ("0", "00a"), ("a b", "ab")])
+def test_names_of_two_patients_stay_two(one, other):
+    assert same_name(one) != same_name(other)
 
 
 def test_masks_that_cannot_be_what_they_should_are_named_by_row(tmp_path, rows):

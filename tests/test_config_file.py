@@ -125,6 +125,23 @@ def test_nonsense_is_refused_before_anything_runs(override: str, key: str) -> No
         load_config(overrides=[override])
 
 
+@pytest.mark.parametrize("text", ["seed: 1\nsize: tiny\nseed: 2\n", "diffusion: {steps: 1, style_dim: 8, steps: 2}"])
+def test_a_key_that_is_given_twice_is_refused_with_its_lines(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"'(seed|steps)' is in line 1 and again in line [13]; keep one"):
+        load_config(write(tmp_path, text))
+
+
+def test_names_of_patients_are_no_octal_numbers_and_no_times(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "split: {annotated: [010, 1:30, 0x1F, 8]}"))
+    assert config.split.annotated == ["010", "1:30", "0x1F", "8"]
+
+
+@pytest.mark.parametrize("given", ["labels: {a: [0], b: [1]}", "columns: {patient: case}", "mpp: 0.5"])
+def test_a_table_that_was_forgotten_is_not_replaced_by_the_procedural_cohort(tmp_path: Path, given: str) -> None:
+    with pytest.raises(UserError, match=r"cohort\.table is missing"):
+        load_config(write(tmp_path, f"cohort: {{{given}}}"))
+
+
 def test_overrides_reach_every_depth_and_win_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, "seed: 3\ndiffusion: {steps: 10}\n")
     config = load_config(

@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+import tifffile
+from PIL import ExifTags, Image
 
 from stedm.config import CohortConfig
 from stedm.data import images
@@ -87,3 +88,26 @@ def test_threads_leave_pillows_limit_as_it_was(tmp_path, pillows_limit):
     assert all(found) and pillows_limit == Image.MAX_IMAGE_PIXELS
     with pytest.raises((Image.DecompressionBombError, Image.DecompressionBombWarning)):
         Image.open(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("name", "tiles"), [("a.jpg", {}), ("a.png", {}), ("a.tif", {}), ("b.tif", {"tile": (64, 64)})]
+)
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_an_image_that_viewers_turn_is_refused(tmp_path, name, tiles, orientation):
+    """Its mask, drawn in one program or another, would fit or not: nobody can tell."""
+    path, pixels = tmp_path / name, np.zeros((512, 640, 3), np.uint8)
+    if name.endswith("tif"):
+        tags = [(274, "H", 1, orientation, True)]
+        tifffile.imwrite(path, pixels, photometric="rgb", extratags=tags, **tiles)
+    else:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        Image.fromarray(pixels).save(path, exif=exif)
+    if orientation == 1:
+        Slide.open(path, mpp=1.0).close()
+        return
+    with pytest.raises(DamagedSlide, match=rf"{name}: .*orientation {orientation}.*save it as it is shown"):
+        Slide.open(path, mpp=1.0)
+    with pytest.raises(UserError, match=rf"{name}: .*orientation {orientation}"):
+        read_mask(path)

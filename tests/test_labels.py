@@ -19,6 +19,12 @@ def test_values_ranges_and_ignore():
     assert labels.apply(mask, source="m.png").tolist() == [[0, 1, 1], [IGNORE, 1, 1]]
 
 
+@pytest.mark.parametrize(("gland", "expected"), [([1], IGNORE), ([1, 255], 1)])
+def test_255_is_ignored_unless_a_class_names_it(gland, expected):
+    labels = LabelMap.from_config({"background": [0], "gland": gland})
+    assert labels.apply(np.array([[0, 1, 255]], np.uint8), source="m.png").tolist() == [[0, 1, expected]]
+
+
 @pytest.mark.parametrize("source", ["m.jpg", Path("m.JPG")])
 def test_unknown_values_of_a_jpeg_are_said_to_be_its_blur(source):
     labels = LabelMap.from_config({"a": [0], "b": [1]})

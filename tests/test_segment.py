@@ -388,6 +388,8 @@ def test_a_resolution_that_contradicts_the_file_is_mentioned(slide, tmp_path, op
     assert "file says 0.5" in outcome.warning
     outcome = segment_slide(slide, tmp_path / "out", replace(options, mpp=4.0))
     assert "coarser than the model's 1" in outcome.warning
+    with pytest.raises(UserError, match=r"enlarged 50 times to the model's 1; correct it with --mpp"):
+        segment_slide(slide, tmp_path / "far", replace(options, mpp=50.0))
 
 
 def test_finding_slides(slide, tmp_path) -> None:

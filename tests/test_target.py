@@ -138,8 +138,9 @@ def test_slides_of_the_same_name_stay_apart(config: RunConfig) -> None:
 
 
 def test_a_patient_of_both_tables_is_refused_with_the_fix(config: RunConfig) -> None:
-    with pytest.raises(UserError, match=r"patient '0' and 5 more is in .*a.table\.csv too; .*target\.patient_prefix"):
-        read_laboratories(with_target(config, patient_prefix=""))
+    for prefix in ("", "00", "\u200b"):  # other spellings of the same
+        with pytest.raises(UserError, match=r"0' and 5 more is in .*a.table\.csv too; .*target\.patient_prefix"):
+            read_laboratories(with_target(config, patient_prefix=prefix))
     with pytest.raises(UserError, match=r"image '.*0_0\.png' and 13 more"):
         read_laboratories(with_target(config, table=config.cohort.table))
 

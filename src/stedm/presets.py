@@ -236,6 +236,12 @@ def _check_experiment(config: RunConfig) -> None:
 
 def _check_target(config: RunConfig) -> None:
     target = config.cohort.target
+    for key in ("labels", "columns", "mpp"):
+        if config.cohort.table is None and target is None and getattr(config.cohort, key):
+            raise UserError(
+                f"cohort.table is missing, and cohort.{key} are of a table: name your table, or leave both out for the"
+                " procedural cohort"
+            )
     if target is None:
         return
     if target.table is None:

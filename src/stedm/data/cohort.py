@@ -1,11 +1,12 @@
 """The cohort table: all images with their masks, slides and patients, validated (DESIGN, data contract)."""
 
 import os
+import re
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 from typing import Any
-from unicodedata import category
+from unicodedata import category, normalize
 
 import numpy as np
 import pandas as pd
@@ -241,19 +242,28 @@ def _refuse_contradictions(cohort: pd.DataFrame, path: Path, section: str) -> No
                 f"{row_name(path, wrong[0])}: {owned} '{row[owned]}' is in {owner} '{row[owner]}' here but in"
                 f" '{first_owner.iloc[wrong[0]]}' above; {fix}"
             )
-    spelled = cohort["patient"].groupby(cohort["patient"].str.casefold()).transform("first")
+    spelled = cohort["patient"].groupby(cohort["patient"].map(same_name)).transform("first")
     wrong = np.flatnonzero(spelled != cohort["patient"])
     if len(wrong):
         one, other = cohort["patient"].iloc[wrong[0]], spelled.iloc[wrong[0]]
         raise UserError(
             f"{row_name(path, wrong[0])}: patient '{one}' is '{other}' above: one person, who must not be trained and"
-            " tested on? write a patient in one way, or two patients in more than capitals"
+            " tested on? write a patient in one way; two patients must differ in more than capitals, blanks, dashes and"
+            " zeros"
         )
     if cohort["patient"].nunique() < 2:
         raise UserError(
             f"{path}: one patient only ('{cohort['patient'].iloc[0]}'); training, validation and test need"
             f" different patients: add patients or correct {section}.columns.patient"
         )
+
+
+def same_name(patient: str) -> str:
+    """What all spellings of a patient have in common: 1, 01 and 1.0, capitals, blanks, dashes, composed letters."""
+    visible = "".join(c for c in normalize("NFKC", patient) if category(c) != "Cf").casefold()
+    plain = " ".join("".join("-" if category(c) == "Pd" else c for c in visible).split())
+    number = re.fullmatch(r"0*([0-9]+?)(?:\.0*)?", plain)
+    return number[1] if number else plain
 
 
 def _image_size_px(name: str, mpp: float, where: str) -> tuple[int, int] | None:

@@ -6,9 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 MOST_PX = 2**20
 """Most pixels along a side: a slide of 25 cm at 0.25 microns. A header that claims more is damaged or a trap."""
@@ -26,6 +27,10 @@ class TooLarge(ValueError):
     """An image whose header claims more pixels than are held in memory."""
 
 
+class NotUpright(ValueError):
+    """An image that is to be turned, or mirrored, when it is shown: what a mask of it fits, nobody knows."""
+
+
 @contextmanager
 def _pillows_limit(pixels: int) -> Iterator[None]:
     """Pillow's limit, which is one for the process, at `pixels` in the block; one thread at a time."""
@@ -40,7 +45,8 @@ def _pillows_limit(pixels: int) -> Iterator[None]:
 def open_image(path: str | Path, *, as_rgb: bool = False) -> Image.Image:
     """Open an image, reading its header only; `decode` its pixels. as_rgb: they are to become RGB, whatever they are.
 
-    Raises TooLarge for more than MOST_PX a side or MOST_BYTES decoded, and what Pillow raises for unreadable files.
+    Raises TooLarge for more than MOST_PX a side or MOST_BYTES decoded, NotUpright for one that is to be turned, and
+    what Pillow raises for unreadable files.
     """
     with _pillows_limit(sys.maxsize):  # no header exceeds it: ours decides, at once
         image = Image.open(path)
@@ -51,7 +57,22 @@ def open_image(path: str | Path, *, as_rgb: bool = False) -> Image.Image:
             f"{image.width} x {image.height} px, {size / 2**30:.1f} GiB decoded, are more than an image may have"
             f" ({MOST_PX} px a side, {MOST_BYTES / 2**30:g} GiB)"
         )
+    if image.format == "TIFF" or "exif" in image.info:  # looked for in a PNG without it, it would be decoded
+        try:
+            refuse_turned(image.getexif().get(ExifTags.Base.Orientation))
+        except NotUpright:
+            image.close()
+            raise
     return image
+
+
+def refuse_turned(orientation: Any) -> None:
+    """Raise NotUpright for an EXIF or TIFF orientation other than 1; missing ones, and nonsense, are upright."""
+    if orientation in range(2, 9):
+        raise NotUpright(
+            f"its metadata ask to turn it when it is shown (orientation {orientation}), which some programs do and"
+            " others do not, so that masks may not fit; save it as it is shown, without that"
+        )
 
 
 def decode(image: Image.Image) -> Image.Image:

@@ -87,11 +87,15 @@ class LabelMap:
 
     @classmethod
     def from_config(cls, labels: dict[str, list[Any]], *, key: str = "cohort.labels") -> "LabelMap":
-        """From `cohort.labels`: class name -> values; the name `ignore` stands for 255. Raises UserError."""
+        """From `cohort.labels`: class name -> values; the name `ignore` stands for 255, and so does 255 if not named.
+
+        Raises UserError.
+        """
         classes = [name for name in labels if name != "ignore"]
         if not 2 <= len(classes) < IGNORE:
             raise UserError(f"{key}: {len(classes)} class(es) named besides ignore; name two or more")
         lookup = np.full(_VALUES, _UNKNOWN, np.int16)
+        lookup[IGNORE] = IGNORE
         owner: dict[int, str] = {}
         for name, entries in labels.items():
             for entry in entries if isinstance(entries, list | tuple) else [entries]:

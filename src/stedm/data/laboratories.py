@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from stedm.config import CohortConfig, TargetConfig
-from stedm.data.cohort import read_cohort, resolve_labels
+from stedm.data.cohort import read_cohort, resolve_labels, same_name
 from stedm.data.labels import LabelMap
 from stedm.errors import UserError
 
@@ -95,7 +95,7 @@ def _refuse_shared(source: Laboratory, target: Laboratory) -> None:
         ),
         ("image", "remove it from one of them"),
     ):
-        same = os.path.realpath if column == "image" else str  # two links to one file are one image
+        same = os.path.realpath if column == "image" else same_name  # two links to one file are one image
         known = set(map(same, source.cohort[column]))
         shared = sorted(name for name in set(target.cohort[column]) if same(name) in known)
         if shared:

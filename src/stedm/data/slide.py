@@ -12,7 +12,7 @@ import openslide
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from stedm.data.images import MOST_PX, TooLarge
+from stedm.data.images import MOST_PX, NotUpright, TooLarge
 from stedm.data.resampling import area_average
 from stedm.data.slide_formats import Backend, open_backend
 from stedm.data.slide_header import Box, Header
@@ -216,6 +216,8 @@ def _open_handle(path: Path) -> Backend:
         return open_backend(path)
     except TooLarge as error:
         raise DamagedSlide(f"{path}: {error}; save it as a tiled TIFF pyramid") from None
+    except NotUpright as error:
+        raise DamagedSlide(f"{path}: {error}") from None
     except _DAMAGE as error:
         reason = "damaged header" if isinstance(error, _HEADER_DAMAGE) else reason_of(error)
         raise DamagedSlide(f"{path}: unreadable image ({reason}); replace the file") from None

@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from stedm.data.images import colours
+from stedm.data.images import colours, refuse_turned
 from stedm.data.slide_header import Header, downsamples, measured
 
 CACHE_BYTES = 2**26
@@ -60,6 +60,7 @@ class TiffPyramid:
         _refuse_endless(tiff)
         series = _largest(tiff)
         _refuse_part(tiff, series)
+        refuse_turned(series.keyframe.tags.valueof("Orientation"))
         first, small = series.keyframe.index == 0, _size(series) < _MOST_PILLOW_PX
         if not tiff.is_ome and first and small and len(series.levels) == 1:
             tiff.close()

@@ -30,7 +30,7 @@ Tick = Callable[[float, int], None]
 _MOST_ACROSS, _BLOCKS_PER_THREAD = 8, 4
 """Patches are cut in blocks of up to 8 by 8, as neighbours share the slide's tiles while these are still decoded; of
 small slides in smaller ones, so that all threads have some."""
-_MOST_ENLARGED = 4
+MOST_ENLARGED = 4
 """What makes an image larger than this many times is a mistake in its resolution: it has no such detail."""
 
 
@@ -64,7 +64,7 @@ class SlideCutter:
         patch_px = self._config.patch_px
         with open_slide(row) as slide:
             mpp = self._config.mpp or slide.mpp
-            if slide.mpp > _MOST_ENLARGED * mpp:
+            if slide.mpp > MOST_ENLARGED * mpp:
                 raise UserError(
                     f"{row.image}: at {slide.mpp:g} microns per pixel it would be enlarged {slide.mpp / mpp:.0f} times"
                     f" to {mpp:g}; correct its mpp (table, cohort.mpp) or prepare.mpp"

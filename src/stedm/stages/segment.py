@@ -24,6 +24,7 @@ from stedm.models.ensemble import Ensemble
 from stedm.models.model_folder import CONFIG, WEIGHTS
 from stedm.progress import Bar
 from stedm.stages.predict import Prediction
+from stedm.stages.prepare_slide import MOST_ENLARGED
 from stedm.stages.report_pictures import class_colours
 from stedm.stages.segment_record import (
     identity,
@@ -108,8 +109,8 @@ def segment_slide(path: Path, out: Path, options: SegmentOptions) -> Outcome:
     if foreign and not (working or work.exists()):
         raise UserError(f"{foreign[0]}: there already, and not written by stedm; choose another folder with --out")
     with Slide.open(path, mpp=options.mpp) as slide:
-        slide_mpp = _slide_mpp(slide)
         model = Ensemble.from_pretrained(options.model)
+        slide_mpp = _slide_mpp(slide, model.mpp)
         keys = _fingerprints(path, options, slide_mpp)
         if not work.exists() and _is_done(record, keys, tif, geojson):
             return Outcome(unchanged=True)
@@ -151,11 +152,17 @@ def _tissue_file(path: Path, options: SegmentOptions) -> str:
     return "" if options.tissue is None else str(area_file(options.tissue, path))
 
 
-def _slide_mpp(slide: Slide) -> float:
+def _slide_mpp(slide: Slide, model_mpp: float | None) -> float:
     try:
-        return slide.mpp
+        mpp = slide.mpp
     except UserError:
         raise UserError(f"{slide.path}: microns per pixel unknown; give --mpp") from None
+    if model_mpp is not None and mpp > MOST_ENLARGED * model_mpp:
+        raise UserError(
+            f"{slide.path}: at {mpp:g} microns per pixel it would be enlarged {mpp / model_mpp:.0f} times to the"
+            f" model's {model_mpp:g}; correct it with --mpp, or train a model for slides as coarse as this"
+        )
+    return mpp
 
 
 def _labels(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import UnidentifiedImageError
 
-from stedm.data.images import TooLarge, open_image
+from stedm.data.images import NotUpright, TooLarge, open_image
 from stedm.data.patches import main_group
 from stedm.data.slide import Slide
 from stedm.data.style_pool import find_style_patches, read_style_set
@@ -119,6 +119,7 @@ def refuse_oversized(path: str | Path) -> None:
             width, height = image.size
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         reason = "too large" if isinstance(error, TooLarge) else "not a readable image"
+        reason = str(error).split("; ")[0] if isinstance(error, NotUpright) else reason
         raise UserError(f"{Path(path).name}: {reason}; drop a PNG, JPEG or TIFF file, or name a slide") from None
     if width * height > MOST_PIXELS:
         raise UserError(
