@@ -223,7 +223,7 @@ def _with_roles(extracted: pd.DataFrame, classes: list[str], splits: dict[str, l
         missing = ", ".join(name for name in classes if name not in shown)
         raise UserError(
             f"the masks of annotated, validation and test patients show {shown[0]} and nothing of {missing}; look at"
-            " their values and cohort.labels (255 is always ignore: save a class as another value)"
+            " their values and cohort.labels (255 is ignored unless a class names it)"
         )
     table = extracted.copy()
     table.insert(6, "split", role.str.partition("_")[0])
