@@ -37,6 +37,6 @@ def parse_yaml(text: str) -> Any:
     if max(depth) > _MOST_DEPTH:
         raise ValueError("too many brackets within brackets")
     try:
-        return yaml.load(text, _Loader)
+        return _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from None
