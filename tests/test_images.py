@@ -111,3 +111,8 @@ def test_an_image_that_viewers_turn_is_refused(tmp_path, name, tiles, orientatio
         Slide.open(path, mpp=1.0)
     with pytest.raises(UserError, match=rf"{name}: .*orientation {orientation}"):
         read_mask(path)
+
+
+def test_metadata_that_cannot_be_read_turn_nothing(tmp_path):
+    Image.fromarray(VALUES).save(tmp_path / "a.png", exif=b"Exif\0\0garbage!")
+    assert (read_mask(tmp_path / "a.png") == VALUES).all()

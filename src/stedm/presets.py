@@ -93,6 +93,7 @@ def _check(config: RunConfig) -> None:
     _check_experiment(config)
     _check_patch_px(config)
     _check_target(config)
+    _check_table(config)
     _check_layouts(config)
 
 
@@ -236,12 +237,6 @@ def _check_experiment(config: RunConfig) -> None:
 
 def _check_target(config: RunConfig) -> None:
     target = config.cohort.target
-    for key in ("labels", "columns", "mpp"):
-        if config.cohort.table is None and target is None and getattr(config.cohort, key):
-            raise UserError(
-                f"cohort.table is missing, and cohort.{key} are of a table: name your table, or leave both out for the"
-                " procedural cohort"
-            )
     if target is None:
         return
     if target.table is None:
@@ -251,6 +246,16 @@ def _check_target(config: RunConfig) -> None:
     if config.prepare.mpp is None:
         raise UserError(
             "prepare.mpp is missing: with cohort.target, give the microns per pixel both laboratories are brought to"
+        )
+
+
+def _check_table(config: RunConfig) -> None:
+    """A table that was forgotten must not make the run one of the procedural cohort."""
+    given = [key for key in ("labels", "columns", "mpp") if getattr(config.cohort, key)]
+    if given and config.cohort.table is None:
+        raise UserError(
+            f"cohort.table is missing, and cohort.{given[0]} are of a table: name your table, or leave both out for the"
+            " procedural cohort"
         )
 
 

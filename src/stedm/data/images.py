@@ -57,13 +57,22 @@ def open_image(path: str | Path, *, as_rgb: bool = False) -> Image.Image:
             f"{image.width} x {image.height} px, {size / 2**30:.1f} GiB decoded, are more than an image may have"
             f" ({MOST_PX} px a side, {MOST_BYTES / 2**30:g} GiB)"
         )
-    if image.format == "TIFF" or "exif" in image.info:  # looked for in a PNG without it, it would be decoded
-        try:
-            refuse_turned(image.getexif().get(ExifTags.Base.Orientation))
-        except NotUpright:
-            image.close()
-            raise
+    try:
+        refuse_turned(_orientation(image))
+    except NotUpright:
+        image.close()
+        raise
     return image
+
+
+def _orientation(image: Image.Image) -> Any:
+    """What EXIF or TIFF metadata in the header say; None if nothing, or nothing that can be read."""
+    if image.format != "TIFF" and "exif" not in image.info:
+        return None  # looked for in a PNG all the same, it would be decoded
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except SyntaxError:
+        return None
 
 
 def refuse_turned(orientation: Any) -> None:

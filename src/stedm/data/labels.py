@@ -116,9 +116,8 @@ class LabelMap:
                 f"the masks hold {len(found)} different value(s); say which value is which class with "
                 f'{key}, e.g. {{background: [0], gland: ["1-254"]}}'
             )
-        ignored = [IGNORE] if IGNORE in found and len(found) > 2 else []
-        named: dict[str, list[Any]] = {f"class{value}": [value] for value in found if value not in ignored}
-        return cls.from_config({**named, "ignore": ignored}, key=key)
+        classes = [value for value in found if value != IGNORE] if len(found) > 2 else found
+        return cls.from_config({f"class{value}": [value] for value in classes}, key=key)
 
     def ordered(self, classes: list[str]) -> "LabelMap":
         """The same map with its classes in this order (a permutation of them)."""

@@ -14,16 +14,16 @@ from stedm.errors import UserError
 class SyntheticSet:
     """The folder written by `generate` and judged by `filter`; positions are rows of `manifest`."""
 
-    def __init__(self, folder: str | Path, *, mask: str = "mask", cache_bytes: int = 0) -> None:
+    def __init__(self, folder: str | Path, *, mask: str = "mask") -> None:
         """mask: the manifest's column of label maps; `mask`: as filtered, `layout`: as drawn."""
         path = Path(folder) / "manifest.parquet"
         if not path.is_file():
             raise UserError(f"{path}: not found; run `stedm generate` first")
         self.manifest = read_parquet(path, needs=("image", mask))
         """One row per synthetic pair, with its provenance."""
-        self._images = PatchImages(folder, self.manifest["image"].tolist(), cache_bytes=cache_bytes)
+        self._images = PatchImages(folder, self.manifest["image"].tolist(), cache_bytes=0)
         _refuse_outside(path, self.manifest)
-        self._label_maps = LabelMaps(folder, self.manifest[mask].tolist(), cache_bytes=cache_bytes)
+        self._label_maps = LabelMaps(folder, self.manifest[mask].tolist(), cache_bytes=0)
 
     def __len__(self) -> int:
         return len(self.manifest)

@@ -118,8 +118,8 @@ def refuse_oversized(path: str | Path) -> None:
         with open_image(path) as image:
             width, height = image.size
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        reason = "too large" if isinstance(error, TooLarge) else "not a readable image"
-        reason = str(error).split("; ")[0] if isinstance(error, NotUpright) else reason
+        reasons = {TooLarge: "too large", NotUpright: str(error).split("; ")[0]}
+        reason = reasons.get(type(error), "not a readable image")
         raise UserError(f"{Path(path).name}: {reason}; drop a PNG, JPEG or TIFF file, or name a slide") from None
     if width * height > MOST_PIXELS:
         raise UserError(
